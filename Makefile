@@ -1,0 +1,49 @@
+# make demo   train on the embedded digits, then sample from what was trained
+# make test   all tests
+# make lint   ruff and mypy
+# make clean  remove the environment, the caches and what was built; outputs/ stays
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+# Test workers run side by side, one thread each.
+test: export OMP_NUM_THREADS = 1
+test: export MKL_NUM_THREADS = 1
+
+.PHONY: demo test lint clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.stamp-demo
+	$(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo
+	$(BIN)/python examples/sample.py outputs/demo/pipeline --num-images 64 --output outputs/demo/samples.png
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.stamp-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy src
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find src tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+# torch comes first and pinned: left to the resolver, a newer build may bring gigabytes along.
+$(VENV)/.stamp-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not: try make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch==2.13.0
+	@touch $@
+
+$(VENV)/.stamp-demo: $(VENV)/.stamp-torch setup.py pyproject.toml
+	$(PIP_INSTALL) -e ".[plots]"
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-torch setup.py pyproject.toml
+	$(PIP_INSTALL) -e ".[test]"
+	@touch $@

@@ -1,0 +1,49 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+INIT = (ROOT / "src" / "diffusion_bridge_vq" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'^__version__ = "([^"]+)"$', INIT, re.MULTILINE)
+if VERSION is None:
+    raise RuntimeError('src/diffusion_bridge_vq/__init__.py has no line `__version__ = "..."`')
+README = ROOT / "README.md"
+
+PLOTS = ["matplotlib>=3.9"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5", "scipy>=1.13", "ruff>=0.12", "mypy>=1.15"]
+
+setup(
+    name="diffusion-bridge-vq",
+    version=VERSION[1],
+    description="Diffusion bridges vector quantized variational autoencoders, in the style of diffusers",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"diffusion_bridge_vq": ["py.typed", "data/*.safetensors"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.11",
+        "diffusers>=0.40",
+        "transformers>=5",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "huggingface-hub>=1.0,<3",
+        "safetensors>=0.5",
+        "numpy",
+        "pillow",
+        "tqdm",
+        "tensorboard",
+    ],
+    extras_require={"plots": PLOTS, "test": PLOTS + TEST},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
