@@ -1,0 +1,180 @@
+"""VQ autoencoder with normalised latents: pixels in [-1, 1] -> z_e -> z_q -> pixels."""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from diffusers import VQModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vq_model import VQEncoderOutput
+
+# A pipeline finds out how to load a component from the names in the module that defines it: this one must be here.
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
+
+from .quantizer import GumbelQuantizer
+
+
+class LatentNormalizer(nn.Module):
+    """
+    Brings every latent channel to mean 0 and variance 1: batch normalisation without affine weights, in float32.
+
+    In training the statistics are those of the batch over all processes, with gradient, so that latents can't be shrunk to
+    make denoising easy; in eval and after `freeze()` the running ones. Both codebook and diffusion live behind it.
+
+    Args:
+        num_channels (`int`): d.
+        momentum (`float`): weight of the new batch in the running statistics, in (0, 1].
+    """
+
+    def __init__(self, num_channels: int, momentum: float = 0.05, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.frozen = False
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Use and keep the running statistics also in training; `freeze(False)` takes it back."""
+        self.frozen = frozen
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents (B, d, ...) -> same shape and dtype."""
+        rows = z.float()
+        if self.training and not self.frozen:
+            mean, var = self._batch_statistics(rows)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach(), self.momentum)
+                self.running_var.lerp_(var.detach(), self.momentum)
+        else:
+            mean, var = self.running_mean.float(), self.running_var.float()
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        return ((rows - mean.reshape(shape)) * var.clamp(min=self.eps).rsqrt().reshape(shape)).to(z.dtype)
+
+    @staticmethod
+    def _batch_statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = [i for i in range(z.ndim) if i != 1]
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            var, mean = torch.var_mean(z, dim=axes, correction=0)
+            return mean, var
+        from torch.distributed.nn.functional import all_reduce  # differentiable
+
+        n = z.numel() / z.shape[1]
+        sums = torch.cat([z.sum(axes), z.square().sum(axes), z.new_tensor([n])])
+        total, squares, n_all = all_reduce(sums).split([z.shape[1], z.shape[1], 1])
+        mean = total / n_all
+        return mean, (squares / n_all - mean.square()).clamp(min=0)
+
+
+class GumbelVQModel(VQModel):
+    r"""
+    diffusers' `VQModel` with normalised latents and a [`GumbelQuantizer`].
+
+    Encoder, decoder and constructor keys are VQModel's, so that stock checkpoints load here
+    (`GumbelVQModel.from_pretrained`) and `to_vq_model` gives back a stock model that decodes and reconstructs alike.
+
+    Spaces: `encode` goes from pixels (B, C, H, W) in [-1, 1] to z_e (B, d, h, w) of unit variance, `encode_codes` from z_e
+    to codes (B, h, w), `decode_codes` from codes to z_q, `decode` from z_e (which it quantizes) or, with
+    `force_not_quantize=True`, from z_q to pixels.
+
+    Args beyond those of VQModel:
+        quantizer_type (`str`), temperature (`float`), commitment_weight (`float`), ema_decay (`float`): see
+            [`GumbelQuantizer`].
+        normalize_latents (`bool`): bring latents to unit variance before codebook and diffusion. Off, the statistics stay
+            at mean 0 and variance 1.
+
+    Raises:
+        ValueError: from `encode`, images of another channel count or whose sides the encoder can't halve.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        num_vq_embeddings: int = 256,
+        norm_num_groups: int = 32,
+        vq_embed_dim: int | None = None,
+        scaling_factor: float = 0.18215,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        lookup_from_codebook: bool = False,
+        force_upcast: bool = False,
+        quantizer_type: Literal["gumbel", "ste", "ema"] = "gumbel",
+        temperature: float = 1.0,
+        commitment_weight: float = 0.25,
+        ema_decay: float = 0.99,
+        normalize_latents: bool = True,
+    ):
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            sample_size=sample_size,
+            num_vq_embeddings=num_vq_embeddings,
+            norm_num_groups=norm_num_groups,
+            vq_embed_dim=vq_embed_dim,
+            scaling_factor=scaling_factor,
+            norm_type=norm_type,
+            mid_block_add_attention=mid_block_add_attention,
+            lookup_from_codebook=lookup_from_codebook,
+            force_upcast=force_upcast,
+        )
+        embed_dim = vq_embed_dim if vq_embed_dim is not None else latent_channels
+        self.quantize = GumbelQuantizer(
+            num_vq_embeddings, embed_dim, quantizer_type, temperature, commitment_weight, ema_decay
+        )
+        self.normalizer = LatentNormalizer(embed_dim)
+        self.normalizer.freeze(not normalize_latents)
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Pixels per latent position and side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @apply_forward_hook
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
+        """Pixels (B, C, H, W) in [-1, 1] -> `.latents`: z_e (B, d, h, w), normalised, not quantized."""
+        factor, channels = self.downsampling_factor, self.config.in_channels
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(
+                f"Images must have shape (B, {channels}, H, W) with sides divisible by {factor}, got {tuple(x.shape)}."
+            )
+        if not x.is_floating_point():
+            raise ValueError(f"Images must be floating point in [-1, 1], got {x.dtype}.")
+        latents = self.normalizer(self.quant_conv(self.encoder(x)))
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def encode_codes(self, latents: torch.Tensor) -> torch.Tensor:
+        """z_e (B, d, h, w) -> nearest codes (B, h, w), int64."""
+        return self.quantize.encode_codes(latents)
+
+    def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, h, w) -> z_q (B, d, h, w), for `decode(..., force_not_quantize=True)`."""
+        return self.quantize.decode_codes(codes)
+
+    @torch.no_grad()
+    def to_vq_model(self) -> VQModel:
+        """A stock VQModel with the same weights; the running normaliser is folded into its `quant_conv`."""
+        config: dict[str, Any] = {k: v for k, v in self.config.items() if k in VQModel._get_init_keys(VQModel)}
+        model = VQModel(**config).to(self.device, self.dtype)
+        own = {k: v for k, v in self.state_dict().items() if k in model.state_dict()}
+        scale = self.normalizer.running_var.float().clamp(min=self.normalizer.eps).rsqrt()
+        weight, bias = self.quant_conv.weight, self.quant_conv.bias
+        own["quant_conv.weight"] = (weight.float() * scale[:, None, None, None]).to(weight.dtype)
+        own["quant_conv.bias"] = ((bias.float() - self.normalizer.running_mean.float()) * scale).to(bias.dtype)
+        model.load_state_dict(own)
+        return model.train(self.training)

@@ -1,0 +1,69 @@
+"""The one call of the eps-network, shared by training and sampling."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+
+def denoise(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+) -> torch.Tensor:
+    """
+    From a noisy sample to what the network predicts (eps, z_0 or v, by the scheduler's `prediction_type`).
+
+    The sample is brought to unit variance (`scheduler.scale_model_input`), padded on the right and below with zeros (z*
+    in those coordinates) until every downsampling of the U-Net divides it (a plain `UNet2DModel` fails on 21x21 maps),
+    and the output is cropped back.
+
+    Args:
+        unet (`nn.Module`): `UNet2DModel`, a 1-D network, or any module called as `unet(x, t, class_labels=...)`.
+        scheduler: [`OUBridgeScheduler`] or a stock scheduler.
+        sample (`torch.Tensor`): z_t, (B, d, h, w) or (B, d, N).
+        timestep (`torch.Tensor`): scalar, or one per sample (B,).
+        class_labels (`torch.Tensor`, *optional*): (B,) int64. The null class, for guidance, is the network's last.
+        guidance_scale (`float`): 1 is no guidance; above, null + scale * (conditional - null) (Ho and Salimans 2022).
+
+    Returns:
+        `torch.Tensor`: the prediction, in the shape of `sample`.
+    """
+    config = getattr(unet, "config", None)
+    multiple = 2 ** (len(config.block_out_channels) - 1) if config is not None else 1
+    x = scheduler.scale_model_input(sample, timestep)
+    x = F.pad(x, [p for side in reversed(x.shape[2:]) for p in (0, -side % multiple)])
+    if class_labels is None:
+        output = _call(unet, x, timestep)
+    elif guidance_scale == 1.0:
+        output = _call(unet, x, timestep, class_labels=class_labels)
+    else:
+        null = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+        labels = torch.cat([null, class_labels])
+        both = timestep if timestep.ndim == 0 else timestep.repeat(2)
+        null_output, output = _call(unet, torch.cat([x, x]), both, class_labels=labels).chunk(2)
+        output = null_output + guidance_scale * (output - null_output)
+    for axis, side in enumerate(sample.shape[2:], start=2):
+        output = output.narrow(axis, 0, side)
+    return output
+
+
+def _call(unet: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+    output = unet(*args, **kwargs)
+    return output if isinstance(output, torch.Tensor) else output.sample
+
+
+def check_channels(unet: nn.Module, vqvae: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: the network doesn't go from the latents' channels to the same number.
+    """
+    embed_dim = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
+    if (unet.config.in_channels, unet.config.out_channels) != (embed_dim, embed_dim):
+        raise ValueError(
+            f"The U-Net goes from {unet.config.in_channels} to {unet.config.out_channels} channels, but the codes of the "
+            f"autoencoder have {embed_dim}; make it with in_channels=out_channels={embed_dim}."
+        )

@@ -1,0 +1,503 @@
+"""The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the reverse step. It never sees a network."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+
+@dataclass
+class OUBridgeSchedulerOutput(BaseOutput):
+    """
+    Output of [`OUBridgeScheduler.step`].
+
+    Args:
+        prev_sample (`torch.Tensor`): the sample one step nearer to the clean end, in the shape and dtype of `sample`.
+        pred_original_sample (`torch.Tensor`): the clean sample z_0 that the network predicts from `sample`.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+def _cosine_betas(num_train_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
+    """betas of the squared-cosine schedule (Nichol and Dhariwal 2021, eq. 17), in float64."""
+    u = np.arange(num_train_timesteps + 1) / num_train_timesteps
+    abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - abar[1:] / abar[:-1], max_beta)
+
+
+class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
+    r"""
+    The Ornstein-Uhlenbeck process dZ = -theta (Z - z*) dt + eta dW (eq. 3 of Cohen et al., ICML 2022) and its bridge.
+
+    With the defaults (theta = 1, eta = sqrt(2), z* = 0) every method equals DDPM (Ho et al. 2020).
+
+    Time. The paper counts t = 0..T with 0 the clean end. A diffusers timestep is i = t - 1, so i runs over 0..T-1,
+    `alphas_cumprod[i]` is the paper's alpha-bar at t = i + 1, and i = -1 stands for the clean end (alpha-bar = 1).
+
+    | paper | here |
+    |---|---|
+    | theta, eta, z* | `config.theta`, `config.eta`, `config.z_star` |
+    | s = eta / sqrt(2 theta) | `stationary_std` |
+    | beta_t = 1 - exp(-2 theta delta_t) | `betas[t - 1]`; the schedule fixes delta_t = -log(1 - beta_t) / (2 theta) |
+    | alpha_t, alpha-bar_t | `alphas[t - 1]`, `alphas_cumprod[t - 1]` |
+    | z_e^0, z_e^t, eps | `original_samples`, `sample`, `noise` |
+
+    Samples may have any number of trailing dimensions: (B, d, h, w) for images, (B, d, N) for sequences. Coefficients are
+    float64 inside; the arithmetic on samples is done in float32 at least and comes back in the sample's dtype.
+
+    The unit-variance coordinates x_t = (z_t - z*) / m_t, m_t^2 = abar_t + s^2 (1 - abar_t), are what the network sees
+    (`scale_model_input`). In them the process is variance preserving with
+    abar'_t = abar_t / (abar_t + s^2 (1 - abar_t)): eta shifts the log signal-to-noise ratio by -2 log s. `v_prediction` is
+    defined in these coordinates, and `to_diffusers` gives a stock scheduler that samples x.
+
+    Args:
+        num_train_timesteps (`int`): T, the number of noise levels.
+        beta_start (`float`), beta_end (`float`): ends of the linear and scaled_linear schedules.
+        beta_schedule (`str`): "linear", "scaled_linear" or "squaredcos_cap_v2".
+        trained_betas (`list[float]`, *optional*): the betas themselves, instead of a schedule.
+        theta (`float`): pull towards z*, > 0.
+        eta (`float`): strength of the noise, > 0. s = eta / sqrt(2 theta) is the stationary standard deviation.
+        z_star (`float` or `list[float]`): mean of the stationary law; a list gives one value per channel.
+        prediction_type (`str`): what the network returns: "epsilon", "sample" (z_0) or "v_prediction".
+        variance_type (`str`): variance of the reverse step: "fixed_small" (the bridge's), "fixed_large"
+            (beta_t s^2) or "zero" (Algorithm 2 as printed adds no noise).
+        clip_sample (`bool`): clip the predicted z_0 to +-`clip_sample_range`. Off: latents have no natural range.
+        clip_sample_range (`float`): half width of the clipping interval.
+        timestep_spacing (`str`): "linspace", "leading" or "trailing", as in `DDPMScheduler`.
+        steps_offset (`int`): added to the timesteps of the "leading" spacing.
+
+    Raises:
+        ValueError: theta or eta not positive, or an unknown name.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
+        trained_betas: list[float] | None = None,
+        theta: float = 1.0,
+        eta: float = math.sqrt(2.0),
+        z_star: float | list[float] = 0.0,
+        prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon",
+        variance_type: Literal["fixed_small", "fixed_large", "zero"] = "fixed_small",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
+        steps_offset: int = 0,
+    ):
+        for name, value in (("theta", theta), ("eta", eta)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a positive number, got {value}.")
+        if num_train_timesteps < 1:
+            raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
+        for name, value, choices in (
+            ("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction")),
+            ("variance_type", variance_type, ("fixed_small", "fixed_large", "zero")),
+            ("timestep_spacing", timestep_spacing, ("linspace", "leading", "trailing")),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+
+        if trained_betas is not None:
+            betas = np.asarray(trained_betas, dtype=np.float64)
+        elif beta_schedule == "linear":
+            betas = np.linspace(beta_start, beta_end, num_train_timesteps)
+        elif beta_schedule == "scaled_linear":
+            betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        elif beta_schedule == "squaredcos_cap_v2":
+            betas = _cosine_betas(num_train_timesteps)
+        else:
+            raise ValueError(
+                f"`beta_schedule` must be linear, scaled_linear or squaredcos_cap_v2, got {beta_schedule!r}; "
+                "give other schedules as `trained_betas`."
+            )
+
+        # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts as a
+        # default: `from_config` of another class drops defaults, and stock DDIM would then clip latents to [-1, 1].
+        self.register_to_config(
+            trained_betas=None if trained_betas is None else betas.tolist(),
+            z_star=np.asarray(z_star, dtype=np.float64).tolist(),
+            _use_default_values=[],
+        )
+        self.betas = torch.from_numpy(betas.astype(np.float32))
+        self.alphas = torch.from_numpy((1 - betas).astype(np.float32))
+        # (T + 1,) float64: alpha-bar at paper time t = 0..T, so that timestep i is found at i + 1 and -1 at 0
+        self._abar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+        self.alphas_cumprod = self._abar[1:].float()
+        self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
+
+        self.num_inference_steps: int | None = None
+        self.custom_timesteps = False
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    # ------------------------------------------------------------------------------------------------ the process
+
+    @property
+    def stationary_std(self) -> float:
+        """s = eta / sqrt(2 theta), the standard deviation of the law at the noisy end."""
+        return self.config.eta / math.sqrt(2 * self.config.theta)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial noise: s. The mean is z*, see [`sample_prior`]."""
+        return self.stationary_std
+
+    def sample_prior(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Draw z_T ~ N(z*, s^2 I) (first line of Algorithm 2), of the given shape (B, d, ...)."""
+        noise = randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
+        return (self._z_star(noise) + self.stationary_std * _wide(noise)).to(noise.dtype)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int
+    ) -> torch.Tensor:
+        """
+        Forward marginal: z_t = z* + sqrt(abar_t) (z_0 - z*) + s sqrt(1 - abar_t) eps (h_e^t in section 3.2).
+
+        Args:
+            original_samples (`torch.Tensor`): z_0, (B, d, ...).
+            noise (`torch.Tensor`): eps, standard normal, same shape.
+            timesteps (`torch.Tensor` or `int`): one timestep per sample (B,), or one for all; -1 returns z_0.
+
+        Raises:
+            ValueError: shapes differ, or a timestep outside the schedule.
+        """
+        if noise.shape != original_samples.shape:
+            raise ValueError(
+                f"`noise` has shape {tuple(noise.shape)}, expected that of `original_samples`, "
+                f"{tuple(original_samples.shape)}."
+            )
+        abar = self._alpha_bar(timesteps, original_samples)
+        z, z_star = _wide(original_samples), self._z_star(original_samples)
+        signal, sigma = abar.sqrt().to(z.dtype), (self.stationary_std * (1 - abar).sqrt()).to(z.dtype)
+        return (z_star + signal * (z - z_star) + sigma * noise).to(original_samples.dtype)
+
+    def bridge_posterior(
+        self,
+        original_sample: torch.Tensor,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | int,
+        prev_timestep: torch.Tensor | int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The bridge: law of z_s' given z_0 and z_t for any s' < t (mu-tilde and sigma-tilde of section 3.2, which prints
+        neighbours only). With a = abar_t / abar_s',
+
+            mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*) + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t - z*)
+            var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
+
+        The print has z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
+
+        Args:
+            original_sample (`torch.Tensor`): z_0, (B, d, ...).
+            sample (`torch.Tensor`): z_t, same shape.
+            timestep (`int` or `torch.Tensor`): i of z_t, one for all or one per sample.
+            prev_timestep (`int` or `torch.Tensor`): i of z_s', smaller; -1 is the clean end, where the mean is z_0.
+
+        Returns:
+            `(mean, std)`: mean in the shape of `sample`; std broadcasts against it.
+        """
+        c_original, c_sample, std = self._bridge_coefficients(timestep, prev_timestep, sample)
+        z_star, z_t, z_0 = self._z_star(sample), _wide(sample), _wide(original_sample)
+        mean = z_star + c_original.to(z_t.dtype) * (z_0 - z_star) + c_sample.to(z_t.dtype) * (z_t - z_star)
+        return mean.to(sample.dtype), std.to(sample.dtype)
+
+    def elbo_weight(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        Weight of ||eps - eps_theta||^2 in -L_t (eq. 4): beta_t / (2 alpha_t (1 - abar_{t-1})); s and eta cancel.
+
+        At t = 1 the print is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen for that
+        Gaussian its weight is 1 / (2 alpha_1) (the log-normaliser doesn't depend on the network and is left out).
+
+        Args:
+            timesteps (`torch.Tensor`): any shape, values 0..T-1.
+
+        Returns:
+            `torch.Tensor`: float64 (float32 where the device has no float64), the shape of `timesteps`.
+        """
+        self._check_timesteps(timesteps, lowest=0)
+        abar = self._table("abar", self._abar, timesteps.device)
+        abar_t, abar_prev = abar[timesteps + 1], abar[timesteps]
+        alpha = abar_t / abar_prev
+        # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1, see above
+        return (1 - alpha) / (2 * alpha * torch.where(timesteps == 0, 1 - alpha, 1 - abar_prev))
+
+    def terminal_kl(self, original_samples: torch.Tensor) -> torch.Tensor:
+        """
+        -L_T of lemma 3.1: KL(q(z_T | z_0) || N(z*, s^2)) of every coordinate, in nats; z_0 (B, d, ...) -> same shape.
+
+        It penalises latents that are large against s; its expectation is what the start from noise at T costs.
+        """
+        abar = self._abar[-1].item()
+        squared = (_wide(original_samples) - self._z_star(original_samples)).square() / self.stationary_std**2
+        return 0.5 * (abar * (squared - 1) - math.log1p(-abar))
+
+    def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, float64, in the shape of `timesteps`."""
+        self._check_timesteps(timesteps, lowest=0)
+        abar = self._table("abar", self._abar, timesteps.device)[timesteps + 1]
+        return abar / (self.stationary_std**2 * (1 - abar))
+
+    # ------------------------------------------------------------------------- what the network sees and returns
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """x_t = (z_t - z*) / m_t: unit variance at every t if the latents have unit variance around z*."""
+        m = self._scale(timestep, sample)
+        return ((_wide(sample) - self._z_star(sample)) / m).to(sample.dtype)
+
+    def get_velocity(
+        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int
+    ) -> torch.Tensor:
+        """v = sqrt(abar') eps - sqrt(1 - abar') (z_0 - z*), in the coordinates x (Salimans and Ho 2022); `sample` is z_0."""
+        signal, sigma = self._vp_coefficients(timesteps, sample)
+        return (signal * noise - sigma * (_wide(sample) - self._z_star(sample))).to(sample.dtype)
+
+    def predict_original_sample(
+        self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """z_0 from what the network returned at (`sample` = z_t, `timestep`), by `prediction_type`; clipped if asked."""
+        z_t, z_star, output = _wide(sample), self._z_star(sample), _wide(model_output)
+        if self.config.prediction_type == "sample":
+            z_0 = output
+        else:
+            signal, sigma = self._vp_coefficients(timestep, sample)
+            x_t = (z_t - z_star) / self._scale(timestep, sample)
+            if self.config.prediction_type == "epsilon":
+                x_0 = (x_t - sigma * output) / signal
+            else:
+                x_0 = signal * x_t - sigma * output
+            z_0 = z_star + x_0
+        if self.config.clip_sample:
+            z_0 = z_0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
+        return z_0.to(sample.dtype)
+
+    # -------------------------------------------------------------------------------------------------- sampling
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """
+        Choose the timesteps of the reverse chain; any subset works, since the bridge holds for any skip.
+
+        Args:
+            num_inference_steps (`int`): 1..T steps, placed by `timestep_spacing`.
+            device (`torch.device`, *optional*): where `timesteps` is put. Leave it on the CPU for a loop that never
+                waits for the device.
+            timesteps (`list[int]`, *optional*): the timesteps themselves, descending, instead of their number.
+
+        Raises:
+            ValueError: both or none given, a number outside 1..T, timesteps not descending or outside 0..T-1.
+        """
+        num_train = self.config.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("Give `num_inference_steps` or `timesteps`, one of the two.")
+        if timesteps is not None:
+            chosen = np.asarray(timesteps, dtype=np.int64)
+            if chosen.ndim != 1 or len(chosen) == 0 or (np.diff(chosen) >= 0).any():
+                raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
+            if chosen[0] >= num_train or chosen[-1] < 0:
+                raise ValueError(f"`timesteps` must lie in 0..{num_train - 1}, got {chosen[0]}..{chosen[-1]}.")
+        else:
+            n = int(num_inference_steps)  # type: ignore[arg-type]
+            if not 1 <= n <= num_train:
+                raise ValueError(
+                    f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), got {num_inference_steps}."
+                )
+            if self.config.timestep_spacing == "linspace":
+                chosen = np.linspace(0, num_train - 1, n).round()[::-1].astype(np.int64)
+            elif self.config.timestep_spacing == "leading":
+                chosen = (np.arange(n) * (num_train // n))[::-1].astype(np.int64) + self.config.steps_offset
+            else:
+                chosen = np.round(num_train - np.arange(n) * (num_train / n)).astype(np.int64) - 1
+        self.custom_timesteps = timesteps is not None
+        self.num_inference_steps = len(chosen)
+        self.timesteps = torch.from_numpy(chosen.copy()).to(device)
+
+    def previous_timestep(self, timestep: torch.Tensor | int) -> int:
+        """The timestep that follows `timestep` in the reverse chain; -1 (the clean end) after the last."""
+        t = int(timestep)
+        if self.num_inference_steps is None:
+            return t - 1
+        later = self.timesteps[self.timesteps < t]
+        return int(later[0]) if len(later) else -1
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: torch.Tensor | int,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> OUBridgeSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        One reverse step, by the bridge between the predicted z_0 and z_t.
+
+        For neighbours and an eps-network the mean is
+        mu_theta = z* + (z_t - z* - s beta_t / sqrt(1 - abar_t) eps_theta) / sqrt(alpha_t).
+        The paper prints 1 / sqrt(abar_t) in front (section 3.2) and 1 - alpha_t under the root (Algorithm 2); both
+        contradict its own bridge. Algorithm 2 also adds no noise: that is `variance_type="zero"`.
+
+        Args:
+            model_output (`torch.Tensor`): what the network returned for `scale_model_input(sample, timestep)`.
+            timestep (`int` or `torch.Tensor`): i of `sample`.
+            sample (`torch.Tensor`): z_t, (B, d, ...).
+            generator (`torch.Generator` or a list with one per sample, *optional*): source of the noise.
+            return_dict (`bool`): return an [`OUBridgeSchedulerOutput`] or the tuple (prev_sample, pred_original_sample).
+
+        Raises:
+            ValueError: a timestep outside the schedule, or shapes that differ.
+        """
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` has shape {tuple(model_output.shape)}, expected that of `sample`, "
+                f"{tuple(sample.shape)}."
+            )
+        t = int(timestep)
+        self._check_timesteps(t, lowest=0)
+        prev_t = self.previous_timestep(t)
+        pred_original_sample = self.predict_original_sample(model_output, t, _wide(sample))
+        prev_sample, std = self.bridge_posterior(pred_original_sample, _wide(sample), t, prev_t)
+        if prev_t >= 0 and self.config.variance_type != "zero":
+            if self.config.variance_type == "fixed_large":
+                std = self.stationary_std * (1 - self._abar[t + 1] / self._abar[prev_t + 1]).sqrt()
+            noise = randn_tensor(
+                model_output.shape, generator=generator, device=model_output.device, dtype=model_output.dtype
+            )
+            prev_sample = prev_sample + std * noise
+        prev_sample, pred_original_sample = prev_sample.to(sample.dtype), pred_original_sample.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, pred_original_sample
+        return OUBridgeSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def to_diffusers(self, scheduler_class: type[SchedulerMixin], **kwargs: Any) -> SchedulerMixin:
+        """
+        A stock variance-preserving scheduler that samples x = (z - z*) / m with this process's network.
+
+        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta = sqrt(2) and
+        z*: x + z* is the bridge with those numbers. `sample_latents` and the pipelines read z* there and return z.
+
+        Args:
+            scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...
+            **kwargs: further arguments of that class, e.g. `algorithm_type="sde-dpmsolver++"`.
+
+        Raises:
+            ValueError: the class doesn't take `trained_betas`.
+        """
+        accepted = inspect.signature(scheduler_class.__init__).parameters
+        if "trained_betas" not in accepted:
+            raise ValueError(
+                f"{scheduler_class.__name__} doesn't take `trained_betas`, so it can't follow this noise schedule; "
+                "use a variance-preserving one such as DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
+                "DDIMScheduler."
+            )
+        abar = self._abar / (self._abar + self.stationary_std**2 * (1 - self._abar))  # abar'
+        shared = {k: v for k, v in self.config.items() if not k.startswith("_") and k != "variance_type"}
+        shared |= {"trained_betas": (1 - abar[1:] / abar[:-1]).tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
+        scheduler = scheduler_class(**{k: v for k, v in (shared | kwargs).items() if k in accepted or k in kwargs})
+        scheduler.register_to_config(
+            **{k: v for k, v in shared.items() if k not in accepted}, _use_default_values=[]
+        )
+        return scheduler
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    # ----------------------------------------------------------------------------------------------- coefficients
+
+    def _bridge_coefficients(
+        self, timestep: torch.Tensor | int, prev_timestep: torch.Tensor | int, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        abar_t, abar_s = self._alpha_bar(timestep, sample), self._alpha_bar(prev_timestep, sample)
+        a = abar_t / abar_s
+        c_original = abar_s.sqrt() * (1 - a) / (1 - abar_t)
+        c_sample = a.sqrt() * (1 - abar_s) / (1 - abar_t)
+        std = self.stationary_std * ((1 - abar_s) * (1 - a) / (1 - abar_t)).sqrt()
+        return c_original, c_sample, std
+
+    def _vp_coefficients(
+        self, timestep: torch.Tensor | int, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """sqrt(abar') and sqrt(1 - abar'): signal and noise in x_t."""
+        abar = self._alpha_bar(timestep, sample)
+        m = (abar + self.stationary_std**2 * (1 - abar)).sqrt()
+        dtype = _wide_dtype(sample.dtype)
+        return (abar.sqrt() / m).to(dtype), (self.stationary_std * (1 - abar).sqrt() / m).to(dtype)
+
+    def _scale(self, timestep: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
+        """m_t = sqrt(abar_t + s^2 (1 - abar_t))."""
+        abar = self._alpha_bar(timestep, sample)
+        return (abar + self.stationary_std**2 * (1 - abar)).sqrt().to(_wide_dtype(sample.dtype))
+
+    def _alpha_bar(self, timesteps: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
+        """abar at the timesteps, float64: a number on the CPU for one timestep, (B, 1, ...) beside `sample` for many."""
+        self._check_timesteps(timesteps, lowest=-1)
+        if isinstance(timesteps, torch.Tensor) and timesteps.ndim > 0:
+            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device) + 1]
+            return abar.reshape(-1, *[1] * (sample.ndim - 1))
+        if isinstance(timesteps, torch.Tensor) and timesteps.device.type != "cpu":
+            return self._table("abar", self._abar, sample.device)[timesteps + 1]
+        return self._abar[int(timesteps) + 1]
+
+    def _z_star(self, sample: torch.Tensor) -> torch.Tensor | float:
+        """z*, a number or (1, d, 1, ...) beside `sample`."""
+        z_star = self.config.z_star
+        if not isinstance(z_star, (list, tuple)):
+            return float(z_star)
+        if sample.ndim < 2 or sample.shape[1] != len(z_star):
+            raise ValueError(
+                f"`z_star` has {len(z_star)} values, one per channel, but the sample has shape {tuple(sample.shape)}."
+            )
+        table = self._table("z_star", torch.tensor(z_star, dtype=torch.float64), sample.device)
+        return table.to(_wide_dtype(sample.dtype)).reshape(1, -1, *[1] * (sample.ndim - 2))
+
+    def _table(self, name: str, table: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The table on `device`, copied there once, so that a training step never waits for the host."""
+        key = (name, device)
+        if key not in self._on_device:
+            self._on_device[key] = table.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        return self._on_device[key]
+
+    def _check_timesteps(self, timesteps: torch.Tensor | int, lowest: int) -> None:
+        """Values on a device aren't looked at: that would wait for it."""
+        if isinstance(timesteps, torch.Tensor):
+            if timesteps.device.type != "cpu" or timesteps.numel() == 0:
+                return
+            low, high = int(timesteps.min()), int(timesteps.max())
+        else:
+            low = high = int(timesteps)
+        if low < lowest or high >= len(self._abar) - 1:
+            raise ValueError(
+                f"timesteps must lie in {lowest}..{len(self._abar) - 2}, got {low if low == high else (low, high)}."
+            )
+
+
+def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _wide(sample: torch.Tensor) -> torch.Tensor:
+    """`sample` in float32 at least."""
+    return sample.to(_wide_dtype(sample.dtype))
