@@ -1,0 +1,12 @@
+"""
+Image data: every source ends in square uint8 images, all of one size, with integer class labels where there are any.
+
+- `load_images` reads the embedded digits, a local folder (parquet files, images, or CSV lists beside an `images`
+  folder) or a dataset of the Hub.
+- `ImageDataset` is the map-style torch dataset that it returns.
+"""
+
+from .images import ImageDataset
+from .sources import load_images
+
+__all__ = ["ImageDataset", "load_images"]

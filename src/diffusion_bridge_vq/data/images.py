@@ -1,0 +1,197 @@
+"""Image files and encoded bytes, decoded to square uint8 tensors: the end that all sources of `load_images` share."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+# Up to this size a decoded set is held in memory; a larger one is decoded on access.
+IN_MEMORY_BYTES = 2 * 1024**3
+# A set that is broken throughout shall not fill the terminal.
+MAX_NAMED = 10
+# Images per task of the thread pool: enough to hide its overhead, few enough for a smooth bar.
+CHUNK = 64
+
+# {"bytes": the encoded image or None, "path": the file or None}, as `datasets.Image(decode=False)` gives it. The path
+# is read only where there are no bytes; otherwise it is just a name.
+Record: TypeAlias = dict[str, Any]
+
+
+class Records(Protocol):
+    """Images not yet decoded. An index gives a `Record`, or None where there is no image; a slice gives a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+def decode_image(record: Record | None, resolution: int, channels: int) -> np.ndarray:
+    """
+    Decode one image, turn it upright (EXIF), scale its short side to `resolution` and crop its centre.
+
+    Returns:
+        `np.ndarray`: (C, resolution, resolution), uint8 in 0..255. Transparent pixels become white, 16-bit gray is
+        scaled to 8 bits.
+
+    Raises:
+        Exception: whatever Pillow raises for a file that it can't read; ValueError where there is no image, or where
+            its 32-bit pixels have no known range.
+    """
+    if record is None or (record["bytes"] is None and record["path"] is None):
+        raise ValueError("no image data")
+    with Image.open(record["path"] if record["bytes"] is None else BytesIO(record["bytes"])) as file:
+        ImageOps.exif_transpose(file, in_place=True)  # reads the pixels, too
+        image = _eight_bits(file)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    # Before resizing: palettes and bilevel images can't be interpolated.
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+
+    width, height = image.size
+    short = min(width, height)
+    if short != resolution:
+        width, height = round(width * resolution / short), round(height * resolution / short)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    # Not torch from here: its calls give up the interpreter lock, and on small images threads would fight for it.
+    pixels = np.asarray(image)[top : top + resolution, left : left + resolution]  # H W, or H W C
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow holds 16-bit gray as "I;16", or as "I" from PGM. Its own conversion to "L" clips or drops the low byte.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")
+    return image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow knows"  # its own message gives the address of a BytesIO
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+class ImageDataset(Dataset[dict[str, Tensor]]):
+    """
+    Square images of one size, with class labels where the source has them. Made by `load_images`.
+
+    Item `i` is `{"images": uint8 tensor (C, H, W) in 0..255, "labels": int64 scalar tensor}`; "labels" is missing
+    where there are none. Up to `IN_MEMORY_BYTES` of pixels are decoded at once, here, by a pool of threads; a larger
+    set is decoded on access.
+
+    Args:
+        records (`Records`): the images, not yet decoded.
+        name (`str`): what to call the dataset in messages.
+        resolution (`int`): H and W.
+        channels (`int`): 3 for RGB, 1 for gray.
+        labels (`torch.Tensor`, *optional*): (N,) int64 in 0..num_classes-1.
+        class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
+
+    Raises:
+        ValueError: there are broken images. In memory all of them are counted, and the first ones named, when the
+            dataset is made; on access the broken one is named.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        name: str,
+        resolution: int,
+        channels: int = 3,
+        labels: Tensor | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.labels = labels
+        self.class_names = class_names
+        self._shape = (channels, resolution, resolution)
+        self._size = len(records)
+        self._records: Records | None = records
+        self._images: Tensor | None = None  # N C H W
+        self._broken: set[int] = set()
+        if self._size * channels * resolution**2 <= IN_MEMORY_BYTES:
+            self._images = self._decode_all(records)
+            self._records = None  # so that workers needn't get them
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes; None without labels."""
+        return None if self.class_names is None else len(self.class_names)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The items at `indices`, fetched together: what a DataLoader calls for a batch."""
+        rows = torch.as_tensor(indices)
+        images = [self._decode(index) for index in indices] if self._images is None else self._images[rows]
+        if self.labels is None:
+            return [{"images": image} for image in images]
+        return [{"images": image, "labels": label} for image, label in zip(images, self.labels[rows], strict=True)]
+
+    def _decode(self, index: int) -> Tensor:
+        assert self._records is not None
+        record = self._records[index]
+        try:
+            return torch.from_numpy(decode_image(record, self._shape[-1], self._shape[0]).copy())  # writable
+        except Exception as error:
+            self._broken.add(index)
+            raise ValueError(
+                f"{self._describe(record, index)} can't be decoded ({_reason(error)}); remove or replace it "
+                f"(broken images met by this process so far: {len(self._broken)})"
+            ) from error
+
+    def _decode_all(self, records: Records) -> Tensor:
+        images = torch.empty((self._size, *self._shape), dtype=torch.uint8)
+        pixels = images.numpy()  # the same memory
+
+        def fill(start: int) -> tuple[int, list[str]]:
+            """Decode one chunk in place; its size, and what is broken in it."""
+            broken = []
+            chunk = records[start : start + CHUNK]
+            for index, record in enumerate(chunk, start):
+                try:
+                    pixels[index] = decode_image(record, self._shape[-1], self._shape[0])
+                except Exception as error:
+                    broken.append(f"{self._describe(record, index)} ({_reason(error)})")
+            return len(chunk), broken
+
+        broken: list[str] = []
+        with (
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+            tqdm(total=self._size, desc=f"decoding {self.name}", unit="image", delay=1, disable=None) as bar,
+        ):
+            for done, broken_here in pool.map(fill, range(0, self._size, CHUNK)):
+                bar.update(done)
+                broken += broken_here
+        if broken:
+            more = f"; and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
+            raise ValueError(
+                f"{len(broken)} of {self._size} images can't be decoded: {'; '.join(broken[:MAX_NAMED])}{more}. "
+                "Remove or replace them."
+            )
+        return images
+
+    def _describe(self, record: Record | None, index: int) -> str:
+        if record is not None and record["bytes"] is None and record["path"] is not None:
+            return record["path"]
+        name = f"row {index} of {self.name}"
+        return name if record is None or record["path"] is None else f"{name}, {record['path']}"

@@ -1,0 +1,327 @@
+"""Layouts, splits, columns and labels, on datasets written here."""
+
+import csv
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+datasets = pytest.importorskip("datasets")
+
+from diffusion_bridge_vq.data import load_images  # noqa: E402
+
+GREY = {"resolution": 2, "channels": 1}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test sees another's cache, or the user's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def flat(value):
+    return Image.new("L", (2, 2), value)
+
+
+def save(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat(value).save(path)
+
+
+def values(dataset):
+    """The gray value of each image; every image here is of one value."""
+    return [int(item["images"].unique()) for item in dataset]
+
+
+def write_parquet(path, gray, labels=None, label_feature=None, image_names=("image",), **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {name: [flat(value) for value in gray] for name in image_names}
+    features = {name: datasets.Image() for name in image_names}
+    if labels is not None:
+        columns["label"], features["label"] = labels, label_feature
+    for name, column in more.items():
+        columns[name], features[name] = column, datasets.Value("float32")
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path)
+
+
+NAMES = datasets.ClassLabel(names=["cat", "dog"])
+
+
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_parquet_folder(tmp_path, inside):
+    folder = tmp_path / "pets"
+    write_parquet(folder / inside / "train-00000-of-00002.parquet", [10, 20], [1, 0], NAMES)
+    write_parquet(folder / inside / "train-00001-of-00002.parquet", [30], [1], NAMES)
+    write_parquet(folder / inside / "validation-00000-of-00001.parquet", [40], [0], NAMES)
+    (folder / "LICENSE").write_text("free")
+    train = load_images(str(folder), **GREY)
+    assert values(train) == [10, 20, 30]
+    assert train.labels.tolist() == [1, 0, 1] and train.labels.dtype == torch.int64
+    assert (train.class_names, train.num_classes, train.name) == (["cat", "dog"], 2, "pets")
+    assert values(load_images(str(folder), split="validation", **GREY)) == [40]
+    with pytest.raises(ValueError, match=r"split 'test' of .*pets.*train.*validation"):
+        load_images(str(folder), split="test", **GREY)
+
+
+def test_a_rewritten_parquet_file_is_read_anew(tmp_path):
+    file = tmp_path / "train.parquet"
+    write_parquet(file, [10, 20])
+    assert values(load_images(str(tmp_path), **GREY)) == [10, 20]
+    before = file.stat()
+    write_parquet(file, [30, 40])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    assert values(load_images(str(tmp_path), **GREY)) == [30, 40]
+
+
+def test_a_file_that_is_no_parquet(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"can't load split 'train' .*[Pp]arquet"):
+        load_images(str(tmp_path), **GREY)
+
+
+def test_broken_rows_of_parquet_are_named(tmp_path):
+    broken = {"bytes": b"nothing", "path": "b.png"}
+    table = datasets.Dataset.from_dict(
+        {"image": [flat(1), broken, None, broken]}, features=datasets.Features({"image": datasets.Image()})
+    )
+    (tmp_path / "pets").mkdir()
+    table.to_parquet(tmp_path / "pets" / "train.parquet")
+    with pytest.raises(ValueError, match=r"3 of 4 .*row 1 of pets, b\.png .*row 2 of pets \(no image data\)"):
+        load_images(str(tmp_path / "pets"), **GREY)
+
+
+def test_class_folders(tmp_path):
+    save(tmp_path / "dog" / "test_1.png", 1)  # the name of a file makes no split
+    save(tmp_path / "dog" / "2.JPEG", 2)
+    save(tmp_path / "cat" / "9.png", 3)
+    save(tmp_path / "cat" / "nested" / "1.png", 4)
+    (tmp_path / "dog" / "._2.jpg").write_bytes(b"hidden")
+    save(tmp_path / ".hidden" / "1.png", 5)
+    (tmp_path / "notes.txt").write_text("no image")
+    dataset = load_images(str(tmp_path), **GREY)
+    assert list(zip(values(dataset), dataset.labels.tolist(), strict=True)) == [(3, 0), (4, 0), (2, 1), (1, 1)]
+    assert dataset.class_names == ["cat", "dog"] and dataset.name == tmp_path.name
+
+    (tmp_path / "dog" / "2.JPEG").unlink()  # seen at once: there is no cache that could be stale
+    assert values(load_images(str(tmp_path), **GREY)) == [3, 4, 1]
+
+
+def test_class_ids_follow_the_sorted_names_even_of_numbers(tmp_path):
+    for name, value in (("10", 1), ("2", 2), ("1", 3)):
+        save(tmp_path / name / "a.png", value)
+    dataset = load_images(str(tmp_path), **GREY)
+    assert dataset.class_names == ["1", "10", "2"]
+    assert dict(zip(values(dataset), dataset.labels.tolist(), strict=True)) == {3: 0, 1: 1, 2: 2}
+
+
+def test_split_folders_share_their_classes(tmp_path):
+    save(tmp_path / "train" / "cat" / "a.png", 1)
+    save(tmp_path / "train" / "dog" / "a.png", 2)
+    save(tmp_path / "val" / "dog" / "a.png", 3)
+    save(tmp_path / "test" / "a.png", 4)
+    save(tmp_path / "test" / "b.png", 5)
+    train, validation, test = (
+        load_images(str(tmp_path), split=split, **GREY) for split in ("train", "validation", "test")
+    )
+    assert values(train) == [1, 2] and train.labels.tolist() == [0, 1]
+    assert values(validation) == [3] and validation.labels.tolist() == [1] and validation.num_classes == 2
+    assert values(test) == [4, 5] and test.labels is None and test.class_names is None and test.num_classes is None
+    assert set(test[0]) == {"images"}
+    with pytest.raises(ValueError, match="no split 'dev'; choose one of test, train, validation"):
+        load_images(str(tmp_path), split="dev", **GREY)
+
+
+def test_flat_and_single_class_folders_have_no_labels(tmp_path):
+    save(tmp_path / "a.png", 1)
+    save(tmp_path / "b.png", 2)
+    flat_set = load_images(str(tmp_path), **GREY)
+    assert values(flat_set) == [1, 2] and flat_set.labels is None
+    with pytest.raises(ValueError, match=r"no split 'test'; choose one of train"):
+        load_images(str(tmp_path), split="test", **GREY)
+    save(tmp_path / "only" / "images" / "c.png", 3)
+    assert load_images(str(tmp_path / "only"), **GREY).labels is None
+
+
+def test_a_relative_folder(tmp_path, monkeypatch):
+    save(tmp_path / "here" / "a.png", 7)
+    monkeypatch.chdir(tmp_path)
+    assert values(load_images("here", **GREY)) == values(load_images("./here", **GREY)) == [7]
+    monkeypatch.chdir(tmp_path / "here")
+    assert load_images(".", **GREY).name == "here"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert values(load_images("~/here", **GREY)) == [7]
+
+
+def test_ambiguous_folders_are_refused(tmp_path):
+    save(tmp_path / "a" / "cat" / "1.png", 1)
+    save(tmp_path / "a" / "dog" / "1.png", 1)
+    save(tmp_path / "a" / "1.png", 1)
+    with pytest.raises(ValueError, match=r"1 of 3 images lie outside the class folders .*1\.png"):
+        load_images(str(tmp_path / "a"), **GREY)
+    save(tmp_path / "b" / "train" / "1.png", 1)
+    save(tmp_path / "b" / "plane" / "1.png", 1)
+    with pytest.raises(ValueError, match=r"'train/1\.png', and outside of them, such as 'plane/1\.png'"):
+        load_images(str(tmp_path / "b"), **GREY)
+
+
+def test_broken_files_of_a_folder_are_named(tmp_path):
+    save(tmp_path / "a.png", 1)
+    (tmp_path / "b.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of 2 images can't be decoded: .*b\.png \(not an image"):
+        load_images(str(tmp_path), **GREY)
+
+
+def write_csv(path, rows, header=("filename", "label"), encoding="utf-8"):
+    with path.open("w", newline="", encoding=encoding) as lines:
+        csv.writer(lines).writerows([header, *rows])
+
+
+def test_csv_lists(tmp_path):
+    for i in range(6):
+        save(tmp_path / "images" / f"n{i}.png", i)
+    write_csv(tmp_path / "train.csv", [("n4.png", "n02"), ("n0.png", "n01"), ("n2.png", "n02")], encoding="utf-8-sig")
+    write_csv(tmp_path / "val.csv", [("n5.png", "n09"), ("n1.png", "n03")])
+    train = load_images(str(tmp_path), **GREY)
+    assert values(train) == [4, 0, 2] and train.labels.tolist() == [1, 0, 1] and train.class_names == ["n01", "n02"]
+    validation = load_images(str(tmp_path), split="validation", **GREY)
+    assert values(validation) == [5, 1] and validation.labels.tolist() == [1, 0]
+    with pytest.raises(ValueError, match="no split 'test'; choose one of train, validation"):
+        load_images(str(tmp_path), split="test", **GREY)
+
+    write_csv(tmp_path / "test.csv", [("n0.png", "n01"), ("gone.png", "n01")])
+    with pytest.raises(ValueError, match=r"1 of 2 .*gone\.png \(No such file"):
+        load_images(str(tmp_path), split="test", **GREY)
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([("a.png", "x")], ("file", "label"), r"columns \['file', 'label'\]; expected filename and label"),
+        ([("a.png", "x"), ("b.png", "")], ("filename", "label"), "row 2 of .* lacks a filename or a label"),
+        ([("a.png", "x"), ("b.png",)], ("filename", "label"), "row 2 of .* lacks a filename or a label"),
+        ([], ("filename", "label"), "split 'train' of .* is empty"),
+    ],
+)
+def test_bad_csv_lists(tmp_path, rows, header, message):
+    save(tmp_path / "images" / "a.png", 1)
+    write_csv(tmp_path / "train.csv", rows, header)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path), **GREY)
+
+
+def test_image_column(tmp_path):
+    two = tmp_path / "two"
+    write_parquet(two / "train.parquet", [1, 2], image_names=("left", "right"), score=[0.5, 0.25])
+    with pytest.raises(ValueError, match="several columns hold images: left, right; pass one of them as image_column"):
+        load_images(str(two), **GREY)
+    assert values(load_images(str(two), image_column="right", **GREY)) == [1, 2]
+    for wrong in ("score", "middle"):
+        with pytest.raises(
+            ValueError, match=rf"'{wrong}' holds no images; .*left \(Image\), right \(Image\), score \(float32\)"
+        ):
+            load_images(str(two), image_column=wrong, **GREY)
+    none = tmp_path / "none"
+    write_parquet(none / "train.parquet", [], image_names=(), score=[0.5])
+    with pytest.raises(ValueError, match=r"no column holds images: .*score \(float32\).*image_column"):
+        load_images(str(none), **GREY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "ids", "names"),
+    [
+        ("string", ["pear", "apple", "pear"], [1, 0, 1], ["apple", "pear"]),
+        ("int32", [30, -5, 4], [2, 0, 1], ["-5", "4", "30"]),
+    ],
+)
+def test_labels_that_are_no_classes_yet(tmp_path, kind, labels, ids, names):
+    write_parquet(tmp_path / "train.parquet", [1, 2, 3], labels, datasets.Value(kind))
+    assert load_images(str(tmp_path), **GREY).labels is None
+    dataset = load_images(str(tmp_path), label_column="label", **GREY)
+    assert dataset.labels.tolist() == ids and dataset.class_names == names
+
+
+def test_label_column_mistakes(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1, 2], [0.5, 1.5], datasets.Value("float32"))
+    with pytest.raises(ValueError, match=r"no label_column 'class'; .*image \(Image\), label \(float32\)"):
+        load_images(str(tmp_path), label_column="class", **GREY)
+    with pytest.raises(ValueError, match="'label' has type float32"):
+        load_images(str(tmp_path), label_column="label", **GREY)
+    with pytest.raises(ValueError, match="'image' has type Image"):
+        load_images(str(tmp_path), label_column="image", **GREY)
+
+
+def test_missing_labels(tmp_path):
+    write_parquet(tmp_path / "some" / "train.parquet", [1, 2, 3], [0, -1, None], NAMES)
+    with pytest.raises(ValueError, match="2 of 3 rows have no label in 'label'"):
+        load_images(str(tmp_path / "some"), **GREY)
+    write_parquet(tmp_path / "all" / "train.parquet", [1, 2], [-1, -1], NAMES)  # labels kept back, as in a contest
+    assert load_images(str(tmp_path / "all"), **GREY).labels is None
+    with pytest.raises(ValueError, match="2 of 2 rows"):
+        load_images(str(tmp_path / "all"), label_column="label", **GREY)
+
+
+def test_two_class_columns_are_no_labels_until_one_is_chosen(tmp_path, monkeypatch):
+    table = datasets.Dataset.from_dict(
+        {"image": [flat(1), flat(2)], "fine": [1, 0], "coarse": [0, 1]},
+        features=datasets.Features({"image": datasets.Image(), "fine": NAMES, "coarse": NAMES}),
+    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda dataset, split: table)
+    assert load_images("some/set", **GREY).labels is None
+    assert load_images("some/set", label_column="fine", **GREY).labels.tolist() == [1, 0]
+
+
+def test_a_dataset_of_the_hub(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    table = datasets.Dataset.from_dict(
+        {"img": [Image.fromarray(pixels)], "label": [1]},
+        features=datasets.Features({"img": datasets.Image(), "label": NAMES}),
+    )
+    asked = []
+
+    def load_dataset(dataset, split):
+        asked.append((dataset, split))
+        if dataset == "some/typo":
+            raise datasets.exceptions.DatasetNotFoundError("Dataset 'some/typo' doesn't exist on the Hub")
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    dataset = load_images("some/set", resolution=2, split="test")
+    assert asked == [("some/set", "test")] and dataset.name == "some/set"
+    np.testing.assert_array_equal(dataset[0]["images"].numpy(), pixels.transpose(2, 0, 1))
+    assert dataset[0]["labels"] == 1
+    with pytest.raises(ValueError, match=r"can't load split 'train' of 'some/typo': .*doesn't exist on the Hub"):
+        load_images("some/typo", resolution=2)
+    table = table.select([])
+    with pytest.raises(ValueError, match="split 'train' of 'some/set' is empty"):
+        load_images("some/set", resolution=2)
+
+
+@pytest.mark.parametrize("resolution", [0, -4, 2.0, "8", True, None])
+def test_bad_resolution(resolution):
+    with pytest.raises(ValueError, match=rf"resolution is {resolution!r}; give a positive whole number"):
+        load_images("digits", resolution=resolution)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, "3"])
+def test_bad_channels(channels):
+    with pytest.raises(ValueError, match=rf"channels is {channels!r}; choose 3 for RGB or 1 for gray"):
+        load_images("digits", resolution=8, channels=channels)
+
+
+def test_bad_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for missing in (str(tmp_path / "gone"), "./gone", "../gone", "~/gone-from-home"):
+        with pytest.raises(ValueError, match=r"gone.* doesn't exist; give a folder"):
+            load_images(missing, **GREY)
+    (tmp_path / "file.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"file\.png' is a file; give a folder"):
+        load_images("file.png", **GREY)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty' holds no images; expected image files, parquet files"):
+        load_images("empty", **GREY)
+    for nothing in ("", None):
+        with pytest.raises(ValueError, match=rf"dataset is {nothing!r}; give 'digits', a folder or the id"):
+            load_images(nothing, **GREY)
