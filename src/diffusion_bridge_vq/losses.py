@@ -1,0 +1,130 @@
+"""
+The terms of the objective (lemma 3.1), as losses to be minimised. Each is a mean per coordinate.
+
+The ELBO adds nats: L_rec over the D pixel values, L_t and L_t^reg over the N d latent coordinates. Here every term is
+divided by N d, except that the squared error stays a mean over pixel values with a weight w in front. Then w stands for a
+Gaussian decoder of variance sigma^2 = D / (2 w N d).
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from .models.quantizer import GumbelQuantizer
+from .schedulers import OUBridgeScheduler
+
+Weighting = Literal["elbo", "simple", "min_snr"]
+Regularization = Literal["gamma", "kl", "none"]
+
+
+def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_weight: float = 0.0) -> torch.Tensor:
+    """-L_rec up to constants: mean squared error + l1_weight * mean absolute error; (B, C, H, W) in [-1, 1] -> ()."""
+    loss = F.mse_loss(reconstructions.float(), images.float())
+    return loss + l1_weight * F.l1_loss(reconstructions.float(), images.float()) if l1_weight else loss
+
+
+def prediction_target(
+    scheduler: OUBridgeScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """What the network should return for add_noise(latents, noise, timesteps), by the scheduler's `prediction_type`."""
+    if scheduler.config.prediction_type == "epsilon":
+        return noise
+    if scheduler.config.prediction_type == "sample":
+        return latents
+    return scheduler.get_velocity(latents, noise, timesteps)
+
+
+def prior_loss(
+    scheduler: OUBridgeScheduler,
+    model_output: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    weighting: Weighting = "simple",
+    min_snr_gamma: float = 5.0,
+) -> torch.Tensor:
+    """
+    -L_t (eq. 4) with one t per sample.
+
+    With SNR = abar_t / (s^2 (1 - abar_t)), the error of any prediction fixes that of the noise:
+    ||eps - eps_theta||^2 = SNR ||z_0 - z_theta||^2 = SNR / (1 + SNR) ||v - v_theta||^2. So "elbo" is eq. 4 whatever the
+    network predicts. "simple" has weight 1 on the network's own output (Ho et al. 2020 for eps). "min_snr" has
+    min(SNR, gamma) on the error of z_0 (Hang et al. 2023).
+
+    Args:
+        model_output, latents, noise (`torch.Tensor`): (B, d, ...): prediction at z_t, z_0 and eps.
+        timesteps (`torch.Tensor`): (B,), 0..T-1.
+
+    Returns:
+        `torch.Tensor`: scalar, mean over batch and coordinates.
+    """
+    target = prediction_target(scheduler, latents, noise, timesteps)
+    error = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B,)
+    if weighting == "simple":
+        return error.mean()
+    snr = scheduler.signal_to_noise(timesteps)
+    per_epsilon = {"epsilon": torch.ones_like(snr), "sample": snr, "v_prediction": snr / (1 + snr)}
+    if weighting == "elbo":
+        weight = scheduler.elbo_weight(timesteps) * per_epsilon[scheduler.config.prediction_type]
+    elif weighting == "min_snr":
+        weight = snr.clamp(max=min_snr_gamma) / snr * per_epsilon[scheduler.config.prediction_type]
+    else:
+        raise ValueError(f"`weighting` must be elbo, simple or min_snr, got {weighting!r}.")
+    return (weight.to(error.dtype) * error).mean()
+
+
+def terminal_loss(scheduler: OUBridgeScheduler, latents: torch.Tensor) -> torch.Tensor:
+    """-L_T per coordinate, for z_0 (B, d, ...); constant for a frozen encoder, see `OUBridgeScheduler.terminal_kl`."""
+    return scheduler.terminal_kl(latents).mean()
+
+
+def prior_temperature(scheduler: OUBridgeScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """tau_t, linear from 10 at t = 0 to 0.1 at t = T (appendix 8); (B,) timesteps 0..T-1 (or -1) -> (B,) float32."""
+    t = (timesteps + 1).float() / len(scheduler)
+    return 10.0 + (0.1 - 10.0) * t
+
+
+def regularization_loss(
+    scheduler: OUBridgeScheduler,
+    quantizer: GumbelQuantizer,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    form: Regularization = "gamma",
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    r"""
+    -L_t^reg: KL between q = softmax_k(-||z - e_k||^2 / tau) and p = softmax_k(-||z - e_k||^2 / tau_t) at z = z_e^t.
+
+    "kl" is eq. 5 in closed form. "gamma" is what appendix 8 keeps of it, gamma_t ||z_e^t - zhat||^2 with zhat ~ q and
+    gamma_t = 1 / tau - 1 / tau_t: it pulls codes and latents together at small t and pushes them apart at large t. The
+    dropped normalisers are not constant, so the two differ. "none" is 0.
+
+    Args:
+        noisy_latents (`torch.Tensor`): z_e^t, (B, d, ...).
+        timesteps (`torch.Tensor`): (B,).
+        temperature (`float`): tau.
+
+    Returns:
+        `torch.Tensor`: scalar per latent coordinate.
+    """
+    z = noisy_latents.float()
+    if form == "none":
+        return z.new_zeros(())
+    tau_t = prior_temperature(scheduler, timesteps).reshape(-1, *[1] * (z.ndim - 2))  # (B, 1, ...) without channels
+    if form == "gamma":
+        code_vectors = quantizer.decode_codes(quantizer.sample_codes(z, temperature)).float()
+        gamma = 1 / temperature - 1 / tau_t
+        return (gamma * (z - code_vectors).square().sum(dim=1)).mean() / z.shape[1]
+    if form == "kl":
+        return categorical_kl(quantizer.logits(z), temperature, tau_t[..., None]).mean() / z.shape[1]
+    raise ValueError(f"`form` must be gamma, kl or none, got {form!r}.")
+
+
+def categorical_kl(
+    logits: torch.Tensor, temperature: float | torch.Tensor, other_temperature: float | torch.Tensor
+) -> torch.Tensor:
+    """KL(softmax(logits / temperature) || softmax(logits / other_temperature)): (..., K) -> (...), in nats."""
+    log_q = F.log_softmax(logits / temperature, dim=-1)
+    log_p = F.log_softmax(logits / other_temperature, dim=-1)
+    return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
