@@ -1,0 +1,19 @@
+"""Train encoder, decoder, codebook and prior end-to-end (Algorithm 1), and save a pipeline."""
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.figures import plot_metrics
+from diffusion_bridge_vq.training import E2EConfig, parse_config, train
+
+
+def main() -> None:
+    config = parse_config(E2EConfig)
+    trained = train(config)
+    if trained is not None:
+        folder = config.output_dir / "pipeline"
+        DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler).save_pretrained(folder)
+        plot_metrics(config.output_dir)
+        print(f"Pipeline: {folder}\nGrids, curves and logs: {config.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

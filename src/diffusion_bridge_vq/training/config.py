@@ -1,0 +1,216 @@
+"""Settings of a run: one frozen dataclass per kind, with presets, and their command line."""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from ..losses import Regularization, Weighting
+from .presets import PRESETS, preset_values
+
+Config = TypeVar("Config", bound="RunConfig")
+
+
+def _option(default: Any, text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """
+    What every run needs. Fields are the options of the command line, help texts their documentation.
+
+    Raises:
+        ValueError: a value outside its range; says what was given and expected.
+    """
+
+    kind: ClassVar[str]
+
+    preset: str = _option("digits", f"settings to start from: {', '.join(PRESETS)}")
+    dataset: str = _option(
+        "", "Hub id, folder of images, folder of parquet files, folder with CSV splits, or 'digits' (embedded)"
+    )
+    split: str = _option("train", "split to train on")
+    image_column: str | None = _option(None, "column with the images, if there are several")
+    label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
+    output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")
+    init_from: Path | None = _option(None, "run or pipeline folder whose autoencoder (and U-Net, for e2e) to start from")
+    resolution: int = _option(32, "side of the square training images, in pixels")
+    channels: int = _option(3, "3 for RGB, 1 for grayscale")
+    random_flip: bool = _option(False, "mirror images at random, left to right")
+    batch_size: int = _option(64, "images per process and step")
+    gradient_accumulation_steps: int = _option(1, "batches per optimiser step")
+    max_train_steps: int = _option(10_000, "optimiser steps")
+    learning_rate: float = _option(1e-3, "peak learning rate of AdamW")
+    lr_schedule: str = _option("cosine", "diffusers.optimization's name: cosine, constant_with_warmup, ...")
+    lr_warmup_steps: int = _option(0, "steps of linear warm-up")
+    weight_decay: float = _option(0.0, "AdamW's")
+    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm")
+    ema_decay: float = _option(0.999, "decay of the averaged weights that are saved; 0 keeps the last")
+    mixed_precision: Literal["no", "fp16", "bf16"] = _option("no", "arithmetic of the networks")
+    seed: int = _option(0, "of weights, noise and data order")
+    num_workers: int = _option(0, "processes that load data")
+    log_every: int = _option(50, "steps between log lines")
+    image_every: int = _option(2000, "steps between grids of reconstructions and samples; 0 for the end only")
+    num_inference_steps: int = _option(50, "reverse steps of the sample grids")
+    checkpoint_every: int = _option(1000, "steps between checkpoints; 0 for none")
+    keep_checkpoints: int = _option(2, "checkpoints that are kept")
+    resume: bool = _option(False, "go on from the newest checkpoint in output_dir")
+    report_to: str = _option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
+    dry_run: bool = _option(False, "check configuration, data and one step, then stop without writing")
+    vqvae: dict[str, Any] = _option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
+
+    def __post_init__(self) -> None:
+        for name, lowest in (
+            ("resolution", 1),
+            ("batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("max_train_steps", 1),
+            ("log_every", 1),
+            ("num_inference_steps", 1),
+            ("keep_checkpoints", 1),
+            ("lr_warmup_steps", 0),
+            ("image_every", 0),
+            ("checkpoint_every", 0),
+            ("num_workers", 0),
+        ):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"`channels` must be 1 or 3, got {self.channels}.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        self._check_shares("ema_decay")
+        if self.ema_decay == 1:
+            raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
+        if not self.dataset:
+            raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
+        factor = 2 ** (len(self.vqvae.get("block_out_channels", (64,))) - 1)
+        if self.resolution % factor:
+            raise ValueError(f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}.")
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+
+    @classmethod
+    def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
+        """A preset's settings with some changed; dicts of component arguments are merged, not replaced."""
+        values: dict[str, Any] = {"preset": preset}
+        names = {f.name for f in dataclasses.fields(cls)}
+        values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
+        for key, value in overrides.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-safe settings."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class VQConfig(RunConfig):
+    """Stage 1, `VQObjective`."""
+
+    kind = "vq"
+
+    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
+
+
+@dataclass(frozen=True)
+class _BridgeConfig(RunConfig):
+    """What runs with a prior share."""
+
+    unet: dict[str, Any] = _option({}, "arguments of UNet2DModel, JSON; added to the preset's")
+    scheduler: dict[str, Any] = _option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
+    weighting: Weighting = _option("simple", "weight of L_t over the noise levels")
+    class_conditional: bool = _option(False, "train on the labels too, with a null class for guidance")
+    class_dropout: float = _option(0.1, "share of labels replaced by the null class")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares("class_dropout")
+        if self.weighting not in typing.get_args(Weighting):
+            raise ValueError(f"`weighting` must be one of {typing.get_args(Weighting)}, got {self.weighting!r}.")
+
+
+@dataclass(frozen=True)
+class PriorConfig(_BridgeConfig):
+    """Stage 2, `PriorObjective`."""
+
+    kind = "prior"
+
+    cache_latents: bool = _option(False, "encode the data set once (with its mirror images, if random_flip)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_from is None:
+            raise ValueError("The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote.")
+
+
+@dataclass(frozen=True)
+class E2EConfig(_BridgeConfig):
+    """Algorithm 1, `E2EObjective`."""
+
+    kind = "e2e"
+
+    mode: Literal["stable", "paper"] = _option("stable", "which gradients move the encoder; 'paper' lets all of them")
+    reconstruction_weight: float = _option(1.0, "weight of L_rec against the terms per latent coordinate")
+    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
+    regularization: Regularization = _option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
+    regularization_weight: float = _option(0.01, "weight of L_t^reg")
+    encoder_gradient_weight: float = _option(0.1, "share of the prior's gradient that reaches the encoder (stable)")
+    ramp_fraction: float = _option(0.1, "share of the run over which that share rises from 0 (stable)")
+    joint_fraction: float = _option(0.0, "share of the run before the prior joins (stable)")
+    freeze_fraction: float = _option(1.0, "share of the run after which the autoencoder stands still (stable)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares("ramp_fraction", "joint_fraction", "freeze_fraction")
+        for name, choices in (("mode", ("stable", "paper")), ("regularization", typing.get_args(Regularization))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+
+
+def parse_config(cls: type[Config], arguments: list[str] | None = None) -> Config:
+    """Settings from the command line: those of `--preset`, changed by the other options."""
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        names = sorted({f"--{f.name.replace('_', '-')}", f"--{f.name}"})
+        hint = hints[f.name]
+        options: dict[str, Any] = {"help": f.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
+        if hint is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(hint) is Literal:
+            options["choices"] = typing.get_args(hint)
+        elif typing.get_origin(hint) is dict:
+            options["type"] = _json_object
+        elif typing.get_origin(hint) is types.UnionType:
+            options["type"] = typing.get_args(hint)[0]
+        else:
+            options["type"] = hint
+        parser.add_argument(*names, **options)
+    given = vars(parser.parse_args(arguments))
+    try:
+        return cls.from_preset(given.pop("preset", cls.preset), **given)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {text!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object such as \'{{"eta": 2.0}}\', got {text!r}')
+    return value

@@ -1,0 +1,450 @@
+"""The training loop of all runs, on Accelerate."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    set_seed,
+)
+from diffusers import UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.optimization import get_scheduler
+from diffusers.utils import make_image_grid
+from PIL import Image, ImageOps
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from tqdm.auto import tqdm
+
+from ..data import ImageDataset, load_images
+from ..models import GumbelVQModel, check_channels
+from ..sampling import sample_latents
+from ..schedulers import OUBridgeScheduler
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .config import E2EConfig, PriorConfig, RunConfig, VQConfig
+from .objectives import E2EObjective, Objective, PriorObjective, VQObjective
+
+# Latents used to place the codebook before the first step.
+_CODEBOOK_BATCHES = 8
+_GRID_IMAGES = 64
+
+
+@dataclass
+class TrainedComponents:
+    """What a run made, with averaged weights, in eval mode on the CPU; `unet` and `scheduler` are None after "vq"."""
+
+    vqvae: GumbelVQModel
+    unet: UNet2DModel | None
+    scheduler: OUBridgeScheduler | None
+
+
+def train(config: RunConfig) -> TrainedComponents | None:
+    """
+    Train what `config` says, writing grids, metrics.jsonl, tracker files and checkpoints into `config.output_dir`.
+
+    Returns:
+        [`TrainedComponents`] on the main process; None on the others and after a dry run.
+
+    Raises:
+        ValueError: bad settings or data; an output folder that holds another run.
+        FloatingPointError: a loss became NaN or infinite; names the step and the terms.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        # steps are counted in batches, wherever an epoch ends
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
+        project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        # the phases of an end-to-end run leave the U-Net or the autoencoder without gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, E2EConfig))],
+    )
+    set_seed(config.seed, device_specific=True)
+    accelerator.print(json.dumps(config.to_json(), indent=1))
+    _check_output_dir(config)
+    images = load_images(
+        config.dataset,
+        resolution=config.resolution,
+        channels=config.channels,
+        split=config.split,
+        image_column=config.image_column,
+        label_column=config.label_column,
+    )
+    global_batch = config.batch_size * accelerator.num_processes
+    if len(images) < global_batch:
+        raise ValueError(f"{images.name} has {len(images)} images, fewer than one batch of {global_batch}.")
+
+    objective = build_objective(config, images.num_classes)
+    run = _Run(config, accelerator, objective, images)
+    accelerator.print(f"{len(images)} images of {images.name}, {_count_parameters(objective)}")
+    if config.dry_run:
+        run.step(next(run.batches()), 0)
+        terms = ", ".join(f"{name} {value.item():.4f}" for name, value in run.last_output.losses.items())
+        accelerator.print(f"dry run: one step on {accelerator.device} gave {terms}; nothing was written")
+        return None
+    run.fit()
+    return run.components() if accelerator.is_main_process else None
+
+
+def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
+    """
+    Components and objective of a run, with fresh weights or those of `config.init_from`.
+
+    Raises:
+        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`; class-conditional
+            without labels.
+    """
+    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(
+        GumbelVQModel, {"in_channels": config.channels, "out_channels": config.channels} | config.vqvae
+    )
+    if isinstance(config, VQConfig):
+        return VQObjective(vqvae, config.l1_weight)
+    assert isinstance(config, (PriorConfig, E2EConfig))
+    scheduler = _build(OUBridgeScheduler, config.scheduler)
+    arguments = dict(config.unet)
+    if config.class_conditional:
+        if num_classes is None:
+            raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
+        arguments["num_class_embeds"] = num_classes + 1  # the last is the null class
+    unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
+    unet = unet or _build(UNet2DModel, arguments)
+    check_channels(unet, vqvae)
+    if isinstance(config, PriorConfig):
+        return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
+    steps = config.max_train_steps
+    return E2EObjective(
+        vqvae,
+        unet,
+        scheduler,
+        mode=config.mode,
+        weighting=config.weighting,
+        class_dropout=config.class_dropout,
+        reconstruction_weight=config.reconstruction_weight,
+        l1_weight=config.l1_weight,
+        regularization=config.regularization,
+        regularization_weight=config.regularization_weight,
+        encoder_gradient_weight=config.encoder_gradient_weight,
+        ramp_steps=round(config.ramp_fraction * steps),
+        joint_from=round(config.joint_fraction * steps),
+        freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
+    )
+
+
+class _Run:
+    """The state of one run: objective, optimiser, averaged weights, position in the data."""
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset):
+        self.config, self.accelerator, self.images = config, accelerator, images
+        self.objective = objective.to(accelerator.device)
+        self.bridge = not isinstance(config, VQConfig)
+        trainable = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.lr_scheduler = get_scheduler(
+            config.lr_schedule,
+            optimizer,
+            num_warmup_steps=config.lr_warmup_steps,
+            num_training_steps=config.max_train_steps,
+        )
+        self.ema = AveragedModel(
+            _trained_part(objective), multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
+        )
+        dataset: Dataset = images
+        if isinstance(config, PriorConfig) and config.cache_latents:
+            assert isinstance(objective, PriorObjective)
+            dataset = _cache_latents(objective.vqvae, images, config, accelerator.device)
+        loader = DataLoader(
+            dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, num_workers=config.num_workers
+        )
+        # scheduler not prepared: Accelerate would step it once per process
+        self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
+        self.epoch = self.batches_done = self.first_step = 0
+        device = accelerator.device
+        # number of the first step with a loss that isn't finite, kept on the device: looking costs a wait
+        self.bad_step = torch.full((), -1, device=device)
+        self.codebook_metrics: dict[str, torch.Tensor] = {}  # of the last whole epoch
+        self.flip = config.random_flip and not isinstance(dataset, TensorDataset)
+
+    # ------------------------------------------------------------------------------------------------------- data
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches for ever, from where the run stands, in an order that `seed` fixes."""
+        while True:
+            self.loader.set_epoch(self.epoch)
+            loader = self.loader
+            if self.batches_done:
+                loader = self.accelerator.skip_first_batches(self.loader, self.batches_done)
+            iterator = iter(loader)
+            while True:
+                # loading leaves the run's randomness alone, so that a resumed epoch draws what the whole one did
+                with torch.random.fork_rng(devices=[]):
+                    batch = next(iterator, None)
+                if batch is None:
+                    break
+                self.batches_done += 1
+                yield batch
+            self.epoch, self.batches_done = self.epoch + 1, 0
+            self.codebook_metrics = self._codebook_metrics()
+            self.objective.vqvae.quantize.reset_usage()
+
+    def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Arguments of the objective: uint8 images become floats in [-1, 1] on the device."""
+        if isinstance(batch, (list, tuple)):  # cached latents
+            latents, *labels = batch
+            return {"latents": latents} | ({"class_labels": labels[0]} if labels else {})
+        images = batch["images"].float().div(127.5).sub(1)
+        if self.flip:
+            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        return {"images": images} | ({"class_labels": batch["labels"]} if "labels" in batch else {})
+
+    # ------------------------------------------------------------------------------------------------------ steps
+
+    def step(self, batch: Any, step: int) -> None:
+        """One batch; an optimiser step when enough of them are gathered."""
+        self.objective.set_step(step)
+        with self.accelerator.accumulate(self.model):
+            output = self.model(**self.inputs(batch))
+            loss = torch.stack([v.float() for v in output.losses.values()]).sum()
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.last_output = output
+        first_bad = (self.bad_step < 0) & ~torch.isfinite(loss.detach())
+        self.bad_step = torch.where(first_bad, step, self.bad_step)
+
+    def fit(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
+            (config.output_dir / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+        if config.report_to != "none":
+            accelerator.init_trackers("diffusion_bridge_vq")
+        self.model.train()
+        if config.resume:
+            self._resume()
+        elif config.init_from is None:
+            self._place_codebook()
+        progress = tqdm(
+            total=config.max_train_steps, initial=self.first_step, disable=not accelerator.is_main_process, unit="step"
+        )
+        batches = self.batches()
+        started, logged = time.perf_counter(), self.first_step
+        for step in range(self.first_step, config.max_train_steps):
+            for _ in range(config.gradient_accumulation_steps):
+                self.step(next(batches), step)
+            self.lr_scheduler.step()
+            self.ema.update_parameters(_trained_part(self.objective))
+            done = step + 1
+            progress.update()
+            if done % config.log_every == 0 or done == config.max_train_steps:
+                self._log(done, (done - logged) / (time.perf_counter() - started), progress)
+                started, logged = time.perf_counter(), done
+            if (config.image_every and done % config.image_every == 0) or done == config.max_train_steps:
+                self._save_grids(done)
+            if config.checkpoint_every and (done % config.checkpoint_every == 0 or done == config.max_train_steps):
+                self._stop_if_bad()
+                self._save(done)
+        progress.close()
+        accelerator.end_training()
+
+    def components(self) -> TrainedComponents:
+        """Averaged weights (those of this moment if `ema_decay` is 0), on the CPU."""
+        part = self.ema.module.to("cpu").eval()
+        vqvae = part["vqvae"] if "vqvae" in part else self.objective.vqvae.to("cpu").eval()
+        return TrainedComponents(
+            vqvae=vqvae,
+            unet=part["unet"] if self.bridge else None,
+            scheduler=self.objective.scheduler if self.bridge else None,
+        )
+
+    # -------------------------------------------------------------------------------------------------- internals
+
+    @torch.no_grad()
+    def _place_codebook(self) -> None:
+        """Put a fresh codebook on the latents of a few batches."""
+        vqvae = self.objective.vqvae
+        count = min(_CODEBOOK_BATCHES, max(1, len(self.loader)))
+        latents = [
+            vqvae.encode(self.inputs(batch)["images"]).latents for batch, _ in zip(self.loader, range(count))
+        ]
+        vqvae.quantize.initialize_codebook(torch.cat(latents))
+
+    def _log(self, done: int, steps_per_second: float, progress: tqdm) -> None:
+        self._stop_if_bad()
+        config = self.config
+        values = {f"loss/{k}": v for k, v in self.last_output.losses.items()}
+        values |= {f"train/{k}": v for k, v in self.last_output.metrics.items()}
+        if self.objective.vqvae.training:
+            values |= self.codebook_metrics or self._codebook_metrics()
+        # one transfer for all numbers
+        numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()
+        record = dict(zip(values, numbers, strict=True))
+        record["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
+        images = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+        record["train/images_per_second"] = images * steps_per_second
+        self.accelerator.log(record, step=done)
+        if self.accelerator.is_main_process:
+            with (config.output_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
+        progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in record.items() if k.startswith("loss/")})
+
+    def _codebook_metrics(self) -> dict[str, torch.Tensor]:
+        quantizer = self.objective.vqvae.quantize
+        return {"codebook/usage": quantizer.usage(), "codebook/perplexity": quantizer.perplexity()}
+
+    def _stop_if_bad(self) -> None:
+        step = int(self.bad_step)
+        if step >= 0:
+            terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in self.last_output.losses.items())
+            raise FloatingPointError(
+                f"The loss stopped being a finite number at step {step + 1} ({terms}). The newest checkpoint is from before "
+                "that; go on from it with a lower learning rate, or in bf16 instead of fp16."
+            )
+
+    @torch.no_grad()
+    def _save_grids(self, done: int) -> None:
+        """Reconstructions (originals beside them) and samples of the averaged weights, as PNG and to the tracker."""
+        self._stop_if_bad()
+        if not self.accelerator.is_main_process:
+            return
+        part = self.ema.module.eval()
+        vqvae = part["vqvae"] if "vqvae" in part else self.objective.vqvae
+        device = self.accelerator.device
+        with torch.random.fork_rng():  # grids leave the run's randomness as it was
+            torch.manual_seed(self.config.seed)
+            indices = torch.linspace(0, len(self.images) - 1, _GRID_IMAGES // 2).long().tolist()
+            images = torch.stack([self.images[i]["images"] for i in indices]).to(device).float().div(127.5).sub(1)
+            was_training = vqvae.training
+            pairs = torch.stack([images, vqvae.eval()(images).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
+            self._save_grid("reconstructions", pairs.flatten(0, 1), done)
+            if getattr(self.objective, "joint", self.bridge):  # before the prior joins its samples are noise
+                config = part["unet"].config
+                size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
+                labels = None
+                if config.num_class_embeds:
+                    labels = torch.arange(_GRID_IMAGES, device=device) % (config.num_class_embeds - 1)
+                z_0 = sample_latents(
+                    part["unet"],
+                    self.objective.scheduler,
+                    (_GRID_IMAGES, config.in_channels, size, size),
+                    min(self.config.num_inference_steps, len(self.objective.scheduler)),
+                    device=device,
+                    class_labels=labels,
+                )
+                self._save_grid("samples", vqvae.decode(z_0).sample, done)
+            vqvae.train(was_training)
+
+    def _save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
+        """(n, C, H, W) in [-1, 1] -> output_dir/name-STEP.png, eight a row."""
+        processor = VaeImageProcessor(do_resize=False)
+        tiles = processor.postprocess(pixels.float(), output_type="pil")
+        scale = max(1, 64 // tiles[0].width)
+        tiles = [t.resize((t.width * scale, t.height * scale), Image.Resampling.NEAREST) for t in tiles]
+        tiles = [ImageOps.expand(t, border=2, fill="gray") for t in tiles]
+        grid = make_image_grid(tiles, rows=math.ceil(len(tiles) / 8), cols=8)
+        grid.save(self.config.output_dir / f"{name}-{done:06d}.png")
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: np.asarray(grid.convert("RGB"))[None]}, step=done, **layout)
+
+    def _state_modules(self) -> dict[str, nn.Module]:
+        return {"model": _trained_part(self.objective), "ema": self.ema}
+
+    def _save(self, done: int) -> Path:
+        state = {
+            "step": done,
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+        }
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        return save_checkpoint(
+            self.config.output_dir / "checkpoints",
+            self.accelerator,
+            self._state_modules(),
+            self.optimizer.optimizer,
+            state,
+            self.config.keep_checkpoints,
+        )
+
+    def _resume(self) -> None:
+        found = list_checkpoints(self.config.output_dir / "checkpoints")
+        if not found:
+            raise ValueError(f"There is no checkpoint in {self.config.output_dir / 'checkpoints'} to resume from.")
+        state = load_checkpoint(found[-1], self.accelerator, self._state_modules(), self.optimizer.optimizer)
+        self.first_step, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.print(f"resumed from {found[-1]}")
+
+
+def _trained_part(objective: Objective) -> nn.ModuleDict:
+    """The components that training changes: what is averaged and saved."""
+    names = {VQObjective: ("vqvae",), PriorObjective: ("unet",), E2EObjective: ("vqvae", "unet")}[type(objective)]
+    return nn.ModuleDict({name: getattr(objective, name) for name in names})
+
+
+@torch.no_grad()
+def _cache_latents(
+    vqvae: GumbelVQModel, images: ImageDataset, config: PriorConfig, device: torch.device
+) -> TensorDataset:
+    """z_e of every image (and of its mirror image, if flips are on) in the device's memory, with the labels."""
+    vqvae = vqvae.to(device).eval()
+    latents, labels = [], []
+    loader = DataLoader(images, batch_size=config.batch_size, num_workers=config.num_workers)
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
+        for mirrored in (False, True) if config.random_flip else (False,):
+            for batch in tqdm(loader, desc="encoding", unit="batch"):
+                pixels = batch["images"].to(device).float().div(127.5).sub(1)
+                latents.append(vqvae.encode(pixels.flip(-1) if mirrored else pixels).latents)
+                labels.append(batch["labels"] if "labels" in batch else torch.empty(0))
+    tensors = [torch.cat(latents)] + ([torch.cat(labels).to(device)] if images.num_classes is not None else [])
+    return TensorDataset(*tensors)
+
+
+def _check_output_dir(config: RunConfig) -> None:
+    held = [name for name in ("checkpoints", "pipeline", "vqvae") if (config.output_dir / name).exists()]
+    if held and not config.resume and not config.dry_run:
+        raise ValueError(
+            f"{config.output_dir} already holds {' and '.join(held)} of a run. Give another `output_dir`, or `resume`."
+        )
+
+
+def _load(cls: type, folder: Path | None, name: str) -> Any:
+    if folder is None:
+        return None
+    for candidate in (folder / name, folder / "pipeline" / name):
+        if candidate.is_dir():
+            return cls.from_pretrained(candidate)  # type: ignore[attr-defined]
+    if name == "vqvae":
+        raise ValueError(f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}.")
+    return None
+
+
+def _build(cls: type, arguments: dict[str, Any]) -> Any:
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} doesn't take these arguments: {error}") from error
+
+
+def _count_parameters(objective: nn.Module) -> str:
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in objective.named_children()}
+    return ", ".join(f"{name} {count / 1e6:.1f}M weights" for name, count in counts.items())

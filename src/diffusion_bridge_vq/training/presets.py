@@ -1,0 +1,180 @@
+"""
+Presets: per data set, the constructor arguments of the three components and the settings of a run.
+
+`common` holds for every kind of run; "vq", "prior" and "e2e" override it for theirs.
+"""
+
+import math
+from typing import Any
+
+Preset = dict[str, dict[str, Any]]
+
+
+def _vqvae(channels: tuple[int, ...], size: int, latent_channels: int, codes: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "layers_per_block": 2,
+        "latent_channels": latent_channels,
+        "sample_size": size,
+        "num_vq_embeddings": codes,
+        "quantizer_type": "ema",
+        "scaling_factor": 1.0,
+        **kwargs,
+    }
+
+
+def _unet(channels: tuple[int, ...], size: int, latent_channels: int, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "sample_size": size,
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "block_out_channels": list(channels),
+        "down_block_types": ["AttnDownBlock2D"] * len(channels),
+        "up_block_types": ["AttnUpBlock2D"] * len(channels),
+        "layers_per_block": 2,
+        **kwargs,
+    }
+
+
+# The paper's process: DDPM's linear schedule, s = 1, eps-network.
+_PAPER_BRIDGE = {"beta_schedule": "linear", "prediction_type": "epsilon"}
+
+
+def _wide_noise_bridge(s: float) -> dict[str, Any]:
+    """Stationary standard deviation s = eta / sqrt(2), so that codes in many channels are really destroyed; z_0-network."""
+    return {
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "sample",
+        "eta": s * math.sqrt(2.0),
+        "timestep_spacing": "trailing",
+    }
+
+
+_CIFAR10_RUN = {
+    "dataset": "uoft-cs/cifar10",
+    "resolution": 32,
+    "channels": 3,
+    "batch_size": 256,
+    "random_flip": True,
+    "lr_warmup_steps": 500,
+    "learning_rate": 4e-4,
+    "ema_decay": 0.999,
+    "l1_weight": 0.1,
+}
+
+PRESETS: dict[str, Preset] = {
+    # The demo: scikit-learn's handwritten digits (embedded), minutes on two CPU cores.
+    "digits": {
+        "common": {
+            "dataset": "digits",
+            "resolution": 16,
+            "channels": 1,
+            "batch_size": 96,
+            "learning_rate": 1e-3,
+            "lr_warmup_steps": 50,
+            "ema_decay": 0.99,
+            "max_train_steps": 900,
+            "log_every": 10,
+            "image_every": 300,
+            "checkpoint_every": 0,
+            "l1_weight": 0.1,
+            "num_inference_steps": 25,
+            "vqvae": _vqvae(
+                (32, 64, 64),
+                16,
+                8,
+                64,
+                layers_per_block=1,
+                norm_num_groups=8,
+                mid_block_add_attention=False,
+            ),
+            "unet": _unet((96, 160), 4, 8, layers_per_block=1),
+            "scheduler": _wide_noise_bridge(1.5),
+        },
+        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.35, "freeze_fraction": 0.6},
+    },
+    # Machinery and pictures on a CPU: CIFAR-10's shape with small networks.
+    "cifar10-tiny": {
+        "common": {
+            **_CIFAR10_RUN,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+            "lr_warmup_steps": 100,
+            "ema_decay": 0.995,
+            "max_train_steps": 3000,
+            "log_every": 20,
+            "image_every": 1000,
+            "checkpoint_every": 1000,
+            "vqvae": _vqvae(
+                (32, 64, 64), 32, 16, 256, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False
+            ),
+            "unet": _unet((128, 192), 8, 16, layers_per_block=1),
+            "scheduler": _wide_noise_bridge(2.0),
+        },
+        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.35, "freeze_fraction": 0.6},
+    },
+    # The paper's shapes: 8x8 positions, 128 channels, 256 codes, 57M weights in the eps-network.
+    "cifar10": {
+        "common": {
+            **_CIFAR10_RUN,
+            "max_train_steps": 100_000,
+            "vqvae": _vqvae((128, 256, 256), 32, 128, 256),
+            "unet": _unet((256, 464), 8, 128, norm_num_groups=16),
+            "scheduler": _PAPER_BRIDGE,
+        },
+        "vq": {"max_train_steps": 20_000},
+        "e2e": {"reconstruction_weight": 4.0},
+    },
+    # The same with fewer channels, more noise and a z_0-network.
+    "cifar10-wide-noise": {
+        "common": {
+            **_CIFAR10_RUN,
+            "max_train_steps": 100_000,
+            "vqvae": _vqvae((128, 256, 256), 32, 32, 256),
+            "unet": _unet((256, 464), 8, 32, norm_num_groups=16),
+            "scheduler": _wide_noise_bridge(3.0),
+        },
+        "vq": {"max_train_steps": 20_000},
+        "e2e": {"reconstruction_weight": 4.0},
+    },
+    # miniImageNet, 84x84 -> 21x21 positions, 32 channels, 128 codes.
+    "miniimagenet": {
+        "common": {
+            "resolution": 84,
+            "channels": 3,
+            "batch_size": 128,
+            "random_flip": True,
+            "lr_warmup_steps": 500,
+            "learning_rate": 2e-4,
+            "ema_decay": 0.9995,
+            "l1_weight": 0.1,
+            "max_train_steps": 200_000,
+            "vqvae": _vqvae((128, 256, 256), 84, 32, 128),
+            "unet": _unet(
+                (256, 288, 384),
+                21,
+                32,
+                norm_num_groups=16,
+                down_block_types=["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+                up_block_types=["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+            ),
+            "scheduler": _PAPER_BRIDGE,
+        },
+        "vq": {"max_train_steps": 50_000},
+        "e2e": {"reconstruction_weight": 4.0},
+    },
+}
+
+
+def preset_values(name: str, kind: str) -> dict[str, Any]:
+    """
+    Settings of preset `name` for a run of `kind` "vq", "prior" or "e2e".
+
+    Raises:
+        ValueError: no such preset.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
+    return {**PRESETS[name]["common"], **PRESETS[name].get(kind, {})}

@@ -1,0 +1,192 @@
+"""The loop on a few real digits: resumed runs, averaged weights, faults. CPU, tiny networks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training import loop as loop_module
+
+TINY = {
+    "vqvae": {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+        "num_vq_embeddings": 8,
+        "sample_size": 8,
+    },
+    "unet": {
+        "block_out_channels": [8, 8],
+        "norm_num_groups": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+    },
+}
+SETTINGS = {
+    "resolution": 8,
+    "batch_size": 400,  # 3 batches an epoch, 300 images left over
+    "max_train_steps": 8,
+    "lr_warmup_steps": 2,
+    "log_every": 2,
+    "image_every": 0,
+    "num_inference_steps": 2,
+    "checkpoint_every": 4,
+    "report_to": "none",
+}
+
+
+def config(cls, folder: Path, **overrides):
+    values = {**SETTINGS, **(TINY if cls is not VQConfig else {"vqvae": TINY["vqvae"]}), **overrides}
+    return cls.from_preset("digits", output_dir=folder, **values)
+
+
+def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path, accumulation, monkeypatch):
+    """Stopped after step 4 or 5, in the middle of an epoch, through the joint and the frozen phase, with flips."""
+    overrides = {"gradient_accumulation_steps": accumulation, "random_flip": True, "joint_fraction": 0.25}
+    overrides |= {"freeze_fraction": 0.75, "max_train_steps": 10, "checkpoint_every": 5}
+    train(config(E2EConfig, tmp_path / "whole", **overrides))
+
+    class Stop(Exception):
+        pass
+
+    original = loop_module._Run._save
+
+    def stop_after_saving(self, done):
+        original(self, done)
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(loop_module._Run, "_save", stop_after_saving)
+        train(config(E2EConfig, tmp_path / "parts", **overrides))
+    torch.manual_seed(123)  # what happens between must not matter
+    train(config(E2EConfig, tmp_path / "parts", resume=True, **overrides))
+    for name in ("model", "ema", "optimizer", "random-0"):
+        whole, parts = state(tmp_path / "whole", 10, name), state(tmp_path / "parts", 10, name)
+        assert whole.keys() == parts.keys()
+        different = [key for key in whole if not torch.equal(whole[key], parts[key])]
+        assert not different, (name, different[:5])
+
+
+def test_stages_and_what_they_leave(tmp_path):
+    """vq, then prior on its frozen autoencoder (cached and not), then e2e from the pipeline; all files where promised."""
+    train(config(VQConfig, tmp_path / "vq")).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    assert (tmp_path / "vq" / "reconstructions-000008.png").exists()
+    losses = {}
+    for cached in (False, True):
+        folder = tmp_path / f"prior-{cached}"
+        trained = train(config(PriorConfig, folder, init_from=tmp_path / "vq", cache_latents=cached))
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[cached] = [r["loss/prior"] for r in records]
+        assert (folder / "samples-000008.png").exists()
+        start = load_file(tmp_path / "vq" / "vqvae" / "diffusion_pytorch_model.safetensors")
+        assert all(torch.equal(v, start[k]) for k, v in trained.vqvae.state_dict().items() if k in start)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)  # the same latents, in the same order
+    pipe = DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler)
+    pipe.save_pretrained(tmp_path / "prior-True" / "pipeline")
+
+    continued = train(config(E2EConfig, tmp_path / "e2e", init_from=tmp_path / "prior-True", learning_rate=1e-12))
+    for key, value in continued.unet.state_dict().items():  # nothing learned: still the weights it started from
+        assert torch.allclose(value, trained.unet.state_dict()[key], atol=1e-6)
+
+
+def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, monkeypatch):
+    """EMA recomputed from the raw states after every step, codebook and normaliser included."""
+    seen = []
+    original = loop_module.AveragedModel.update_parameters
+
+    def spy(self, model):
+        seen.append({k: v.detach().clone().double() for k, v in model.state_dict().items()})
+        return original(self, model)
+
+    monkeypatch.setattr(loop_module.AveragedModel, "update_parameters", spy)
+    train(config(VQConfig, tmp_path, ema_decay=0.7, max_train_steps=4))
+    average = seen[0]
+    for raw in seen[1:]:
+        average = {k: 0.7 * v + 0.3 * raw[k] for k, v in average.items()}
+    saved = state(tmp_path, 4, "ema")
+    assert {"vqvae.quantize.embedding.weight", "vqvae.normalizer.running_var", "vqvae.encoder.conv_in.weight"} <= set(
+        average
+    )
+    for key, value in average.items():
+        assert torch.allclose(saved[f"module.{key}"].double(), value, atol=1e-5), key
+
+
+def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch):
+    original = loop_module._Run.inputs
+
+    def poisoned(self, batch):
+        inputs = original(self, batch)
+        if self.lr_scheduler.last_epoch == 6:  # step 7
+            inputs["images"][0] = float("nan")
+        return inputs
+
+    monkeypatch.setattr(loop_module._Run, "inputs", poisoned)
+    with pytest.raises(FloatingPointError, match="step 7"):
+        train(config(VQConfig, tmp_path, max_train_steps=20, log_every=5, checkpoint_every=5))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+    assert all(torch.isfinite(v).all() for v in state(tmp_path, 5, "ema").values() if v.is_floating_point())
+
+
+def test_refusals(tmp_path):
+    train(config(VQConfig, tmp_path / "vq", max_train_steps=4))
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        train(config(VQConfig, tmp_path / "vq"))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(config(VQConfig, tmp_path / "other", resume=True))
+    with pytest.raises(ValueError, match="doesn't fit this model"):
+        train(config(VQConfig, tmp_path / "vq", resume=True, vqvae={"latent_channels": 6}))
+    with pytest.raises(ValueError, match="no autoencoder"):
+        train(config(PriorConfig, tmp_path / "p", init_from=tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        train(config(VQConfig, tmp_path / "b", batch_size=4000))
+    with pytest.raises(ValueError, match="in_channels=out_channels=4"):
+        train(config(E2EConfig, tmp_path / "u", unet={"in_channels": 3, "out_channels": 3}))
+    with pytest.raises(ValueError, match="doesn't take these arguments"):
+        train(config(E2EConfig, tmp_path / "a", scheduler={"gamma": 3}))
+
+
+def test_dry_run_writes_nothing(tmp_path, capsys):
+    assert train(config(E2EConfig, tmp_path / "dry", dry_run=True)) is None
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.slow
+def test_the_command_line_makes_a_pipeline(tmp_path):
+    """examples/train_e2e.py and sample.py as a user runs them; --resume of a finished run changes nothing."""
+    root = Path(__file__).parents[2]
+    settings = {**SETTINGS, "max_train_steps": 4}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
+    options += [f"--vqvae={json.dumps(TINY['vqvae'])}", f"--unet={json.dumps(TINY['unet'])}"]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+
+    def run(script: str, *arguments: str) -> str:
+        command = [sys.executable, str(root / "examples" / script), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run("train_e2e.py", "--preset=digits", f"--output-dir={tmp_path}", *options)
+    weights = (tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    run("train_e2e.py", "--preset=digits", f"--output-dir={tmp_path}", "--resume", *options)
+    assert (tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert {"curves.png", "metrics.jsonl", "config.json", "samples-000004.png"} <= {p.name for p in tmp_path.iterdir()}
+    sheet = tmp_path / "sheet.png"
+    out = run("sample.py", str(tmp_path / "pipeline"), "--num-images=5", "--num-inference-steps=2", f"--output={sheet}")
+    assert sheet.exists() and "5 images" in out

@@ -1,0 +1,194 @@
+"""Which gradient goes where, and what the phases of an end-to-end run do."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq.losses import prior_loss
+from diffusion_bridge_vq.models import denoise
+from diffusion_bridge_vq.training import E2EObjective, PriorObjective, VQObjective
+
+
+def tiny_vqvae(**kwargs) -> GumbelVQModel:
+    return GumbelVQModel(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=8,
+        num_vq_embeddings=8,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+        **kwargs,
+    )
+
+
+def tiny_unet(**kwargs) -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=4,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+        **kwargs,
+    )
+
+
+def e2e(mode: str = "stable", **kwargs) -> E2EObjective:
+    vqvae = tiny_vqvae(quantizer_type=kwargs.pop("quantizer_type", "gumbel"))
+    return E2EObjective(vqvae, tiny_unet(), OUBridgeScheduler(), mode=mode, **kwargs).train()
+
+
+def gradients(objective: E2EObjective, term: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradient of one loss term by component, flat; an empty tensor where none arrives. Same noise at every call."""
+    objective.zero_grad()
+    torch.manual_seed(1)
+    objective(images).losses[term].backward()
+    parts = {
+        "encoder": objective.vqvae.encoder,
+        "decoder": objective.vqvae.decoder,
+        "codebook": objective.vqvae.quantize.embedding,
+        "unet": objective.unet,
+    }
+    return {
+        name: torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None] or [torch.empty(0)])
+        for name, module in parts.items()
+    }
+
+
+IMAGES = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_stable_gives_the_encoder_a_share_of_the_priors_gradient():
+    """The prior's own gradient doesn't depend on the share; the encoder's is linear in it, and none at 0."""
+    objective = e2e(encoder_gradient_weight=1.0)
+    full = gradients(objective, "prior", IMAGES)
+    assert full["encoder"].abs().max() > 0 and full["unet"].abs().max() > 0
+    assert len(full["decoder"]) == len(full["codebook"]) == 0  # diffusion sees latents, not codes
+    for share in (0.25, 0.0):
+        objective.encoder_gradient_weight = share
+        objective.set_step(0)
+        part = gradients(objective, "prior", IMAGES)
+        assert torch.equal(part["unet"], full["unet"])
+        assert torch.allclose(part["encoder"], share * full["encoder"], rtol=1e-4, atol=1e-8)
+
+
+def test_the_share_is_the_gradient_through_frozen_prior_weights():
+    """Against autograd with the U-Net's weights frozen and the same noise, through the same network."""
+    objective = e2e(encoder_gradient_weight=0.3)
+    part = gradients(objective, "prior", IMAGES)["encoder"]
+
+    objective.zero_grad()
+    objective.unet.requires_grad_(False)
+    torch.manual_seed(1)
+    latents = objective.vqvae.encode(IMAGES).latents
+    objective.vqvae.quantize(latents)  # draws its Gumbel noise first
+    t, noise = torch.randint(1000, (4,)), torch.randn_like(latents)
+    z_t = objective.scheduler.add_noise(latents, noise, t)
+    output = denoise(objective.unet, objective.scheduler, z_t, t)
+    (0.3 * prior_loss(objective.scheduler, output, latents, noise, t)).backward()
+    expected = torch.cat([p.grad.flatten() for p in objective.vqvae.encoder.parameters()])
+    assert torch.allclose(part, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_paper_mode_lets_every_gradient_flow():
+    objective = e2e("paper", encoder_gradient_weight=0.0)  # the share is a knob of "stable"
+    prior = gradients(objective, "prior", IMAGES)
+    assert prior["encoder"].abs().max() > 0 and prior["unet"].abs().max() > 0
+    assert gradients(objective, "terminal", IMAGES)["encoder"].abs().max() > 0
+    regularization = gradients(objective, "regularization", IMAGES)
+    assert regularization["encoder"].abs().max() > 0 and regularization["codebook"].abs().max() > 0
+    reconstruction = gradients(objective, "reconstruction", IMAGES)
+    assert all(reconstruction[name].abs().max() > 0 for name in ("encoder", "decoder", "codebook"))
+    assert len(reconstruction["unet"]) == 0
+    # Algorithm 1 has three terms, and L_T for its last summand
+    assert set(objective(IMAGES).losses) == {"reconstruction", "prior", "regularization", "terminal"}
+
+
+def test_paper_mode_can_shrink_its_latents_and_stable_cannot():
+    for mode, rms in (("paper", 0.1), ("stable", 1.0)):
+        objective = e2e(mode)
+        before = objective(IMAGES).metrics["latent_rms"].item()
+        with torch.no_grad():
+            objective.vqvae.quant_conv.weight.mul_(0.1)
+            objective.vqvae.quant_conv.bias.mul_(0.1)
+        assert objective(IMAGES).metrics["latent_rms"].item() == pytest.approx(rms * before, rel=1e-3)
+
+
+def test_phases_of_a_stable_run():
+    objective = e2e(encoder_gradient_weight=0.5, joint_from=10, ramp_steps=20, freeze_from=50)
+    expected = {0: (False, False, 0.0), 9: (False, False, 0.0), 10: (True, False, 0.0), 20: (True, False, 0.25)}
+    expected |= {30: (True, False, 0.5), 49: (True, False, 0.5), 50: (True, True, 0.5)}
+    for step, state in expected.items():
+        objective.set_step(step)
+        assert (objective.joint, objective.frozen, objective.encoder_gradient_scale.item()) == state
+    objective.set_step(0)
+    assert "prior" not in objective(IMAGES).losses
+
+    objective.set_step(50)
+    objective.train()  # the loop may call it at any time
+    before = {k: v.clone() for k, v in objective.vqvae.state_dict().items()}
+    output = objective(IMAGES)
+    assert set(output.losses) == {"prior"}
+    output.losses["prior"].backward()
+    assert all(p.grad is None for p in objective.vqvae.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in objective.vqvae.state_dict().items())  # running statistics too
+
+
+def test_prior_objective_leaves_the_autoencoder_alone():
+    vqvae = tiny_vqvae()
+    objective = PriorObjective(vqvae, tiny_unet(), OUBridgeScheduler()).train()
+    before = {k: v.clone() for k, v in vqvae.state_dict().items()}
+    torch.manual_seed(1)
+    from_images = objective(IMAGES).losses["prior"]
+    from_images.backward()
+    assert not vqvae.training and all(p.grad is None for p in vqvae.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in vqvae.state_dict().items())
+    with torch.no_grad():
+        latents = vqvae.encode(IMAGES).latents
+    torch.manual_seed(1)
+    assert torch.equal(objective(latents=latents).losses["prior"], from_images)
+
+
+def test_vq_objective_is_written_out():
+    vqvae = tiny_vqvae(quantizer_type="ste")
+    objective = VQObjective(vqvae, l1_weight=0.5).train()
+    losses = objective(IMAGES).losses
+    z_e = vqvae.encode(IMAGES).latents
+    codebook = vqvae.quantize.embedding.weight
+    z_q = codebook[torch.cdist(z_e.movedim(1, -1).reshape(-1, 4), codebook).argmin(1)].reshape(4, 4, 4, 4).movedim(-1, 1)
+    x_hat = vqvae.decode(z_q, force_not_quantize=True).sample
+    assert torch.allclose(losses["codebook"], 1.25 * (z_e - z_q).square().mean(), rtol=1e-4)
+    rec = (x_hat - IMAGES).square().mean() + 0.5 * (x_hat - IMAGES).abs().mean()
+    assert torch.allclose(losses["reconstruction"], rec, rtol=1e-4)
+
+
+def test_labels():
+    objective = PriorObjective(tiny_vqvae(), tiny_unet(num_class_embeds=4), OUBridgeScheduler(), class_dropout=1.0)
+    labels = torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match="label_column"):
+        objective(IMAGES)
+    objective.train()
+
+    def loss(y: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        objective.zero_grad()
+        value = objective(IMAGES, y).losses["prior"]
+        value.backward()
+        return objective.unet.class_embedding.weight.grad.abs().sum(1)
+
+    used = loss(labels) > 0  # everything dropped: only the null class, the last, is trained
+    assert used.tolist() == [False, False, False, True]
+    objective.class_dropout = 0.0
+    assert (loss(labels) > 0).tolist() == [True, True, True, False]
+
+
+def test_unknown_mode():
+    with pytest.raises(ValueError, match="stable or paper"):
+        e2e("naive")
