@@ -41,7 +41,9 @@ def test_kl_form_is_equation_5():
 
 
 def test_gamma_form_is_appendix_8_on_average():
-    """E_q gamma_t ||z - zhat||^2 / d over the exact q, against the mean of 40,000 draws; signs at both ends of time."""
+    """
+    E_q gamma_t ||z - zhat||^2 / d over the exact q, against the mean of 40,000 draws; signs at both ends of time.
+    """
     scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelQuantizer(6, 3)
     z = 0.7 * torch.randn(1, 3, 1, 1)
     d = squared_distances(z, quantizer.embedding.weight)[0, 0, 0]
@@ -108,7 +110,8 @@ def test_weighting_is_the_same_elbo_for_every_prediction(config):
 
 def test_the_whole_elbo_in_nats_for_gaussian_data():
     """
-    z_0 ~ N(0, 1), s = 1, the exact network. The true reverse step has variance beta_t, the model's the bridge's, so that
+    z_0 ~ N(0, 1), s = 1, the exact network. The true reverse step has variance beta_t, the model's the bridge's, so
+    that
     -ELBO = entropy + sum_{t > 1} KL(N(m, beta_t) || N(m, bridge variance)), exactly. This ties eq. 4, the first step's
     Gaussian and L_T together.
     """

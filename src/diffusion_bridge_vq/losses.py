@@ -2,8 +2,8 @@
 The terms of the objective (lemma 3.1), as losses to be minimised. Each is a mean per coordinate.
 
 The ELBO adds nats: L_rec over the D pixel values, L_t and L_t^reg over the N d latent coordinates. Here every term is
-divided by N d, except that the squared error stays a mean over pixel values with a weight w in front. Then w stands for a
-Gaussian decoder of variance sigma^2 = D / (2 w N d).
+divided by N d, except that the squared error stays a mean over pixel values with a weight w in front. Then w stands
+for a Gaussian decoder of variance sigma^2 = D / (2 w N d).
 """
 
 from typing import Literal
@@ -27,7 +27,9 @@ def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_
 def prediction_target(
     scheduler: OUBridgeScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the network should return for add_noise(latents, noise, timesteps), by the scheduler's `prediction_type`."""
+    """
+    What the network should return for add_noise(latents, noise, timesteps), by the scheduler's `prediction_type`.
+    """
     if scheduler.config.prediction_type == "epsilon":
         return noise
     if scheduler.config.prediction_type == "sample":
@@ -48,8 +50,8 @@ def prior_loss(
     -L_t (eq. 4) with one t per sample.
 
     With SNR = abar_t / (s^2 (1 - abar_t)), the error of any prediction fixes that of the noise:
-    ||eps - eps_theta||^2 = SNR ||z_0 - z_theta||^2 = SNR / (1 + SNR) ||v - v_theta||^2. So "elbo" is eq. 4 whatever the
-    network predicts. "simple" has weight 1 on the network's own output (Ho et al. 2020 for eps). "min_snr" has
+    ||eps - eps_theta||^2 = SNR ||z_0 - z_theta||^2 = SNR / (1 + SNR) ||v - v_theta||^2. So "elbo" is eq. 4 whatever
+    the network predicts. "simple" has weight 1 on the network's own output (Ho et al. 2020 for eps). "min_snr" has
     min(SNR, gamma) on the error of z_0 (Hang et al. 2023).
 
     Args:

@@ -54,9 +54,15 @@ def sample_latents(
         `torch.Tensor`: z_0 of the given shape.
 
     Raises:
-        ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape.
+        ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape,
+            or there are too few or too many steps.
     """
     check_scheduler(scheduler)
+    if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
+        raise ValueError(
+            f"`num_inference_steps` must lie in 1..{scheduler.config.num_train_timesteps} (num_train_timesteps), "
+            f"got {num_inference_steps}."
+        )
     device = torch.device(device or "cpu")
     if latents is None:
         noise = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
@@ -86,7 +92,8 @@ def sample_latents(
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """
-    Refuse a stock scheduler that was swapped in by `from_config` from a bridge with another stationary variance than 1.
+    Refuse a stock scheduler that was swapped in by `from_config` from a bridge with another stationary variance than
+    1.
 
     Such a scheduler keeps theta and eta in its config without following them. With s = 1 the swap is right as it is.
 
@@ -106,9 +113,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
         )
     for option in ("clip_sample", "thresholding"):
         if config.get(option, False):
-            raise ValueError(
-                f"{name} has {option}=True, which cuts latents to [-1, 1]; make it with {option}=False."
-            )
+            raise ValueError(f"{name} has {option}=True, which cuts latents to [-1, 1]; make it with {option}=False.")
 
 
 def _z_star(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor | float:

@@ -27,8 +27,9 @@ PROCESSES = [
 
 def dense_process(scheduler: OUBridgeScheduler, times: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """
-    Joint law of (Z_t)_{t in times} of dZ = -theta (Z - z*) dt + eta dW with Z_0 ~ N(0, 1), z* = 0, built from the SDE: the
-    real times come from beta_t = 1 - exp(-2 theta delta_t), the covariance from the OU kernel. No alpha-bar in sight.
+    Joint law of (Z_t)_{t in times} of dZ = -theta (Z - z*) dt + eta dW with Z_0 ~ N(0, 1), z* = 0, built from the
+    SDE: the real times come from beta_t = 1 - exp(-2 theta delta_t), the covariance from the OU kernel. No alpha-bar
+    in sight.
     """
     theta, eta = scheduler.config.theta, scheduler.config.eta
     betas = scheduler.betas.double().numpy()
@@ -112,7 +113,8 @@ def test_defaults_are_ddpm_step_by_step(prediction_type, variance_type, schedule
     ours = OUBridgeScheduler(variance_type=variance_type, **shared)
     theirs = DDPMScheduler(variance_type=variance_type, clip_sample=False, **shared)
     assert torch.allclose(ours.betas, theirs.betas, atol=1e-8)
-    # their float32 table loses digits of 1 - abar at the first timesteps; their arithmetic is compared on a float64 one
+    # their float32 table loses digits of 1 - abar at the first timesteps; their arithmetic is compared on a float64
+    # one
     theirs.alphas_cumprod = torch.from_numpy(np.cumprod(1 - betas_in_float64(ours)))
     theirs.one = theirs.one.double()
     for n in (1000, 37):
@@ -182,8 +184,8 @@ def test_model_input_has_unit_variance(config):
 @pytest.mark.parametrize("config", PROCESSES)
 def test_elbo_weight_is_the_kl_between_two_bridges(config):
     """
-    Eq. 4 from its definition: KL between Gaussians with the bridge's variance, means those for eps and eps_theta. At the
-    first step the negative log-density of z_0 with variance beta_1 s^2, without its normaliser.
+    Eq. 4 from its definition: KL between Gaussians with the bridge's variance, means those for eps and eps_theta. At
+    the first step the negative log-density of z_0 with variance beta_1 s^2, without its normaliser.
     """
     scheduler = OUBridgeScheduler(**config)
     eps, eps_theta = torch.randn(2, 1, 3, 4, dtype=torch.float64)
@@ -233,7 +235,8 @@ class GaussianDenoiser(torch.nn.Module):
         return (eps if self.prediction_type == "epsilon" else signal * eps - noise * x_0).to(x.dtype)
 
 
-# name: (class, arguments, steps). DDIM strides by T // n, so n must divide T. First-order chains need more: the plug-in bridge is a little too narrow at few steps.
+# name: (class, arguments, steps). DDIM strides by T // n, so n must divide T. First-order chains need more: the
+# plug-in bridge is a little too narrow at few steps.
 SOLVERS = {
     "ours": (None, {}, 1000),
     "ddim": (DDIMScheduler, {}, 250),
@@ -269,7 +272,9 @@ def test_samplers_reproduce_a_gaussian(process, prediction_type, solver):
 
 def test_one_exact_step_reaches_the_data_mean():
     """A single step from T ends at E[z_0 | z_T], whatever the process."""
-    scheduler = OUBridgeScheduler(theta=2.0, eta=1.0, z_star=0.3, prediction_type="sample", timestep_spacing="trailing")
+    scheduler = OUBridgeScheduler(
+        theta=2.0, eta=1.0, z_star=0.3, prediction_type="sample", timestep_spacing="trailing"
+    )
     network = GaussianDenoiser(scheduler, torch.tensor([0.5, -1.0, 0.2]).reshape(1, 3, 1), 0.6)
     z = sample_latents(network, scheduler, (1, 3, 10), 1)
     assert torch.allclose(z, torch.tensor([0.5, -1.0, 0.2]).reshape(1, 3, 1).expand_as(z), atol=0.02)
@@ -293,7 +298,9 @@ def test_swapping_by_from_config():
 
 
 def test_config_survives_the_way_through_another_class(tmp_path):
-    ours = OUBridgeScheduler(theta=0.5, eta=3.0, z_star=(1.0, 2.0), variance_type="fixed_large", prediction_type="sample")
+    ours = OUBridgeScheduler(
+        theta=0.5, eta=3.0, z_star=(1.0, 2.0), variance_type="fixed_large", prediction_type="sample"
+    )
     for cls in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler):
         back = OUBridgeScheduler.from_config(cls.from_config(ours.config).config)
         assert (back.config.theta, back.config.eta, back.config.z_star) == (0.5, 3.0, [1.0, 2.0])
@@ -373,7 +380,9 @@ def test_generators_one_per_sample():
     z, eps = torch.randn(2, 3, 2, 4)
     together = scheduler.step(eps, 500, z, generator=[torch.Generator().manual_seed(i) for i in range(3)]).prev_sample
     for i in range(3):
-        alone = scheduler.step(eps[i : i + 1], 500, z[i : i + 1], generator=torch.Generator().manual_seed(i)).prev_sample
+        alone = scheduler.step(
+            eps[i : i + 1], 500, z[i : i + 1], generator=torch.Generator().manual_seed(i)
+        ).prev_sample
         assert torch.allclose(together[i : i + 1], alone)
 
 

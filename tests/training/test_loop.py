@@ -84,7 +84,9 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path, accum
 
 
 def test_stages_and_what_they_leave(tmp_path):
-    """vq, then prior on its frozen autoencoder (cached and not), then e2e from the pipeline; all files where promised."""
+    """
+    vq, then prior on its frozen autoencoder (cached and not), then e2e from the pipeline; all files where promised.
+    """
     train(config(VQConfig, tmp_path / "vq")).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
     assert (tmp_path / "vq" / "reconstructions-000008.png").exists()
     losses = {}
@@ -188,5 +190,7 @@ def test_the_command_line_makes_a_pipeline(tmp_path):
     assert (tmp_path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
     assert {"curves.png", "metrics.jsonl", "config.json", "samples-000004.png"} <= {p.name for p in tmp_path.iterdir()}
     sheet = tmp_path / "sheet.png"
-    out = run("sample.py", str(tmp_path / "pipeline"), "--num-images=5", "--num-inference-steps=2", f"--output={sheet}")
+    out = run(
+        "sample.py", str(tmp_path / "pipeline"), "--num-images=5", "--num-inference-steps=2", f"--output={sheet}"
+    )
     assert sheet.exists() and "5 images" in out

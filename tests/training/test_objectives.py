@@ -162,7 +162,9 @@ def test_vq_objective_is_written_out():
     losses = objective(IMAGES).losses
     z_e = vqvae.encode(IMAGES).latents
     codebook = vqvae.quantize.embedding.weight
-    z_q = codebook[torch.cdist(z_e.movedim(1, -1).reshape(-1, 4), codebook).argmin(1)].reshape(4, 4, 4, 4).movedim(-1, 1)
+    z_q = (
+        codebook[torch.cdist(z_e.movedim(1, -1).reshape(-1, 4), codebook).argmin(1)].reshape(4, 4, 4, 4).movedim(-1, 1)
+    )
     x_hat = vqvae.decode(z_q, force_not_quantize=True).sample
     assert torch.allclose(losses["codebook"], 1.25 * (z_e - z_q).square().mean(), rtol=1e-4)
     rec = (x_hat - IMAGES).square().mean() + 0.5 * (x_hat - IMAGES).abs().mean()

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from diffusers import VQModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 
 # A pipeline finds out how to load a component from the names in the module that defines it: this one must be here.
@@ -20,13 +21,19 @@ class LatentNormalizer(nn.Module):
     """
     Brings every latent channel to mean 0 and variance 1: batch normalisation without affine weights, in float32.
 
-    In training the statistics are those of the batch over all processes, with gradient, so that latents can't be shrunk to
-    make denoising easy; in eval and after `freeze()` the running ones. Both codebook and diffusion live behind it.
+    In training the statistics are those of the batch over all processes, with gradient, so that latents can't be
+    shrunk to make denoising easy; in eval and after `freeze()` the running ones. Both codebook and diffusion live
+    behind it.
 
     Args:
         num_channels (`int`): d.
-        momentum (`float`): weight of the new batch in the running statistics, in (0, 1].
+        momentum (`float`): weight of the new batch in the running statistics, in (0, 1]; the first batches weigh
+            equally, so that the statistics are good from the start.
     """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
 
     def __init__(self, num_channels: int, momentum: float = 0.05, eps: float = 1e-5):
         super().__init__()
@@ -34,6 +41,7 @@ class LatentNormalizer(nn.Module):
         self.frozen = False
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_var", torch.ones(num_channels))
+        self.register_buffer("num_batches_tracked", torch.zeros(()))
 
     def freeze(self, frozen: bool = True) -> None:
         """Use and keep the running statistics also in training; `freeze(False)` takes it back."""
@@ -45,8 +53,10 @@ class LatentNormalizer(nn.Module):
         if self.training and not self.frozen:
             mean, var = self._batch_statistics(rows)
             with torch.no_grad():
-                self.running_mean.lerp_(mean.detach(), self.momentum)
-                self.running_var.lerp_(var.detach(), self.momentum)
+                self.num_batches_tracked += 1
+                weight = (1 / self.num_batches_tracked).clamp(min=self.momentum)
+                for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+                    running.copy_(torch.lerp(running.float(), batch.detach(), weight.float()))
         else:
             mean, var = self.running_mean.float(), self.running_var.float()
         shape = (1, -1, *[1] * (z.ndim - 2))
@@ -74,15 +84,15 @@ class GumbelVQModel(VQModel):
     Encoder, decoder and constructor keys are VQModel's, so that stock checkpoints load here
     (`GumbelVQModel.from_pretrained`) and `to_vq_model` gives back a stock model that decodes and reconstructs alike.
 
-    Spaces: `encode` goes from pixels (B, C, H, W) in [-1, 1] to z_e (B, d, h, w) of unit variance, `encode_codes` from z_e
-    to codes (B, h, w), `decode_codes` from codes to z_q, `decode` from z_e (which it quantizes) or, with
+    Spaces: `encode` goes from pixels (B, C, H, W) in [-1, 1] to z_e (B, d, h, w) of unit variance, `encode_codes`
+    from z_e to codes (B, h, w), `decode_codes` from codes to z_q, `decode` from z_e (which it quantizes) or, with
     `force_not_quantize=True`, from z_q to pixels.
 
     Args beyond those of VQModel:
         quantizer_type (`str`), temperature (`float`), commitment_weight (`float`), ema_decay (`float`): see
             [`GumbelQuantizer`].
-        normalize_latents (`bool`): bring latents to unit variance before codebook and diffusion. Off, the statistics stay
-            at mean 0 and variance 1.
+        normalize_latents (`bool`): bring latents to unit variance before codebook and diffusion. Off, the statistics
+            stay at mean 0 and variance 1.
 
     Raises:
         ValueError: from `encode`, images of another channel count or whose sides the encoder can't halve.
@@ -158,10 +168,35 @@ class GumbelVQModel(VQModel):
         latents = self.normalizer(self.quant_conv(self.encoder(x)))
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
+    @apply_forward_hook
+    def decode(
+        self, h: torch.Tensor, force_not_quantize: bool = False, return_dict: bool = True, shape: Any = None
+    ) -> DecoderOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        z_e (B, d, h, w) -> `.sample`: pixels (B, C, H, W), `.commit_loss`: the quantizer's loss.
+
+        With `force_not_quantize`, `h` is z_q already or, as in a VQModel with `lookup_from_codebook`, flat codes of
+        the given `shape` (B, h, w, d); the loss is 0 then.
+        """
+        if not force_not_quantize:
+            z_q, commit_loss, _ = self.quantize(h)
+        else:
+            z_q = h if h.is_floating_point() else self.quantize.get_codebook_entry(h, shape)
+            commit_loss = torch.zeros(len(z_q), device=z_q.device, dtype=z_q.dtype)
+        sample = self.decoder(self.post_quant_conv(z_q), z_q if self.config.norm_type == "spatial" else None)
+        return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+
+    @apply_forward_hook
     def encode_codes(self, latents: torch.Tensor) -> torch.Tensor:
         """z_e (B, d, h, w) -> nearest codes (B, h, w), int64."""
         return self.quantize.encode_codes(latents)
 
+    @apply_forward_hook
+    def sample_codes(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """z_0 (B, d, h, w) -> codes (B, h, w) drawn from softmax(-||z_0 - e_k||^2 / temperature)."""
+        return self.quantize.sample_codes(latents, self.config.temperature, generator)
+
+    @apply_forward_hook
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, h, w) -> z_q (B, d, h, w), for `decode(..., force_not_quantize=True)`."""
         return self.quantize.decode_codes(codes)

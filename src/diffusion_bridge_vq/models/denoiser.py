@@ -1,7 +1,10 @@
 """The one call of the eps-network, shared by training and sampling."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from diffusers import UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
@@ -17,9 +20,9 @@ def denoise(
     """
     From a noisy sample to what the network predicts (eps, z_0 or v, by the scheduler's `prediction_type`).
 
-    The sample is brought to unit variance (`scheduler.scale_model_input`), padded on the right and below with zeros (z*
-    in those coordinates) until every downsampling of the U-Net divides it (a plain `UNet2DModel` fails on 21x21 maps),
-    and the output is cropped back.
+    The sample is brought to unit variance (`scheduler.scale_model_input`), padded on the right and below with zeros
+    (z* in those coordinates) until every downsampling of the U-Net divides it (a plain `UNet2DModel` fails on 21x21
+    maps), and the output is cropped back.
 
     Args:
         unet (`nn.Module`): `UNet2DModel`, a 1-D network, or any module called as `unet(x, t, class_labels=...)`.
@@ -32,8 +35,9 @@ def denoise(
     Returns:
         `torch.Tensor`: the prediction, in the shape of `sample`.
     """
-    config = getattr(unet, "config", None)
-    multiple = 2 ** (len(config.block_out_channels) - 1) if config is not None else 1
+    config: Any = getattr(unet, "config", None)
+    levels = getattr(config, "block_out_channels", (0,))  # a network without them takes every size
+    multiple = 2 ** (len(levels) - 1)
     x = scheduler.scale_model_input(sample, timestep)
     x = F.pad(x, [p for side in reversed(x.shape[2:]) for p in (0, -side % multiple)])
     if class_labels is None:
@@ -41,7 +45,7 @@ def denoise(
     elif guidance_scale == 1.0:
         output = _call(unet, x, timestep, class_labels=class_labels)
     else:
-        null = torch.full_like(class_labels, unet.config.num_class_embeds - 1)
+        null = torch.full_like(class_labels, config.num_class_embeds - 1)
         labels = torch.cat([null, class_labels])
         both = timestep if timestep.ndim == 0 else timestep.repeat(2)
         null_output, output = _call(unet, torch.cat([x, x]), both, class_labels=labels).chunk(2)
@@ -56,7 +60,7 @@ def _call(unet: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch
     return output if isinstance(output, torch.Tensor) else output.sample
 
 
-def check_channels(unet: nn.Module, vqvae: nn.Module) -> None:
+def check_channels(unet: UNet2DModel, vqvae: VQModel) -> None:
     """
     Raises:
         ValueError: the network doesn't go from the latents' channels to the same number.
@@ -64,6 +68,6 @@ def check_channels(unet: nn.Module, vqvae: nn.Module) -> None:
     embed_dim = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
     if (unet.config.in_channels, unet.config.out_channels) != (embed_dim, embed_dim):
         raise ValueError(
-            f"The U-Net goes from {unet.config.in_channels} to {unet.config.out_channels} channels, but the codes of the "
-            f"autoencoder have {embed_dim}; make it with in_channels=out_channels={embed_dim}."
+            f"The U-Net goes from {unet.config.in_channels} to {unet.config.out_channels} channels, but the codes of "
+            f"the autoencoder have {embed_dim}; make it with in_channels=out_channels={embed_dim}."
         )

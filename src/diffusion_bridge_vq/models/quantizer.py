@@ -1,4 +1,6 @@
-"""Vector quantization: Gumbel-softmax, straight-through and EMA codebooks, in memory that doesn't grow with B h w K."""
+"""
+Vector quantization: Gumbel-softmax, straight-through and EMA codebooks, in memory that doesn't grow with B h w K.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -11,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Elements of one block of the (positions, K) distance matrix: 16 MiB in float32.
 _BLOCK_ELEMENTS = 2**22
-# An EMA code that is used less than this share of its fair part of a batch is replaced.
+# An EMA code whose running frequency is below this part of 1 / K is replaced.
 _DEAD_SHARE = 0.05
 
 
@@ -21,8 +23,8 @@ class GumbelQuantizer(nn.Module):
 
     In eval every type takes the nearest code. In training:
 
-    - "gumbel": k by Gumbel-softmax at temperature tau, straight-through (Jang et al. 2017); the gradient reaches z_e through
-      the soft assignment and the codebook through the chosen code. The loss is that of section 3.2 for T = 0,
+    - "gumbel": k by Gumbel-softmax at temperature tau, straight-through (Jang et al. 2017); the gradient reaches z_e
+      through the soft assignment and the codebook through the chosen code. The loss is that of section 3.2 for T = 0,
       -log p(k | z_e) = ||z_e - e_k||^2 + log sum_j exp(-||z_e - e_j||^2) (the print leaves out the squares).
     - "ste": nearest code, gradient copied to z_e; codebook and commitment loss of van den Oord et al. 2017 (eq. 3).
     - "ema": nearest code, gradient copied to z_e; the codebook follows the running mean of its latents, unused codes
@@ -36,13 +38,16 @@ class GumbelQuantizer(nn.Module):
         vq_embed_dim (`int`): d, channels of the latents.
         quantizer_type (`str`): "gumbel", "ste" or "ema".
         temperature (`float`): tau of the Gumbel-softmax, > 0.
-        commitment_weight (`float`): weight of the commitment term against the codebook term (van den Oord's beta), and of
-            the whole loss for "gumbel" and "ema".
+        commitment_weight (`float`): weight of the commitment term against the codebook term (van den Oord's beta),
+            and of the whole loss for "gumbel" and "ema".
         ema_decay (`float`): decay of the running codebook statistics, in [0, 1).
 
     Raises:
         ValueError: an unknown type, or a number outside its range.
     """
+
+    code_counts: torch.Tensor
+    ema_count: torch.Tensor
 
     def __init__(
         self,
@@ -72,8 +77,8 @@ class GumbelQuantizer(nn.Module):
         self.embedding = nn.Embedding(n_e, vq_embed_dim)  # unit variance, as the normalised latents
         if quantizer_type == "ema":
             self.embedding.weight.requires_grad_(False)
+            # running frequency of each code times K: 1 is a fair share, whatever the batch size
             self.register_buffer("ema_count", torch.ones(n_e))
-            self.register_buffer("ema_sum", self.embedding.weight.detach().clone())
         # codes seen since `reset_usage`
         self.register_buffer("code_counts", torch.zeros(n_e, dtype=torch.long), persistent=False)
 
@@ -190,7 +195,6 @@ class GumbelQuantizer(nn.Module):
             dist.broadcast(self.embedding.weight, src=0)
         if self.quantizer_type == "ema":
             self.ema_count.fill_(1.0)
-            self.ema_sum.copy_(self.embedding.weight)
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -244,9 +248,10 @@ class GumbelQuantizer(nn.Module):
         """Loss of the nearest code (eval for all types, training for "ste" and "ema")."""
         if self.quantizer_type == "gumbel":
             codebook, nll = self._codebook(), []
-            for block, k in zip(self._blocks(rows), codes.split(max(1, _BLOCK_ELEMENTS // self.n_e)), strict=True):
-                logits = _logits(block, codebook)
-                nll.append(logits.logsumexp(dim=1) - logits.gather(1, k[:, None])[:, 0])
+            with torch.autocast(rows.device.type, enabled=False):
+                for block, k in zip(self._blocks(rows), self._blocks(codes), strict=True):
+                    logits = _logits(block, codebook)
+                    nll.append(logits.logsumexp(dim=1) - logits.gather(1, k[:, None])[:, 0])
             return self.commitment_weight * torch.cat(nll).mean() / self.vq_embed_dim
         loss = self.commitment_weight * F.mse_loss(rows, z_q.detach())
         return loss if self.quantizer_type == "ema" else loss + F.mse_loss(z_q, rows.detach())
@@ -262,20 +267,22 @@ class GumbelQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update_codebook(self, rows: torch.Tensor, codes: torch.Tensor) -> None:
-        """Running means of the latents of each code (van den Oord et al. 2017, appendix A.1), then revive dead codes."""
+        """
+        Running means of the latents of each code (van den Oord et al. 2017, appendix A.1), then revive dead codes.
+        """
         counts, sums = self._statistics(rows, codes)
         candidates = self._draw(rows)
         counts, sums = _all_reduce(counts), _all_reduce(sums)
         if _distributed():
             dist.broadcast(candidates, src=0)
-        self.ema_count.lerp_(counts, 1 - self.ema_decay)
-        self.ema_sum.lerp_(sums, 1 - self.ema_decay)
-        # no branch on values: that would wait for the device
-        dead = self.ema_count < _DEAD_SHARE * counts.sum() / self.n_e
-        fair = (counts.sum() / self.n_e).clamp(min=1e-5)
-        self.ema_count.copy_(torch.where(dead, fair, self.ema_count))
-        self.ema_sum.copy_(torch.where(dead[:, None], candidates * fair, self.ema_sum))
-        self.embedding.weight.copy_(self.ema_sum / self.ema_count.clamp(min=1e-5)[:, None])
+        per_position = self.n_e / counts.sum()
+        old_count, decay = self.ema_count.float(), self.ema_decay
+        count = decay * old_count + (1 - decay) * per_position * counts
+        # a running sum of latents would be count * code, so it needn't be kept
+        means = (decay * old_count[:, None] * self._codebook() + (1 - decay) * per_position * sums) / count[:, None]
+        dead = count < _DEAD_SHARE  # no branch on values: that would wait for the device
+        self.ema_count.copy_(torch.where(dead, 1.0, count))
+        self.embedding.weight.copy_(torch.where(dead[:, None], candidates, means))
 
 
 def _logits(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

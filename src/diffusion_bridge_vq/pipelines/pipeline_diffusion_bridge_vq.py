@@ -27,8 +27,8 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
 
     Args:
         vqvae ([`GumbelVQModel`]): the autoencoder.
-        unet (`UNet2DModel`): the eps-network on latents (B, d, h, w); with `num_class_embeds` it is class-conditional, its
-            last class being the null class of guidance.
+        unet (`UNet2DModel`): the eps-network on latents (B, d, h, w); with `num_class_embeds` it is
+            class-conditional, its last class being the null class of guidance.
         scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
 
     Raises:
@@ -46,8 +46,8 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
-        """Number of steps of the last call."""
-        return self._num_timesteps
+        """Number of steps of the last call (some solvers take more than were asked for)."""
+        return len(self.scheduler.timesteps)
 
     @torch.no_grad()
     def __call__(
@@ -93,7 +93,9 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}; give one per image or one.")
+            raise ValueError(
+                f"Got {len(generator)} generators for a batch of {batch_size}; give one per image or one."
+            )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be pil, np, pt or latent, got {output_type!r}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
@@ -107,11 +109,10 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         dtype = self.unet.dtype
 
         def callback(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
-            inputs = {name: latents for name in callback_on_step_end_tensor_inputs}
+            inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
             returned = callback_on_step_end(self, step, timestep, inputs)  # type: ignore[misc]
             return returned.get("latents") if returned else None
 
-        self._num_timesteps = num_inference_steps
         z_0 = sample_latents(
             self.unet,
             self.scheduler,
@@ -129,10 +130,7 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         if output_type == "latent":
             images: Any = z_0
         else:
-            if sample_codes:
-                codes = self._sample_codes(z_0, generator)
-            else:
-                codes = self.vqvae.encode_codes(z_0)
+            codes = self._sample_codes(z_0, generator) if sample_codes else self.vqvae.encode_codes(z_0)
             z_q = self.vqvae.decode_codes(codes).to(self.vqvae.dtype)
             decoded = self.vqvae.decode(z_q, force_not_quantize=True).sample
             images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
@@ -142,11 +140,9 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
     def _sample_codes(
         self, z_0: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
     ) -> torch.Tensor:
-        quantizer, tau = self.vqvae.quantize, self.vqvae.config.temperature
         if isinstance(generator, list):
-            parts = [quantizer.sample_codes(z[None], tau, g) for z, g in zip(z_0, generator, strict=True)]
-            return torch.cat(parts)
-        return quantizer.sample_codes(z_0, tau, generator)
+            return torch.cat([self.vqvae.sample_codes(z[None], g) for z, g in zip(z_0, generator, strict=True)])
+        return self.vqvae.sample_codes(z_0, generator)
 
     def _latent_size(self) -> tuple[int, int]:
         size = self.unet.config.sample_size

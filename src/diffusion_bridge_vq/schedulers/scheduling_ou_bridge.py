@@ -1,4 +1,6 @@
-"""The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the reverse step. It never sees a network."""
+"""
+The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the reverse step. It never sees a network.
+"""
 
 import inspect
 import math
@@ -51,13 +53,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
     | alpha_t, alpha-bar_t | `alphas[t - 1]`, `alphas_cumprod[t - 1]` |
     | z_e^0, z_e^t, eps | `original_samples`, `sample`, `noise` |
 
-    Samples may have any number of trailing dimensions: (B, d, h, w) for images, (B, d, N) for sequences. Coefficients are
-    float64 inside; the arithmetic on samples is done in float32 at least and comes back in the sample's dtype.
+    Samples may have any number of trailing dimensions: (B, d, h, w) for images, (B, d, N) for sequences. Coefficients
+    are float64 inside; the arithmetic on samples is done in float32 at least and comes back in the sample's dtype.
 
     The unit-variance coordinates x_t = (z_t - z*) / m_t, m_t^2 = abar_t + s^2 (1 - abar_t), are what the network sees
     (`scale_model_input`). In them the process is variance preserving with
-    abar'_t = abar_t / (abar_t + s^2 (1 - abar_t)): eta shifts the log signal-to-noise ratio by -2 log s. `v_prediction` is
-    defined in these coordinates, and `to_diffusers` gives a stock scheduler that samples x.
+    abar'_t = abar_t / (abar_t + s^2 (1 - abar_t)): eta shifts the log signal-to-noise ratio by -2 log s.
+    `v_prediction` is defined in these coordinates, and `to_diffusers` gives a stock scheduler that samples x.
 
     Args:
         num_train_timesteps (`int`): T, the number of noise levels.
@@ -105,13 +107,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
         if num_train_timesteps < 1:
             raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
-        for name, value, choices in (
+        for name, choice, choices in (
             ("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction")),
             ("variance_type", variance_type, ("fixed_small", "fixed_large", "zero")),
             ("timestep_spacing", timestep_spacing, ("linspace", "leading", "trailing")),
         ):
-            if value not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+            if choice not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {choice!r}.")
 
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
@@ -127,8 +129,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                 "give other schedules as `trained_betas`."
             )
 
-        # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts as a
-        # default: `from_config` of another class drops defaults, and stock DDIM would then clip latents to [-1, 1].
+        # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts
+        # as a default: `from_config` of another class drops defaults, and stock DDIM would then clip latents to [-1,
+        # 1].
         self.register_to_config(
             trained_betas=None if trained_betas is None else betas.tolist(),
             z_star=np.asarray(z_star, dtype=np.float64).tolist(),
@@ -203,8 +206,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         The bridge: law of z_s' given z_0 and z_t for any s' < t (mu-tilde and sigma-tilde of section 3.2, which prints
         neighbours only). With a = abar_t / abar_s',
 
-            mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*) + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t - z*)
-            var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
+            mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*) + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t -
+            z*) var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
 
         The print has z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
 
@@ -226,8 +229,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         """
         Weight of ||eps - eps_theta||^2 in -L_t (eq. 4): beta_t / (2 alpha_t (1 - abar_{t-1})); s and eta cancel.
 
-        At t = 1 the print is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen for that
-        Gaussian its weight is 1 / (2 alpha_1) (the log-normaliser doesn't depend on the network and is left out).
+        At t = 1 the print is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen for
+        that Gaussian its weight is 1 / (2 alpha_1) (the log-normaliser doesn't depend on the network and is left out).
 
         Args:
             timesteps (`torch.Tensor`): any shape, values 0..T-1.
@@ -265,17 +268,19 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         m = self._scale(timestep, sample)
         return ((_wide(sample) - self._z_star(sample)) / m).to(sample.dtype)
 
-    def get_velocity(
-        self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int
-    ) -> torch.Tensor:
-        """v = sqrt(abar') eps - sqrt(1 - abar') (z_0 - z*), in the coordinates x (Salimans and Ho 2022); `sample` is z_0."""
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int) -> torch.Tensor:
+        """
+        v = sqrt(abar') eps - sqrt(1 - abar') (z_0 - z*), in the coordinates x (Salimans and Ho 2022); `sample` is z_0.
+        """
         signal, sigma = self._vp_coefficients(timesteps, sample)
         return (signal * noise - sigma * (_wide(sample) - self._z_star(sample))).to(sample.dtype)
 
     def predict_original_sample(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor
     ) -> torch.Tensor:
-        """z_0 from what the network returned at (`sample` = z_t, `timestep`), by `prediction_type`; clipped if asked."""
+        """
+        z_0 from what the network returned at (`sample` = z_t, `timestep`), by `prediction_type`; clipped if asked.
+        """
         z_t, z_star, output = _wide(sample), self._z_star(sample), _wide(model_output)
         if self.config.prediction_type == "sample":
             z_0 = output
@@ -324,7 +329,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             n = int(num_inference_steps)  # type: ignore[arg-type]
             if not 1 <= n <= num_train:
                 raise ValueError(
-                    f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), got {num_inference_steps}."
+                    f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), "
+                    f"got {num_inference_steps}."
                 )
             if self.config.timestep_spacing == "linspace":
                 chosen = np.linspace(0, num_train - 1, n).round()[::-1].astype(np.int64)
@@ -365,7 +371,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             timestep (`int` or `torch.Tensor`): i of `sample`.
             sample (`torch.Tensor`): z_t, (B, d, ...).
             generator (`torch.Generator` or a list with one per sample, *optional*): source of the noise.
-            return_dict (`bool`): return an [`OUBridgeSchedulerOutput`] or the tuple (prev_sample, pred_original_sample).
+            return_dict (`bool`): return an [`OUBridgeSchedulerOutput`] or the tuple of its fields.
 
         Raises:
             ValueError: a timestep outside the schedule, or shapes that differ.
@@ -396,7 +402,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         """
         A stock variance-preserving scheduler that samples x = (z - z*) / m with this process's network.
 
-        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta = sqrt(2) and
+        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta =
+        sqrt(2) and
         z*: x + z* is the bridge with those numbers. `sample_latents` and the pipelines read z* there and return z.
 
         Args:
@@ -417,9 +424,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         shared = {k: v for k, v in self.config.items() if not k.startswith("_") and k != "variance_type"}
         shared |= {"trained_betas": (1 - abar[1:] / abar[:-1]).tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
         scheduler = scheduler_class(**{k: v for k, v in (shared | kwargs).items() if k in accepted or k in kwargs})
-        scheduler.register_to_config(
-            **{k: v for k, v in shared.items() if k not in accepted}, _use_default_values=[]
-        )
+        scheduler.register_to_config(**{k: v for k, v in shared.items() if k not in accepted}, _use_default_values=[])
         return scheduler
 
     def __len__(self) -> int:
@@ -452,7 +457,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         return (abar + self.stationary_std**2 * (1 - abar)).sqrt().to(_wide_dtype(sample.dtype))
 
     def _alpha_bar(self, timesteps: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
-        """abar at the timesteps, float64: a number on the CPU for one timestep, (B, 1, ...) beside `sample` for many."""
+        """
+        abar at the timesteps, float64: a number on the CPU for one timestep, (B, 1, ...) beside `sample` for many.
+        """
         self._check_timesteps(timesteps, lowest=-1)
         if isinstance(timesteps, torch.Tensor) and timesteps.ndim > 0:
             abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device) + 1]

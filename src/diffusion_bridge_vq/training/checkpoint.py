@@ -1,4 +1,6 @@
-"""Checkpoints of a run: safetensors and JSON only, written aside and renamed, so that a half-written one is never seen."""
+"""
+Checkpoints of a run: safetensors and JSON only, written aside and renamed, so that a half-written one is never seen.
+"""
 
 import json
 import os
@@ -73,8 +75,8 @@ def load_checkpoint(
     Load what `save_checkpoint` wrote, in place; returns its `state`.
 
     Raises:
-        ValueError: the checkpoint's tensors don't fit the model, or a random state is missing because the run had fewer
-            processes.
+        ValueError: the checkpoint's tensors don't fit the model, or a random state is missing because the run had
+            fewer processes.
     """
     state = json.loads((checkpoint / _STATE).read_text())
     for name, module in modules.items():
@@ -82,8 +84,8 @@ def load_checkpoint(
             module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
         except RuntimeError as error:
             raise ValueError(
-                f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into a new "
-                f"`output_dir`. {error}"
+                f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into "
+                f"a new `output_dir`. {error}"
             ) from error
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(checkpoint / "optimizer.safetensors").items():

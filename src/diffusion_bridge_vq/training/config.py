@@ -40,7 +40,9 @@ class RunConfig:
     image_column: str | None = _option(None, "column with the images, if there are several")
     label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
     output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")
-    init_from: Path | None = _option(None, "run or pipeline folder whose autoencoder (and U-Net, for e2e) to start from")
+    init_from: Path | None = _option(
+        None, "run or pipeline folder whose autoencoder (and U-Net, for e2e) to start from"
+    )
     resolution: int = _option(32, "side of the square training images, in pixels")
     channels: int = _option(3, "3 for RGB, 1 for grayscale")
     random_flip: bool = _option(False, "mirror images at random, left to right")
@@ -94,7 +96,9 @@ class RunConfig:
             raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
         factor = 2 ** (len(self.vqvae.get("block_out_channels", (64,))) - 1)
         if self.resolution % factor:
-            raise ValueError(f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}.")
+            raise ValueError(
+                f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}."
+            )
 
     def _check_shares(self, *names: str) -> None:
         for name in names:
@@ -153,7 +157,9 @@ class PriorConfig(_BridgeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init_from is None:
-            raise ValueError("The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote.")
+            raise ValueError(
+                "The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote."
+            )
 
 
 @dataclass(frozen=True)
@@ -212,5 +218,5 @@ def _json_object(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {text!r} ({error})") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'expected a JSON object such as \'{{"eta": 2.0}}\', got {text!r}')
+        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"eta\": 2.0}}', got {text!r}")
     return value

@@ -1,12 +1,13 @@
 """The training loop of all runs, on Accelerate."""
 
+import itertools
 import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -149,7 +150,6 @@ class _Run:
     def __init__(self, config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset):
         self.config, self.accelerator, self.images = config, accelerator, images
         self.objective = objective.to(accelerator.device)
-        self.bridge = not isinstance(config, VQConfig)
         trainable = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.lr_scheduler = get_scheduler(
@@ -264,13 +264,8 @@ class _Run:
 
     def components(self) -> TrainedComponents:
         """Averaged weights (those of this moment if `ema_decay` is 0), on the CPU."""
-        part = self.ema.module.to("cpu").eval()
-        vqvae = part["vqvae"] if "vqvae" in part else self.objective.vqvae.to("cpu").eval()
-        return TrainedComponents(
-            vqvae=vqvae,
-            unet=part["unet"] if self.bridge else None,
-            scheduler=self.objective.scheduler if self.bridge else None,
-        )
+        parts = {name: part.to("cpu").eval() for name, part in self._averaged().items()}
+        return TrainedComponents(parts["vqvae"], parts.get("unet"), getattr(self.objective, "scheduler", None))
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -279,9 +274,8 @@ class _Run:
         """Put a fresh codebook on the latents of a few batches."""
         vqvae = self.objective.vqvae
         count = min(_CODEBOOK_BATCHES, max(1, len(self.loader)))
-        latents = [
-            vqvae.encode(self.inputs(batch)["images"]).latents for batch, _ in zip(self.loader, range(count))
-        ]
+        batches = itertools.islice(self.loader, count)
+        latents = [vqvae.encode(self.inputs(batch)["images"]).latents for batch in batches]
         vqvae.quantize.initialize_codebook(torch.cat(latents))
 
     def _log(self, done: int, steps_per_second: float, progress: tqdm) -> None:
@@ -303,6 +297,10 @@ class _Run:
                 file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
         progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in record.items() if k.startswith("loss/")})
 
+    def _averaged(self) -> dict[str, Any]:
+        """The components with averaged weights, in eval mode; an autoencoder that isn't trained as it is."""
+        return {"vqvae": self.objective.vqvae, **dict(self.ema.module.eval().named_children())}
+
     def _codebook_metrics(self) -> dict[str, torch.Tensor]:
         quantizer = self.objective.vqvae.quantize
         return {"codebook/usage": quantizer.usage(), "codebook/perplexity": quantizer.perplexity()}
@@ -312,8 +310,8 @@ class _Run:
         if step >= 0:
             terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in self.last_output.losses.items())
             raise FloatingPointError(
-                f"The loss stopped being a finite number at step {step + 1} ({terms}). The newest checkpoint is from before "
-                "that; go on from it with a lower learning rate, or in bf16 instead of fp16."
+                f"The loss stopped being a finite number at step {step + 1} ({terms}). The newest checkpoint is from "
+                "before that; go on from it with a lower learning rate, or in bf16 instead of fp16."
             )
 
     @torch.no_grad()
@@ -322,32 +320,29 @@ class _Run:
         self._stop_if_bad()
         if not self.accelerator.is_main_process:
             return
-        part = self.ema.module.eval()
-        vqvae = part["vqvae"] if "vqvae" in part else self.objective.vqvae
-        device = self.accelerator.device
+        parts, device = self._averaged(), self.accelerator.device
+        vqvae = parts["vqvae"]
         with torch.random.fork_rng():  # grids leave the run's randomness as it was
             torch.manual_seed(self.config.seed)
             indices = torch.linspace(0, len(self.images) - 1, _GRID_IMAGES // 2).long().tolist()
             images = torch.stack([self.images[i]["images"] for i in indices]).to(device).float().div(127.5).sub(1)
-            was_training = vqvae.training
-            pairs = torch.stack([images, vqvae.eval()(images).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
+            pairs = torch.stack([images, vqvae(images).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
             self._save_grid("reconstructions", pairs.flatten(0, 1), done)
-            if getattr(self.objective, "joint", self.bridge):  # before the prior joins its samples are noise
-                config = part["unet"].config
+            if "unet" in parts and getattr(self.objective, "joint", True):  # before it joins, its samples are noise
+                unet, config = parts["unet"], parts["unet"].config
                 size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-                labels = None
+                labels, scheduler = None, cast(OUBridgeScheduler, self.objective.scheduler)
                 if config.num_class_embeds:
                     labels = torch.arange(_GRID_IMAGES, device=device) % (config.num_class_embeds - 1)
                 z_0 = sample_latents(
-                    part["unet"],
-                    self.objective.scheduler,
+                    unet,
+                    scheduler,
                     (_GRID_IMAGES, config.in_channels, size, size),
-                    min(self.config.num_inference_steps, len(self.objective.scheduler)),
+                    min(self.config.num_inference_steps, len(scheduler)),
                     device=device,
                     class_labels=labels,
                 )
                 self._save_grid("samples", vqvae.decode(z_0).sample, done)
-            vqvae.train(was_training)
 
     def _save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
         """(n, C, H, W) in [-1, 1] -> output_dir/name-STEP.png, eight a row."""

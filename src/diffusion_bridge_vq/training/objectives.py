@@ -1,8 +1,8 @@
 """
 What each kind of run minimises: one module per objective, whose `forward(images)` computes every loss in one call.
 
-One forward matters under DistributedDataParallel: calling an inner model behind the wrapper's back would skip the gradient
-synchronisation.
+One forward matters under DistributedDataParallel: calling an inner model behind the wrapper's back would skip the
+gradient synchronisation.
 """
 
 from typing import Literal, NamedTuple
@@ -32,6 +32,8 @@ class ObjectiveOutput(NamedTuple):
 
 class Objective(nn.Module):
     """Base: a module that knows how far the run is."""
+
+    vqvae: GumbelVQModel
 
     def set_step(self, step: int) -> None:
         """Told before every optimiser step; phases and ramps hang on it."""
@@ -74,6 +76,9 @@ class PriorObjective(Objective):
         class_dropout (`float`): share of labels replaced by the null class, in [0, 1], for guidance.
     """
 
+    unet: UNet2DModel
+    scheduler: OUBridgeScheduler
+
     def __init__(
         self,
         vqvae: GumbelVQModel,
@@ -112,10 +117,11 @@ class E2EObjective(Objective):
 
     `mode` settles what may move the encoder:
 
-    - "paper": to the letter. Every gradient flows, also the prior's into the encoder, with its full weight and with L_T;
-      latents keep the scale they came with (the normaliser is frozen). The sum can be won by shrinking the latents.
-    - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen prior
-      weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
+    - "paper": to the letter. Every gradient flows, also the prior's into the encoder, with its full weight and with
+      L_T; latents keep the scale they came with (the normaliser is frozen). The sum can be won by shrinking the
+      latents.
+    - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
+      prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
 
     Args:
@@ -132,6 +138,8 @@ class E2EObjective(Objective):
         ValueError: an unknown mode.
     """
 
+    unet: UNet2DModel
+    scheduler: OUBridgeScheduler
     encoder_gradient_scale: torch.Tensor
 
     def __init__(

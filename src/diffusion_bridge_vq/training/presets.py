@@ -43,7 +43,9 @@ _PAPER_BRIDGE = {"beta_schedule": "linear", "prediction_type": "epsilon"}
 
 
 def _wide_noise_bridge(s: float) -> dict[str, Any]:
-    """Stationary standard deviation s = eta / sqrt(2), so that codes in many channels are really destroyed; z_0-network."""
+    """
+    Stationary standard deviation s = eta / sqrt(2), so that codes in many channels are really destroyed; z_0-network.
+    """
     return {
         "beta_schedule": "squaredcos_cap_v2",
         "prediction_type": "sample",
