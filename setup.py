@@ -31,7 +31,7 @@ setup(
         "accelerate>=1.10",
         "datasets>=4.0",
         "huggingface-hub>=1.0,<3",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "numpy",
         "pillow",
         "tqdm",

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path):
     output = tmp_path / "figures" / "benchmark.json"
     options = "--cpu --preset digits --batch-size 2 --num-inference-steps 3 --repeats 2 --quantizer-shape 8 16 4 4 64"

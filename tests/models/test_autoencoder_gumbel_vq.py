@@ -166,6 +166,8 @@ def test_to_vq_model_folds_the_normalizer(tmp_path, config):
     torch.testing.assert_close(stock(x).sample, ours(x).sample, atol=1e-4, rtol=0)
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    assert not ours.to_vq_model().training and ours.train().to_vq_model().training
+    ours.eval()
     # and back again
     stock_again = GumbelVQModel.from_pretrained(tmp_path)
     torch.testing.assert_close(stock_again(x).sample, ours(x).sample, atol=1e-4, rtol=0)

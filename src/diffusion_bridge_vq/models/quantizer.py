@@ -127,8 +127,10 @@ class GumbelQuantizer(nn.Module):
         """Codes drawn from softmax_k(-||z - e_k||^2 / temperature): z (B, d, ...) -> (B, ...), int64."""
 
         def gumbel(logits: torch.Tensor) -> torch.Tensor:
-            noise = torch.empty_like(logits).exponential_(generator=generator).log_().neg_()
-            return logits / temperature + noise
+            # as diffusers' randn_tensor: a generator draws on its own device, so that seeds carry over
+            device = logits.device if generator is None else generator.device
+            noise = torch.empty(logits.shape, device=device).exponential_(generator=generator).log_().neg_()
+            return logits / temperature + noise.to(logits.device)
 
         return self._choose(self._rows(z), gumbel).reshape(z.shape[0], *z.shape[2:])
 
@@ -145,7 +147,7 @@ class GumbelQuantizer(nn.Module):
             raise ValueError(
                 f"`codes` must lie in 0..{self.n_e - 1}, got values {int(codes.min())}..{int(codes.max())}."
             )
-        return self.embedding(codes).movedim(-1, 1)
+        return self.embedding(codes.long()).movedim(-1, 1)
 
     def get_codebook_entry(self, indices: torch.Tensor, shape: tuple[int, ...] | None) -> torch.Tensor:
         """As in diffusers' `VectorQuantizer`: flat indices and (B, h, w, d) -> (B, d, h, w)."""
@@ -292,8 +294,8 @@ def _logits(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
 
 
 def _perplexity(counts: torch.Tensor) -> torch.Tensor:
-    p = counts.double() / counts.sum().clamp(min=1) if counts.device.type != "mps" else counts / counts.sum()
-    return torch.special.entr(p).sum().exp().float()
+    p = counts.float() / counts.sum().clamp(min=1)
+    return torch.special.entr(p).sum().exp()
 
 
 def _distributed() -> bool:

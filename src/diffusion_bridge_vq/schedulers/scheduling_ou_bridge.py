@@ -206,8 +206,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         The bridge: law of z_s' given z_0 and z_t for any s' < t (mu-tilde and sigma-tilde of section 3.2, which prints
         neighbours only). With a = abar_t / abar_s',
 
-            mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*) + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t -
-            z*) var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
+            mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*)
+                      + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t - z*)
+            var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
 
         The print has z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
 
@@ -458,14 +459,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
     def _alpha_bar(self, timesteps: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
         """
-        abar at the timesteps, float64: a number on the CPU for one timestep, (B, 1, ...) beside `sample` for many.
+        abar at the timesteps, float64: a number for one timestep on the host, else (B, 1, ...) beside `sample`.
         """
         self._check_timesteps(timesteps, lowest=-1)
-        if isinstance(timesteps, torch.Tensor) and timesteps.ndim > 0:
-            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device) + 1]
+        if isinstance(timesteps, torch.Tensor) and (timesteps.ndim > 0 or timesteps.device.type != "cpu"):
+            # reshaped first: an index without dimensions would be fetched from the device
+            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device).reshape(-1) + 1]
             return abar.reshape(-1, *[1] * (sample.ndim - 1))
-        if isinstance(timesteps, torch.Tensor) and timesteps.device.type != "cpu":
-            return self._table("abar", self._abar, sample.device)[timesteps + 1]
         return self._abar[int(timesteps) + 1]
 
     def _z_star(self, sample: torch.Tensor) -> torch.Tensor | float:

@@ -25,7 +25,7 @@ from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, load_images
@@ -162,12 +162,11 @@ class _Run:
             _trained_part(objective), multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
         )
         dataset: Dataset = images
+        loading: dict[str, Any] = {"num_workers": config.num_workers}
         if isinstance(config, PriorConfig) and config.cache_latents:
-            assert isinstance(objective, PriorObjective)
-            dataset = _cache_latents(objective.vqvae, images, config, accelerator.device)
-        loader = DataLoader(
-            dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, num_workers=config.num_workers
-        )
+            dataset = _CachedLatents(objective.vqvae, images, config, accelerator.device)
+            loading = {"collate_fn": dataset.collate}
+        loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, **loading)
         # scheduler not prepared: Accelerate would step it once per process
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
         self.epoch = self.batches_done = self.first_step = 0
@@ -175,7 +174,6 @@ class _Run:
         # number of the first step with a loss that isn't finite, kept on the device: looking costs a wait
         self.bad_step = torch.full((), -1, device=device)
         self.codebook_metrics: dict[str, torch.Tensor] = {}  # of the last whole epoch
-        self.flip = config.random_flip and not isinstance(dataset, TensorDataset)
 
     # ------------------------------------------------------------------------------------------------------- data
 
@@ -199,20 +197,20 @@ class _Run:
             self.codebook_metrics = self._codebook_metrics()
             self.objective.vqvae.quantize.reset_usage()
 
-    def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
-        """Arguments of the objective: uint8 images become floats in [-1, 1] on the device."""
-        if isinstance(batch, (list, tuple)):  # cached latents
-            latents, *labels = batch
-            return {"latents": latents} | ({"class_labels": labels[0]} if labels else {})
+    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Arguments of the objective: uint8 images become floats in [-1, 1] on the device; latents stay."""
+        labels = {"class_labels": batch["labels"]} if "labels" in batch else {}
+        if "latents" in batch:
+            return {"latents": batch["latents"]} | labels
         images = batch["images"].float().div(127.5).sub(1)
-        if self.flip:
+        if self.config.random_flip:
             mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
-        return {"images": images} | ({"class_labels": batch["labels"]} if "labels" in batch else {})
+        return {"images": images} | labels
 
     # ------------------------------------------------------------------------------------------------------ steps
 
-    def step(self, batch: Any, step: int) -> None:
+    def step(self, batch: dict[str, torch.Tensor], step: int) -> None:
         """One batch; an optimiser step when enough of them are gathered."""
         self.objective.set_step(step)
         with self.accelerator.accumulate(self.model):
@@ -310,8 +308,8 @@ class _Run:
         if step >= 0:
             terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in self.last_output.losses.items())
             raise FloatingPointError(
-                f"The loss stopped being a finite number at step {step + 1} ({terms}). The newest checkpoint is from "
-                "before that; go on from it with a lower learning rate, or in bf16 instead of fp16."
+                f"The loss stopped being a finite number at step {step + 1} ({terms}). A checkpoint, if there is one, "
+                "is from before that; go on from it with a lower learning rate, or in bf16 instead of fp16."
             )
 
     @torch.no_grad()
@@ -396,22 +394,34 @@ def _trained_part(objective: Objective) -> nn.ModuleDict:
     return nn.ModuleDict({name: getattr(objective, name) for name in names})
 
 
-@torch.no_grad()
-def _cache_latents(
-    vqvae: GumbelVQModel, images: ImageDataset, config: PriorConfig, device: torch.device
-) -> TensorDataset:
+class _CachedLatents(Dataset[dict[str, torch.Tensor]]):
     """z_e of every image (and of its mirror image, if flips are on) in the device's memory, with the labels."""
-    vqvae = vqvae.to(device).eval()
-    latents, labels = [], []
-    loader = DataLoader(images, batch_size=config.batch_size, num_workers=config.num_workers)
-    with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
-        for mirrored in (False, True) if config.random_flip else (False,):
-            for batch in tqdm(loader, desc="encoding", unit="batch"):
-                pixels = batch["images"].to(device).float().div(127.5).sub(1)
-                latents.append(vqvae.encode(pixels.flip(-1) if mirrored else pixels).latents)
-                labels.append(batch["labels"] if "labels" in batch else torch.empty(0))
-    tensors = [torch.cat(latents)] + ([torch.cat(labels).to(device)] if images.num_classes is not None else [])
-    return TensorDataset(*tensors)
+
+    @torch.no_grad()
+    def __init__(self, vqvae: GumbelVQModel, images: ImageDataset, config: RunConfig, device: torch.device):
+        vqvae = vqvae.to(device).eval()
+        parts: dict[str, list[torch.Tensor]] = {"latents": [], "labels": []}
+        loader = DataLoader(images, batch_size=config.batch_size, num_workers=config.num_workers)
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
+            for mirrored in (False, True) if config.random_flip else (False,):
+                for batch in tqdm(loader, desc="encoding", unit="batch"):
+                    pixels = batch["images"].to(device).float().div(127.5).sub(1)
+                    parts["latents"].append(vqvae.encode(pixels.flip(-1) if mirrored else pixels).latents)
+                    if "labels" in batch:
+                        parts["labels"].append(batch["labels"].to(device))
+        self.tensors = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+
+    def __len__(self) -> int:
+        return len(self.tensors["latents"])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A whole batch by one index operation each."""
+        rows = torch.tensor(indices, device=self.tensors["latents"].device)
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+    @staticmethod
+    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return batch
 
 
 def _check_output_dir(config: RunConfig) -> None:

@@ -95,7 +95,7 @@ PRESETS: dict[str, Preset] = {
             "unet": _unet((96, 160), 4, 8, layers_per_block=1),
             "scheduler": _wide_noise_bridge(1.5),
         },
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.35, "freeze_fraction": 0.6},
+        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
     },
     # Machinery and pictures on a CPU: CIFAR-10's shape with small networks.
     "cifar10-tiny": {
@@ -115,7 +115,7 @@ PRESETS: dict[str, Preset] = {
             "unet": _unet((128, 192), 8, 16, layers_per_block=1),
             "scheduler": _wide_noise_bridge(2.0),
         },
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.35, "freeze_fraction": 0.6},
+        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
     },
     # The paper's shapes: 8x8 positions, 128 channels, 256 codes, 57M weights in the eps-network.
     "cifar10": {

@@ -1,0 +1,293 @@
+"""
+What the package costs beside the bare network, measured in one run on one device.
+
+    python examples/benchmark.py --output outputs/benchmark.json
+
+1. Training step: that of `train` with `PriorObjective` (Accelerate, learning rate schedule, averaged weights) against
+   the same U-Net with stock `DDPMScheduler`, MSE, backward, and the same clipping, AdamW and average. Images are
+   loaded and encoded by neither.
+2. Sampling: `sample_latents`, and the pipeline without decoding, against the network and three numbers a step.
+   Both sides have the same weights and noise, so that results must agree: "difference" is relative to the largest
+   value. They take turns, and the ratio is the median over pairs: other work on the machine slows both.
+3. Memory of quantizing latents in float32: the peak above latents and codebook. It includes z_q and, in "train"
+   (forward and backward), the gradients of latents and codebook, which nobody can save; they stand beside it. On CUDA
+   it is the allocator's peak. On Linux each case has a fresh process: a single sample first, then the peak resident
+   set (VmHWM, set back through /proc/self/clear_refs) minus the resident set just before.
+4. Waits of the host for the device in a training step, in the loop over sampling steps and in a whole call of
+   `sample_latents`, by PyTorch's check: "ok", or its message. CUDA only.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import diffusers
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import TensorDataset
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.sampling import sample_latents
+from diffusion_bridge_vq.training import PRESETS, PriorConfig, PriorObjective
+from diffusion_bridge_vq.training.loop import _Run, _trained_part
+
+Call = Callable[[], torch.Tensor]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the package costs beside the bare network.")
+    parser.add_argument("--preset", choices=PRESETS, help="U-Net and batch; default: cifar10 on CUDA, else digits")
+    parser.add_argument("--batch-size", type=int, help="default: the preset's")
+    parser.add_argument("--num-inference-steps", type=int, help="steps of the sampling loop; default: the preset's")
+    parser.add_argument("--repeats", type=int, default=20, help="pairs of times behind each ratio; default: 20")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
+    parser.add_argument("--quantizer-shape", type=int, nargs=5, default=[512, 128, 8, 8, 8192], help="B d h w K")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"), help="figures as JSON")
+    args = parser.parse_args()
+
+    accelerator = Accelerator(cpu=args.cpu, mixed_precision="no" if args.dtype == "float32" else "bf16")
+    device, dtype = accelerator.device, getattr(torch, args.dtype)
+    cuda = device.type == "cuda"
+    options = {"batch_size": args.batch_size, "num_inference_steps": args.num_inference_steps}
+    config = PriorConfig.from_preset(
+        args.preset or ("cifar10" if cuda else "digits"),
+        dataset="random latents",
+        init_from=Path("random weights"),
+        **{k: v for k, v in options.items() if v is not None},
+    )
+    n, side = config.num_inference_steps, config.unet["sample_size"]
+    shape = (config.batch_size, config.unet["in_channels"], side, side)
+    report: dict[str, Any] = {
+        "command": " ".join(["python", *sys.argv]),
+        "device": f"{device.type}: {torch.cuda.get_device_name() if cuda else cpu_name()}",
+        "versions": ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, diffusers, accelerate)),
+        "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "work": f"preset {config.preset}, latents {' x '.join(map(str, shape))}, {n} sampling steps",
+        "repeats": args.repeats,
+    }
+    print(*(f"{key:10} {value}" for key, value in report.items()), sep="\n")
+
+    torch.manual_seed(0)
+    vqvae, unet = GumbelVQModel(**config.vqvae), UNet2DModel(**config.unet)
+    bridge = OUBridgeScheduler(**config.scheduler)
+    bridge.set_timesteps(n)
+    ddpm = bridge.to_diffusers(DDPMScheduler)  # the same process in DDPM's coordinates
+    latents = torch.randn(shape).to(device)
+    sampler = deepcopy(unet).to(device).type(dtype).eval()
+    bare = bare_step(deepcopy(unet).to(device).train(), ddpm, config, latents, dtype)
+    step = package_step(PriorObjective(vqvae, unet, bridge, config.weighting), config, accelerator, latents)
+    bare_sample = bare_sampler(sampler, ddpm, bridge.timesteps.tolist(), shape)
+    pipe = DiffusionBridgeVQPipeline(vqvae, sampler, bridge)
+    pipe.set_progress_bar_config(disable=True)
+
+    def sample(**kwargs: Any) -> torch.Tensor:
+        return sample_latents(sampler, bridge, shape, n, device=device, dtype=dtype, **kwargs)
+
+    def sample_pipeline() -> torch.Tensor:
+        return pipe(config.batch_size, n, output_type="latent", return_dict=False)[0]
+
+    print(f"\n{'':16}{'package':>12}{'bare':>12}   ratio   quartiles     difference   (target: ratio 1.05)")
+    report["overhead"] = {}
+    for name, call, other, in_a_row in (
+        ("training_step", step, bare, 10 if cuda else 1),  # on CUDA the host may run ahead, as in training
+        ("sample_latents", sample, bare_sample, 1),
+        ("pipeline", sample_pipeline, bare_sample, 1),
+    ):
+        report["overhead"][name] = row = compare(call, other, args.repeats, device, in_a_row)
+        line = "{:16}{package_ms:9.4g} ms{bare_ms:9.4g} ms{ratio:8.3f}   {:.3f}-{:.3f}   {difference:.1e}"
+        print(line.format(name, *row["ratio_quartiles"], **row))
+
+    print("\nquantizer, peak above its inputs   (target: 300 MB)")
+    report["quantizer_memory"] = {}
+    for kind in ("gumbel", "ste", "ema"):
+        for mode in ("eval", "train") if cuda or Path("/proc/self/clear_refs").exists() else ():
+            row = (quantizer_memory if cuda else in_fresh_process)(kind, mode, args.quantizer_shape, device.type)
+            report["quantizer_memory"][f"{kind} {mode}"] = row
+            print(f"{kind + ' ' + mode:16}{row['peak_mb']:9.0f} MB, {row['gradients_mb']:.0f} of them gradients")
+
+    print("\nwaits for the device")
+    calls = {"training step": step, "sampling loop": lambda: sample(progress_bar=checked), "sampling call": sample}
+    report["waits"] = {
+        name: first_wait(call, name != "sampling loop") if cuda else "needs a GPU" for name, call in calls.items()
+    }
+    print(*(f"{name:16}{text}" for name, text in report["waits"].items()), sep="\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def package_step(
+    objective: PriorObjective, config: PriorConfig, accelerator: Accelerator, latents: torch.Tensor
+) -> Call:
+    """One optimiser step, as `train` does it."""
+    run = _Run(config, accelerator, objective, TensorDataset(latents.cpu()))  # type: ignore[arg-type]
+    run.model.train()
+
+    def step() -> torch.Tensor:
+        run.step({"latents": latents}, 0)
+        run.lr_scheduler.step()
+        run.ema.update_parameters(_trained_part(objective))
+        return run.last_output.losses["prior"].detach()
+
+    return step
+
+
+def bare_step(
+    unet: UNet2DModel, ddpm: DDPMScheduler, config: PriorConfig, latents: torch.Tensor, dtype: torch.dtype
+) -> Call:
+    """The same without the package."""
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    ema = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+
+    def step() -> torch.Tensor:
+        timesteps = torch.randint(len(ddpm), (len(latents),), device=latents.device)
+        noise = torch.randn_like(latents)
+        with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
+            output = unet(ddpm.add_noise(latents, noise, timesteps), timesteps).sample
+        loss = F.mse_loss(output.float(), latents if ddpm.config.prediction_type == "sample" else noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update_parameters(unet)
+        return loss.detach()
+
+    return step
+
+
+def bare_sampler(unet: UNet2DModel, ddpm: DDPMScheduler, timesteps: list[int], shape: tuple[int, ...]) -> Call:
+    """DDPM's ancestral chain as x <- a x + b unet(x, t) + c noise."""
+    abar = np.append(np.cumprod(1 - np.asarray(ddpm.config.trained_betas)), 1.0)  # 1 at index -1, the clean end
+    coefficients = []
+    for t, s in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        ratio = abar[t] / abar[s]
+        a = math.sqrt(ratio) * (1 - abar[s]) / (1 - abar[t])
+        b = math.sqrt(abar[s]) * (1 - ratio) / (1 - abar[t])
+        if ddpm.config.prediction_type == "epsilon":
+            a, b = a + b / math.sqrt(abar[t]), -b * math.sqrt(1 / abar[t] - 1)
+        coefficients.append((a, b, math.sqrt((1 - abar[s]) * (1 - ratio) / (1 - abar[t]))))
+    on_device = torch.tensor(timesteps, device=unet.device)
+
+    @torch.no_grad()
+    def sample() -> torch.Tensor:
+        x = torch.randn(shape, device=unet.device, dtype=unet.dtype)
+        for t, (a, b, c) in zip(on_device, coefficients, strict=True):
+            x = a * x + b * unet(x, t).sample
+            if c:
+                x = x + c * torch.randn_like(x)
+        return x
+
+    return sample
+
+
+def compare(package: Call, bare: Call, repeats: int, device: torch.device, in_a_row: int) -> dict[str, Any]:
+    """Times of one call in ms, and the ratio."""
+    results = []
+    for call in (package, bare):
+        torch.manual_seed(0)
+        results.append(call().float())
+        call()
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    times = np.empty((repeats, 2))
+    for i in range(repeats):
+        for which in (0, 1) if i % 2 else (1, 0):
+            wait()
+            started = time.perf_counter()
+            for _ in range(in_a_row):
+                (package, bare)[which]()
+            wait()
+            times[i, which] = (time.perf_counter() - started) / in_a_row * 1e3
+    ratios = times[:, 0] / times[:, 1]
+    return {
+        "package_ms": np.median(times[:, 0]).item(),
+        "bare_ms": np.median(times[:, 1]).item(),
+        "ratio": np.median(ratios).item(),
+        "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
+        "difference": ((results[0] - results[1]).abs().max() / results[1].abs().max()).item(),
+    }
+
+
+def quantizer_memory(kind: Any, mode: str, shape: list[int], device: str) -> dict[str, float]:
+    """Peak in MB of quantizing one batch; `shape` is B, d, h, w, K."""
+    torch.manual_seed(0)
+    training = mode == "train"
+    quantizer = GumbelQuantizer(shape[-1], shape[1], kind).to(device).train(training)
+    single, latents = (torch.randn(b, *shape[1:-1], device=device, requires_grad=training) for b in (1, shape[0]))
+
+    def call(z: torch.Tensor) -> None:
+        with torch.set_grad_enabled(training):
+            z_q, loss, _ = quantizer(z)
+        if training:
+            (z_q.mean() + loss).backward()
+
+    call(single)
+    quantizer.zero_grad()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(latents)
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        call(latents)
+        peak = resident("VmHWM")
+    gradients = [t.grad.nbytes for t in (latents, quantizer.embedding.weight) if t.grad is not None]
+    return {"peak_mb": (peak - before) / 1e6, "gradients_mb": sum(gradients) / 1e6}
+
+
+def in_fresh_process(kind: str, mode: str, shape: list[int], device: str) -> dict[str, float]:
+    context = multiprocessing.get_context("forkserver")  # forks from a process that has only done imports
+    context.set_forkserver_preload([_Run.__module__])
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(quantizer_memory, kind, mode, shape, "cpu").result()
+
+
+def resident(key: str) -> int:
+    """Bytes: VmRSS now, VmHWM at the peak."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+
+def first_wait(call: Call, everywhere: bool) -> str:
+    torch.cuda.set_sync_debug_mode("error" if everywhere else "default")
+    try:
+        call()
+    except RuntimeError as error:
+        return f"failed: {str(error).splitlines()[0]}"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "ok"
+
+
+def checked(steps: Iterable) -> Iterator:
+    """A "progress bar" that turns the check on for the loop alone."""
+    torch.cuda.set_sync_debug_mode("error")
+    yield from steps
+    torch.cuda.set_sync_debug_mode("default")
+
+
+if __name__ == "__main__":
+    main()
