@@ -1,4 +1,4 @@
-# make demo   train on the embedded digits, then sample from what was trained
+# make demo   train on the embedded digits (once), then sample from what was trained
 # make test   all tests
 # make lint   ruff and mypy
 # make clean  remove the environment, the caches and what was built; outputs/ stays
@@ -17,7 +17,7 @@ test: export MKL_NUM_THREADS = 1
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
-	$(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo
+	test -d outputs/demo/pipeline || $(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo
 	$(BIN)/python examples/sample.py outputs/demo/pipeline --num-images 64 --output outputs/demo/samples.png
 
 test: $(VENV)/.stamp-test

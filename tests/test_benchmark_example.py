@@ -1,4 +1,4 @@
-"""The benchmark runs from its command line, compares like with like and writes finite figures."""
+"""examples/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
 
 import json
 import math
@@ -9,43 +9,33 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.mark.slow
-def test_benchmark(tmp_path):
-    output = tmp_path / "figures" / "benchmark.json"
-    options = "--cpu --preset digits --batch-size 2 --num-inference-steps 3 --repeats 2 --quantizer-shape 8 16 4 4 64"
+def test_every_section_has_finite_figures(tmp_path):
+    root, output = Path(__file__).parents[1], tmp_path / "benchmark.json"
+    arguments = ["--cpu", "--batch-size=2", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "benchmark.py", *options.split(), "--output", output],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        cwd=tmp_path,
+        [
+            sys.executable,
+            root / "examples" / "benchmark.py",
+            *arguments,
+            "--quantizer-shape",
+            "2",
+            "8",
+            "2",
+            "2",
+            "16",
+        ],
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(output.read_text())
-
     assert set(report["overhead"]) == {"training_step", "sample_latents", "pipeline"}
-    for name, row in report["overhead"].items():
-        assert name in done.stdout
-        low, high = row["ratio_quartiles"]
-        assert 0 < low <= row["ratio"] <= high < math.inf
-        assert 0 < row["package_ms"] < math.inf
-        assert 0 < row["bare_ms"] < math.inf
-        # the bare loop is another implementation: same weights, same noise, same result
-        assert 0 <= row["difference"] < 1e-4
-
-    memory = report["quantizer_memory"]
-    if Path("/proc/self/clear_refs").exists():
-        assert set(memory) == {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
-    for name, row in memory.items():
-        assert 0 <= row["peak_mb"] < math.inf
-        # latents 8 x 16 x 4 x 4, codebook 64 x 16 (which the EMA moves without a gradient), float32
-        numbers = {"eval": 0, "train": 2048 if name.startswith("ema") else 2048 + 1024}[name.split()[1]]
-        assert row["gradients_mb"] == numbers * 4 / 1e6
-
-    assert report["waits"] == dict.fromkeys(("training step", "sampling loop", "sampling call"), "needs a GPU")
-    assert report["repeats"] == 2
-    assert "torch" in report["versions"]
-    assert report["device"].startswith("cpu")
+    for row in report["overhead"].values():
+        assert row["package_ms"] > 0 and row["bare_ms"] > 0 and math.isfinite(row["ratio"])
+        assert row["difference"] < 1e-4  # the same weights, noise and arithmetic on both sides
+    kinds = {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
+    assert set(report["quantizer_memory"]) == (kinds if Path("/proc/self/clear_refs").exists() else set())
+    assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
@@ -108,15 +109,18 @@ def test_stages_and_what_they_leave(tmp_path):
 
 
 def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, monkeypatch):
-    """EMA recomputed from the raw states after every step, codebook and normaliser included."""
-    seen = []
-    original = loop_module.AveragedModel.update_parameters
+    """EMA recomputed from the raw states after every step, codebook and normaliser included; and torch's own."""
+    seen, peer = [], []
+    original = loop_module.AveragedWeights.update_parameters
 
     def spy(self, model):
         seen.append({k: v.detach().clone().double() for k, v in model.state_dict().items()})
+        if not peer:
+            peer.append(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True))
+        peer[0].update_parameters(model)
         return original(self, model)
 
-    monkeypatch.setattr(loop_module.AveragedModel, "update_parameters", spy)
+    monkeypatch.setattr(loop_module.AveragedWeights, "update_parameters", spy)
     train(config(VQConfig, tmp_path, ema_decay=0.7, max_train_steps=4))
     average = seen[0]
     for raw in seen[1:]:
@@ -127,6 +131,7 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
     )
     for key, value in average.items():
         assert torch.allclose(saved[f"module.{key}"].double(), value, atol=1e-5), key
+        assert torch.allclose(saved[f"module.{key}"], peer[0].state_dict()[f"module.{key}"], atol=1e-6), key
 
 
 def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch):

@@ -24,7 +24,6 @@ from diffusers.optimization import get_scheduler
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -34,6 +33,7 @@ from ..sampling import sample_latents
 from ..schedulers import OUBridgeScheduler
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import E2EConfig, PriorConfig, RunConfig, VQConfig
+from .ema import AveragedWeights
 from .objectives import E2EObjective, Objective, PriorObjective, VQObjective
 
 # Latents used to place the codebook before the first step.
@@ -69,7 +69,7 @@ def train(config: RunConfig) -> TrainedComponents | None:
         ),
         log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
         # the phases of an end-to-end run leave the U-Net or the autoencoder without gradient
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, E2EConfig))],
     )
@@ -158,14 +158,15 @@ class _Run:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.ema = AveragedModel(
-            _trained_part(objective), multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-        )
+        self.ema = AveragedWeights(_trained_part(objective), config.ema_decay)
         dataset: Dataset = images
-        loading: dict[str, Any] = {"num_workers": config.num_workers}
+        loading: dict[str, Any] = {
+            "num_workers": config.num_workers,
+            "pin_memory": accelerator.device.type == "cuda",
+        }
         if isinstance(config, PriorConfig) and config.cache_latents:
             dataset = _CachedLatents(objective.vqvae, images, config, accelerator.device)
-            loading = {"collate_fn": dataset.collate}
+            loading = {"collate_fn": _CachedLatents.collate}
         loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, **loading)
         # scheduler not prepared: Accelerate would step it once per process
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
@@ -297,7 +298,7 @@ class _Run:
 
     def _averaged(self) -> dict[str, Any]:
         """The components with averaged weights, in eval mode; an autoencoder that isn't trained as it is."""
-        return {"vqvae": self.objective.vqvae, **dict(self.ema.module.eval().named_children())}
+        return {"vqvae": self.objective.vqvae, **dict(self.ema.module.named_children())}
 
     def _codebook_metrics(self) -> dict[str, torch.Tensor]:
         quantizer = self.objective.vqvae.quantize
@@ -383,6 +384,7 @@ class _Run:
         state = load_checkpoint(found[-1], self.accelerator, self._state_modules(), self.optimizer.optimizer)
         self.first_step, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.ema.started = True
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.print(f"resumed from {found[-1]}")

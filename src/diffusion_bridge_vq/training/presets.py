@@ -105,10 +105,10 @@ PRESETS: dict[str, Preset] = {
             "learning_rate": 1e-3,
             "lr_warmup_steps": 100,
             "ema_decay": 0.995,
-            "max_train_steps": 3000,
+            "max_train_steps": 1500,
             "log_every": 20,
-            "image_every": 1000,
-            "checkpoint_every": 1000,
+            "image_every": 500,
+            "checkpoint_every": 500,
             "vqvae": _vqvae(
                 (32, 64, 64), 32, 16, 256, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False
             ),
