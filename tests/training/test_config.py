@@ -58,3 +58,15 @@ def test_paper_shapes():
         assert (c.vqvae["latent_channels"], c.vqvae["num_vq_embeddings"], c.unet["sample_size"]) == (d, codes, side)
         scheduler = OUBridgeScheduler(**c.scheduler)
         assert (len(scheduler), scheduler.stationary_std, scheduler.config.prediction_type) == (1000, 1.0, "epsilon")
+
+
+def test_paper_mode_is_algorithm_1_unless_told_otherwise():
+    paper = E2EConfig.from_preset("cifar10", dataset="x", mode="paper")
+    assert (paper.weighting, paper.regularization, paper.regularization_weight) == ("elbo", "gamma", 1.0)
+    assert (paper.l1_weight, paper.vqvae["quantizer_type"], paper.vqvae["latent_channels"]) == (0.0, "gumbel", 128)
+    changed = E2EConfig.from_preset(
+        "cifar10", dataset="x", mode="paper", weighting="simple", vqvae={"quantizer_type": "ste"}
+    )
+    assert (changed.weighting, changed.vqvae["quantizer_type"], changed.l1_weight) == ("simple", "ste", 0.0)
+    stable = E2EConfig.from_preset("cifar10", dataset="x")
+    assert (stable.weighting, stable.vqvae["quantizer_type"]) == ("simple", "ema")

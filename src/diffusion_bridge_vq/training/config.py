@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..losses import Regularization, Weighting
-from .presets import PRESETS, preset_values
+from .presets import PAPER_MODE, PRESETS, preset_values
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -111,8 +111,9 @@ class RunConfig:
         values: dict[str, Any] = {"preset": preset}
         names = {f.name for f in dataclasses.fields(cls)}
         values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
-        for key, value in overrides.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        for changes in (PAPER_MODE if overrides.get("mode") == "paper" else {}, overrides):
+            for key, value in changes.items():
+                values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
@@ -168,7 +169,9 @@ class E2EConfig(_BridgeConfig):
 
     kind = "e2e"
 
-    mode: Literal["stable", "paper"] = _option("stable", "which gradients move the encoder; 'paper' lets all of them")
+    mode: Literal["stable", "paper"] = _option(
+        "stable", "which gradients move the encoder; 'paper' is Algorithm 1 to the letter"
+    )
     reconstruction_weight: float = _option(1.0, "weight of L_rec against the terms per latent coordinate")
     l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
     regularization: Regularization = _option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
