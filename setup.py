@@ -28,7 +28,7 @@ setup(
         "torch>=2.11",
         "diffusers>=0.40",
         "transformers>=5",
-        "accelerate>=1.10",
+        "accelerate>=1.15",  # older ones don't resume an epoch exactly
         "datasets>=4.0",
         "huggingface-hub>=1.0,<3",
         "safetensors>=0.8",
