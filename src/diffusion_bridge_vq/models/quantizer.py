@@ -3,13 +3,12 @@ Vector quantization: Gumbel-softmax, straight-through and EMA codebooks, in memo
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 # Elements of one block of the (positions, K) distance matrix: 16 MiB in float32.
 _BLOCK_ELEMENTS = 2**22
@@ -100,12 +99,13 @@ class GumbelQuantizer(nn.Module):
             ValueError: z has other than d channels.
         """
         rows = self._rows(z)  # (n, d) float32
-        if self.training and self.quantizer_type == "gumbel":
+        if self.quantizer_type == "gumbel":
             z_q, loss, codes = self._gumbel(rows)
         else:
             codes = self._choose(rows)
             z_q = F.embedding(codes, self._codebook())
-            loss = self._loss(rows, z_q, codes)
+            loss = self._loss(rows, z_q)
+        if not self.training or self.quantizer_type != "gumbel":
             z_q = rows + (z_q - rows).detach()  # straight-through
         if self.training:
             counts = torch.zeros_like(self.code_counts).index_add_(0, codes, torch.ones_like(codes))
@@ -222,39 +222,21 @@ class GumbelQuantizer(nn.Module):
         """argmax_k of the (transformed) logits, block by block: (n, d) -> (n,)."""
         with torch.autocast(rows.device.type, enabled=False):
             codebook = self._codebook()
-            codes = []
-            for block in self._blocks(rows):
+            # made beforehand: small results between the blocks would keep the C heap from using their memory again
+            codes = torch.empty(len(rows), dtype=torch.long, device=rows.device)
+            for block, chosen in zip(self._blocks(rows), self._blocks(codes), strict=True):
                 logits = _logits(block, codebook)
-                codes.append((logits if transform is None else transform(logits)).argmax(dim=1))
-        return torch.cat(codes) if codes else rows.new_empty(0, dtype=torch.long)
+                torch.argmax(logits if transform is None else transform(logits), dim=1, out=chosen)
+        return codes
 
     def _gumbel(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        def block_forward(block: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            logits = _logits(block, codebook)
-            one_hot = F.gumbel_softmax(logits, tau=self.temperature, hard=True)
-            codes = one_hot.argmax(dim=1)
-            nll = logits.logsumexp(dim=1) - logits.gather(1, codes[:, None])[:, 0]
-            return one_hot @ codebook, nll, codes
-
-        codebook = self._codebook()
+        temperature = self.temperature if self.training else None
         with torch.autocast(rows.device.type, enabled=False):
-            blocks = list(self._blocks(rows))
-            if len(blocks) == 1:
-                parts = [block_forward(rows, codebook)]
-            else:
-                parts = [checkpoint(block_forward, block, codebook, use_reentrant=False) for block in blocks]
-        z_q, nll, codes = (torch.cat(column) for column in zip(*parts, strict=True))
+            z_q, nll, codes = _GumbelBlocks.apply(rows, self._codebook(), temperature)
         return z_q, self.commitment_weight * nll.mean() / self.vq_embed_dim, codes
 
-    def _loss(self, rows: torch.Tensor, z_q: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Loss of the nearest code (eval for all types, training for "ste" and "ema")."""
-        if self.quantizer_type == "gumbel":
-            codebook, nll = self._codebook(), []
-            with torch.autocast(rows.device.type, enabled=False):
-                for block, k in zip(self._blocks(rows), self._blocks(codes), strict=True):
-                    logits = _logits(block, codebook)
-                    nll.append(logits.logsumexp(dim=1) - logits.gather(1, k[:, None])[:, 0])
-            return self.commitment_weight * torch.cat(nll).mean() / self.vq_embed_dim
+    def _loss(self, rows: torch.Tensor, z_q: torch.Tensor) -> torch.Tensor:
+        """Loss of the nearest code, "ste" and "ema"."""
         loss = self.commitment_weight * F.mse_loss(rows, z_q.detach())
         return loss if self.quantizer_type == "ema" else loss + F.mse_loss(z_q, rows.detach())
 
@@ -287,10 +269,72 @@ class GumbelQuantizer(nn.Module):
         self.embedding.weight.copy_(torch.where(dead[:, None], candidates, means))
 
 
+class _GumbelBlocks(torch.autograd.Function):
+    """
+    Code vector, -log p(code) and code of every row: (n, d), (K, d) -> (n, d), (n,), (n,).
+
+    At a temperature the code is drawn, with the gradient of `F.gumbel_softmax(logits, tau, hard=True) @ codebook`
+    and its noise drawn again in the backward pass; without one it is the nearest. Results are made beforehand: small
+    tensors between the blocks would keep the C heap from using the blocks' memory again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, codebook: torch.Tensor, temperature: float | None) -> tuple:
+        ctx.random_state = _random_state(rows.device)
+        codes, log_sum = torch.empty_like(rows[:, 0], dtype=torch.long), torch.empty_like(rows[:, 0])
+        for block, block_codes, block_sum in _blocks(codebook, rows, codes, log_sum):
+            logits = _logits(block, codebook)
+            torch.logsumexp(logits, dim=1, out=block_sum)
+            if temperature is not None:
+                logits.sub_(torch.empty_like(logits).exponential_().log_())
+            torch.argmax(logits, dim=1, out=block_codes)
+        z_q = F.embedding(codes, codebook)
+        ctx.save_for_backward(rows, codebook, codes)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(codes)
+        return z_q, log_sum.add_((rows - z_q).square_().sum(dim=1)), codes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple:
+        d_z_q, d_nll = gradients[0], gradients[1][:, None]
+        rows, codebook, codes = ctx.saved_tensors
+        d_rows = 2 * d_nll * (rows - F.embedding(codes, codebook))  # of the chosen code's distance, so far
+        d_codebook = torch.zeros_like(codebook).index_add_(0, codes, d_z_q - d_rows)
+        with torch.random.fork_rng([rows.device] if rows.device.type == "cuda" else []):
+            _set_random_state(rows.device, ctx.random_state)
+            for block, d_block, d_q, d_n in _blocks(codebook, rows, d_rows, d_z_q, d_nll):
+                logits = _logits(block, codebook)
+                d_logits = logits.softmax(dim=1).mul_(d_n)
+                if ctx.temperature is not None:
+                    logits.sub_(torch.empty_like(logits).exponential_().log_())
+                    soft = logits.div_(ctx.temperature).softmax(dim=1)
+                    inner = (d_q * (soft @ codebook)).sum(dim=1, keepdim=True)
+                    d_logits.addcmul_((d_q @ codebook.T).sub_(inner), soft, value=1 / ctx.temperature)
+                d_block.add_(d_logits @ codebook - d_logits.sum(dim=1, keepdim=True) * block, alpha=2)
+                d_codebook.add_(d_logits.T @ block - d_logits.sum(dim=0)[:, None] * codebook, alpha=2)
+        return d_rows, d_codebook, None
+
+
+def _blocks(codebook: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """All tensors in blocks along their first axis, with at most `_BLOCK_ELEMENTS` distances each."""
+    return zip(*(t.split(max(1, _BLOCK_ELEMENTS // len(codebook))) for t in tensors), strict=True)
+
+
+def _random_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
 def _logits(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """-||z - e_k||^2 = 2 z.e_k - ||e_k||^2 - ||z||^2: (n, d), (K, d) -> (n, K)."""
     logits = torch.addmm(-codebook.square().sum(dim=1), rows, codebook.T, alpha=2)
-    return logits - rows.square().sum(dim=1, keepdim=True)
+    return logits.sub_(rows.square().sum(dim=1, keepdim=True))
 
 
 def _perplexity(counts: torch.Tensor) -> torch.Tensor:
