@@ -1,0 +1,57 @@
+"""
+Nothing in a training step makes the host wait for the device. Without a GPU this is seen on the "meta" device: reading
+a value, copying between devices and indexing by masks would wait, and each of them is an operator that can be counted.
+"""
+
+import contextlib
+
+import torch
+from diffusers import UNet2DModel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq.training import E2EConfig, E2EObjective
+from diffusion_bridge_vq.training.ema import AveragedWeights
+
+
+class Waits(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, tensors = str(func), [a for a in args if isinstance(a, torch.Tensor)]
+        devices = {t.device.type for t in tensors} | {torch.device((kwargs or {}).get("device") or "meta").type}
+        if "_local_scalar_dense" in name and tensors[0].device.type == "meta":
+            self.seen.append(name)
+            return 0.0
+        if ("copy" in name and len(devices) > 1) or "nonzero" in name or "masked_select" in name:
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_has_none(monkeypatch):
+    config = E2EConfig.from_preset("digits", batch_size=2)
+    for kind in ("gumbel", "ema"):
+        for mode in ("stable", "paper"):
+            with torch.device("meta"):
+                vqvae = GumbelVQModel(in_channels=1, out_channels=1, **config.vqvae | {"quantizer_type": kind})
+                unet = UNet2DModel(**config.unet)
+            scheduler = OUBridgeScheduler(**config.scheduler | {"z_star": [0.1] * 8})
+            objective = E2EObjective(vqvae, unet, scheduler, mode, weighting="elbo").train().to("meta")
+            averaged = AveragedWeights(unet, 0.9)
+            # autocast knows no meta device; it is off in these blocks anyway
+            monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+            for _ in range(2):  # the first step puts the coefficients on the device, once
+                waits = Waits()
+                with waits:
+                    output = objective(torch.empty(2, 1, 16, 16, device="meta"))
+                    torch.stack(list(output.losses.values())).sum().backward()
+                    torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+                    averaged.update_parameters(unet)
+            monkeypatch.undo()
+            assert waits.seen == []
+    with Waits() as waits:  # and the counter counts
+        float(torch.empty((), device="meta") + 1)
+        torch.ones(2).to("meta")
+    assert len(waits.seen) == 2
