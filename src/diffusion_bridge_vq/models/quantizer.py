@@ -107,13 +107,12 @@ class GumbelQuantizer(nn.Module):
             loss = self._loss(rows, z_q)
         if not self.training or self.quantizer_type != "gumbel":
             z_q = rows + (z_q - rows).detach()  # straight-through
+        # not bincount, which waits for the device
+        counts = torch.zeros_like(self.code_counts).index_add_(0, codes, torch.ones_like(codes))
         if self.training:
-            counts = torch.zeros_like(self.code_counts).index_add_(0, codes, torch.ones_like(codes))
             self.code_counts += counts
             if self.quantizer_type == "ema":
                 self._update_codebook(rows.detach(), codes)
-        else:
-            counts = torch.bincount(codes, minlength=self.n_e)
         z_q = z_q.reshape(z.shape[0], *z.shape[2:], z.shape[1]).movedim(-1, 1)
         return z_q.to(z.dtype), loss, (_perplexity(counts), None, codes.reshape(z.shape[0], *z.shape[2:]))
 
