@@ -5,10 +5,14 @@ import math
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
+from PIL import Image
+from safetensors.torch import save_file
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.figures import chain_sheet
+from diffusion_bridge_vq.grids import image_grid
+
+_CHAIN_IMAGES = 4
 
 
 def main() -> None:
@@ -20,15 +24,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--class-label", type=int, help="class of all images, for a class-conditional model")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no guidance")
-    parser.add_argument("--scale", type=int, default=4, help="size of a pixel in the grid")
+    parser.add_argument("--tile-size", type=int, default=64, help="pixels that small images are enlarged to")
+    parser.add_argument("--chain-steps", type=int, default=0, help="also write chain.png (Figure 9), with that many columns")
     parser.add_argument("--output", type=Path, default=Path("samples.png"))
     args = parser.parse_args()
-    if args.num_images < 1 or args.batch_size < 1 or args.scale < 1:
-        parser.error("--num-images, --batch-size and --scale must be at least 1")
+    if args.num_images < 1 or args.batch_size < 1:
+        parser.error("--num-images and --batch-size must be at least 1")
 
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(pipe.device).manual_seed(args.seed)
+    steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
+    chain = DenoisingChain(steps, output_type="pt") if steps else None
     images: list[Image.Image] = []
     while len(images) < args.num_images:
         images += pipe(
@@ -37,14 +44,14 @@ def main() -> None:
             generator=generator,
             class_labels=args.class_label,
             guidance_scale=args.guidance_scale,
+            callback_on_step_end=chain if not images else None,  # the chain of the first batch
         ).images
-    tiles = [t.resize((t.width * args.scale, t.height * args.scale), Image.Resampling.NEAREST) for t in images]
-    tiles = [ImageOps.expand(t, border=2, fill="gray") for t in tiles]
-    columns = math.ceil(math.sqrt(len(tiles)))
-    rows = math.ceil(len(tiles) / columns)
-    tiles += [Image.new(tiles[0].mode, tiles[0].size)] * (rows * columns - len(tiles))
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid(tiles, rows=rows, cols=columns).save(args.output)
+    image_grid(images, columns=math.ceil(math.sqrt(len(images))), tile_size=args.tile_size).save(args.output)
+    if chain is not None:
+        rows = torch.stack(chain.images)[:, :_CHAIN_IMAGES].cpu().contiguous()
+        save_file({"chain": rows}, args.output.parent / "chain.safetensors")
+        chain_sheet(args.output.parent)
     print(f"{len(images)} images, seed {args.seed}, {args.num_inference_steps} steps: {args.output}")
 
 

@@ -11,6 +11,7 @@ LEVELS = {
     "schedulers": 0,
     "models": 0,
     "data": 0,
+    "grids": 0,
     "sampling": 1,
     "losses": 1,
     "training": 2,

@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "DenoisingChain": ".pipelines",
+    "DiffusionBridgeVQInpaintPipeline": ".pipelines",
     "DiffusionBridgeVQPipeline": ".pipelines",
     "GumbelVQModel": ".models",
     "OUBridgeScheduler": ".schedulers",
 }
-__all__ = ["DiffusionBridgeVQPipeline", "GumbelVQModel", "OUBridgeScheduler", "__version__"]
+__all__ = [
+    "DenoisingChain",
+    "DiffusionBridgeVQInpaintPipeline",
+    "DiffusionBridgeVQPipeline",
+    "GumbelVQModel",
+    "OUBridgeScheduler",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from .models import GumbelVQModel
-    from .pipelines import DiffusionBridgeVQPipeline
+    from .pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
     from .schedulers import OUBridgeScheduler
 
 

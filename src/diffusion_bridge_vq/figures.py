@@ -1,7 +1,22 @@
-"""Figures from what runs have saved. Needs the extra `plots` (matplotlib)."""
+"""
+Figures from what runs have saved.
+
+Those with axes need the extra `plots` (matplotlib); without it they say so and make nothing, since a picture is no
+reason to lose a run. Sheets of images need nothing.
+"""
 
 import json
 from pathlib import Path
+from typing import Any
+
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from safetensors.torch import load_file
+
+from .data.toy import LENGTH
+from .grids import image_grid
+
+_COLORS = [f"C{i}" for i in range(LENGTH)]  # one per position of a sequence
 
 
 def plot_metrics(run_dir: Path) -> Path | None:
@@ -9,12 +24,10 @@ def plot_metrics(run_dir: Path) -> Path | None:
     Curves of `run_dir`/metrics.jsonl as `run_dir`/curves.png: losses, latents and codebook, step by step.
 
     Returns:
-        `Path` of the picture; None, with a message, if matplotlib is missing: curves are no reason to lose a run.
+        `Path` of the picture; None without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print('No curves: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+    figure = _figure(figsize=(12, 3.2))
+    if figure is None:
         return None
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     panels = {
@@ -22,7 +35,6 @@ def plot_metrics(run_dir: Path) -> Path | None:
         "latent rms": ["train/latent_rms"],
         "codebook perplexity": ["codebook/perplexity"],
     }
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
     for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in records if name in r]
@@ -38,3 +50,102 @@ def plot_metrics(run_dir: Path) -> Path | None:
 
 def _names(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record))
+
+
+def plot_toy(run_dir: Path) -> list[Path]:
+    """
+    Figures 3, 11 and 12 from `run_dir`/toy.safetensors, which examples/toy_bridge.py wrote.
+
+    Returns:
+        `list[Path]`: toy_trajectories.png, toy_codebook.png, toy_inpainting.png; none without matplotlib.
+    """
+    saved = load_file(run_dir / "toy.safetensors")
+    centres = saved["true_codebook"]
+
+    def panel(axes: Any, title: str) -> Any:
+        axes.scatter(*centres.T, s=60, facecolors="none", edgecolors="gray")
+        for code, (x, y) in enumerate(centres.tolist()):
+            axes.annotate(str(code), (1.2 * x, 1.2 * y), ha="center", va="center", color="gray")
+        axes.set(title=title, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+        return axes
+
+    paths = []
+    figure = _figure(figsize=(9, 4.5))
+    if figure is None:
+        return []
+    for axes, name, title in zip(
+        figure.subplots(1, 2), ("forward", "reverse"), ("noising, t = 0 to 50", "denoising, t = 50 to 0"), strict=True
+    ):
+        panel(axes, title)
+        for place, color in enumerate(_COLORS):
+            path = saved[name][:, :, place]  # (T + 1, 2)
+            axes.plot(*path.T, color=color, linewidth=0.8, alpha=0.6)
+            axes.scatter(*path[-1], color=color, s=25, zorder=3, label=f"$q_{place + 1}$")
+        axes.legend(fontsize="small", loc="upper right", title="end")
+    paths.append(_save(figure, run_dir / "toy_trajectories.png"))
+
+    figure = _figure(figsize=(12, 4.2))
+    panels = {"initial_codebook": "before", "codebook_gamma": "after, with $L^{reg}$", "codebook_none": "after, without"}
+    for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        panel(axes, title).scatter(*saved[name].T, marker="x", color="C3")
+        for code, (x, y) in enumerate(saved[name].tolist()):
+            axes.annotate(str(code), (x, y), xytext=(5, 5), textcoords="offset points", color="C3", fontsize="small")
+    paths.append(_save(figure, run_dir / "toy_codebook.png"))
+
+    figure = _figure(figsize=(12, 4.2))
+    completions = saved["completions"]  # (3, 2, 5)
+    for axes, completion in zip(figure.subplots(1, len(completions)), completions, strict=True):
+        codes = (completion.T[:, None] - centres).square().sum(-1).argmin(1).tolist()
+        panel(axes, str(tuple(codes))).plot(*completion, color="gray", linewidth=0.8)
+        for place, color in enumerate(_COLORS):
+            axes.scatter(*completion[:, place], color=color, zorder=3, label=f"$q_{place + 1}$")
+        axes.legend(fontsize="small", loc="center")
+    paths.append(_save(figure, run_dir / "toy_inpainting.png"))
+    return paths
+
+
+def inpainting_sheet(run_dir: Path) -> Path:
+    """
+    Figures 6, 7 and 17 from `run_dir`/inpainting.safetensors, which examples/inpaint.py wrote, as inpainting.png.
+
+    One row per image: what is known, the completions, the reconstruction of the whole image.
+    """
+    saved = load_file(run_dir / "inpainting.safetensors")  # (n, C, H, W) and completions (n, k, C, H, W), in [0, 1]
+    tiles = []
+    for masked, completions, reconstruction in zip(
+        saved["masked"], saved["completions"], saved["reconstructions"], strict=True
+    ):
+        tiles += [*_images(masked[None]), *_images(completions), *_images(reconstruction[None])]
+    grid = image_grid(tiles, columns=len(tiles) // len(saved["masked"]))
+    grid.save(run_dir / "inpainting.png")
+    return run_dir / "inpainting.png"
+
+
+def chain_sheet(run_dir: Path) -> Path:
+    """
+    Figures 8, 9 and 18 from `run_dir`/chain.safetensors, as chain.png: one row per image, one column per step.
+    """
+    chain = load_file(run_dir / "chain.safetensors")["chain"]  # (steps, n, C, H, W) in [0, 1]
+    grid = image_grid(_images(chain.transpose(0, 1).flatten(0, 1)), columns=len(chain))
+    grid.save(run_dir / "chain.png")
+    return run_dir / "chain.png"
+
+
+def _images(pixels: Any) -> list[Image.Image]:
+    """(n, C, H, W) in [0, 1] -> PIL."""
+    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels))
+
+
+def _figure(**options: Any) -> Any:
+    """A matplotlib figure; None, with a message, without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print('No figure: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+        return None
+    return Figure(layout="constrained", **options)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=120)
+    return path

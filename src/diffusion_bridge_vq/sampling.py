@@ -1,5 +1,6 @@
 """The reverse chain as a plain loop: the one place where network and scheduler meet when sampling."""
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -57,37 +58,224 @@ def sample_latents(
         ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape,
             or there are too few or too many steps.
     """
-    check_scheduler(scheduler)
-    if not 1 <= num_inference_steps <= scheduler.config.num_train_timesteps:
-        raise ValueError(
-            f"`num_inference_steps` must lie in 1..{scheduler.config.num_train_timesteps} (num_train_timesteps), "
-            f"got {num_inference_steps}."
-        )
-    device = torch.device(device or "cpu")
     if latents is None:
-        noise = randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+        noise = randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
     elif latents.shape != torch.Size(shape):
         raise ValueError(f"`latents` has shape {tuple(latents.shape)}, expected {tuple(shape)}.")
     else:
-        noise = latents.to(device, dtype)
+        noise = latents.to(torch.device(device or "cpu"), dtype)
+    return _reverse_chain(
+        unet,
+        scheduler,
+        noise,
+        num_inference_steps,
+        generator,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+        callback=callback,
+        progress_bar=progress_bar,
+    )
 
+
+@torch.no_grad()
+def inpaint_latents(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    known_latents: torch.Tensor,
+    mask: torch.Tensor,
+    num_inference_steps: int,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    latents: torch.Tensor | None = None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    jump_length: int = 10,
+    jump_n_sample: int = 1,
+    callback: Callback | None = None,
+    progress_bar: Callable[[Iterable], Iterable] = iter,
+) -> torch.Tensor:
+    """
+    Draw the unknown part of z_0 given the known one (appendix 7).
+
+    At every step the unknown positions are predicted, and the known ones are drawn from the forward process,
+    q(z_t | z_0). Alone this follows the conditional law only roughly, since positions that are already drawn never
+    see what the known ones turn out to be; resampling (Lugmayr et al. 2022, "RePaint") repairs it: every
+    `jump_length` steps are walked `jump_n_sample` times, with the forward process from their end back to their start
+    in between. It takes jump_n_sample * num_inference_steps network calls. With nothing known this is
+    [`sample_latents`], number for number.
+
+    Args:
+        unet, scheduler, num_inference_steps, generator, latents, class_labels, guidance_scale, progress_bar: see
+            [`sample_latents`].
+        known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
+        mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
+            `known_latents`, e.g. (B, 1, h, w) or (N,).
+        jump_length (`int`): steps between two jumps back, at least 1.
+        jump_n_sample (`int`): how often each stretch of steps is walked; 1 is no resampling.
+        callback (`Callable`, *optional*): as in [`sample_latents`]; a step that is walked again is reported again.
+
+    Returns:
+        `torch.Tensor`: z_0, exactly `known_latents` where they are known.
+
+    Raises:
+        ValueError: a mask that is empty, has other values than 0 and 1 or doesn't broadcast; numbers out of range;
+            and what [`sample_latents`] raises.
+    """
+    for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    unknown = _check_mask(mask, known_latents)
+    if latents is None:
+        noise = randn_tensor(
+            known_latents.shape, generator=generator, device=known_latents.device, dtype=known_latents.dtype
+        )
+    elif latents.shape != known_latents.shape:
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}, expected {tuple(known_latents.shape)}.")
+    else:
+        noise = latents.to(known_latents)
+    return _reverse_chain(
+        unet,
+        scheduler,
+        noise,
+        num_inference_steps,
+        generator,
+        known=None if bool(unknown.all()) else (known_latents, unknown),
+        jump_length=jump_length,
+        jump_n_sample=jump_n_sample,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+        callback=callback,
+        progress_bar=progress_bar,
+    )
+
+
+def _reverse_chain(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    num_inference_steps: int,
+    generator: torch.Generator | list[torch.Generator] | None,
+    class_labels: torch.Tensor | None,
+    guidance_scale: float,
+    callback: Callback | None,
+    progress_bar: Callable[[Iterable], Iterable],
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+    jump_length: int = 1,
+    jump_n_sample: int = 1,
+) -> torch.Tensor:
+    """The loop of both functions; `known` is z_0 and where it is unknown."""
+    check_scheduler(scheduler)
+    num_train = scheduler.config.num_train_timesteps
+    if not 1 <= num_inference_steps <= num_train:
+        raise ValueError(
+            f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), got {num_inference_steps}."
+        )
     scheduler.set_timesteps(num_inference_steps)  # before init_noise_sigma, which Euler's spacing changes
-    z_star = _z_star(scheduler, noise)
-    is_bridge = isinstance(scheduler, OUBridgeScheduler)
-    sample = noise * scheduler.init_noise_sigma + (z_star if is_bridge else 0.0)
-
     timesteps = scheduler.timesteps.cpu()
-    on_device = timesteps.to(device)
+    if len(timesteps.unique()) < num_inference_steps:
+        raise ValueError(
+            f"{type(scheduler).__name__} can't place {num_inference_steps} steps on the {num_train} noise levels with "
+            f"timestep_spacing={scheduler.config.get('timestep_spacing')!r}: some would coincide. Take fewer."
+        )
+    on_device = timesteps.to(noise.device)
     step_kwargs = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    # z_0-networks predict z_0 = z* + x_0, a stock scheduler wants x_0
-    offset = z_star if not is_bridge and scheduler.config.prediction_type == "sample" else 0.0
-    for i in progress_bar(range(len(timesteps))):
+    z_star = _z_star(scheduler, noise)
+    # a stock scheduler walks in x = z - z*, around 0
+    centre, shift = (z_star, 0.0) if isinstance(scheduler, OUBridgeScheduler) else (0.0, z_star)
+    # z_0-networks predict z_0 = z* + x_0
+    offset = shift if scheduler.config.prediction_type == "sample" else 0.0
+
+    stretch, resampling = jump_length * scheduler.order, jump_n_sample > 1
+    marginals = _marginals(scheduler) if known or resampling else []
+    fresh = saved = copy.deepcopy(scheduler) if resampling else scheduler
+
+    def draw() -> torch.Tensor:
+        return randn_tensor(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
+
+    def with_known(sample: torch.Tensor, level: int) -> torch.Tensor:
+        """`sample`, with the noise that step `level` starts from, and its known part drawn from q(z_t | z_0)."""
+        if known is None:
+            return sample
+        z_0, unknown = known
+        if level == len(timesteps):
+            return torch.where(unknown, sample, z_0 - shift)
+        signal, sigma = marginals[level]
+        return torch.where(unknown, sample, centre + signal * (z_0 - z_star) + sigma * draw())
+
+    sample, level = with_known(noise * scheduler.init_noise_sigma + centre, 0), 0
+    for i in progress_bar(_walk(len(timesteps), stretch, jump_n_sample)):
+        if i < level:  # a jump back, by the forward process q(z_t | z_s)
+            (signal, sigma), (signal_s, sigma_s) = marginals[i], marginals[level]
+            a = signal / signal_s
+            std = math.sqrt(max(0.0, sigma**2 - (a * sigma_s) ** 2))
+            sample = with_known(centre + a * (sample - centre) + std * draw(), i)
+            scheduler = _restart(fresh, saved, i)
+        elif resampling and i % stretch == 0:
+            saved = copy.deepcopy(scheduler)
         model_output = denoise(unet, scheduler, sample, on_device[i], class_labels, guidance_scale) - offset
         sample = scheduler.step(model_output, timesteps[i], sample, **step_kwargs).prev_sample
+        level = i + 1
+        sample = with_known(sample, level)
         if callback is not None:
             replaced = callback(i, timesteps[i], sample)
             sample = sample if replaced is None else replaced
-    return sample if is_bridge else sample + z_star
+    return to_latents(scheduler, sample)
+
+
+def _restart(fresh: SchedulerMixin, saved: SchedulerMixin, step: int) -> SchedulerMixin:
+    """
+    A scheduler that goes on from `step`, where it was `saved`, after a jump back.
+
+    Solvers that extrapolate from earlier steps begin with first order again: those belong to another path, and what
+    they would extrapolate is the jump's noise.
+    """
+    if not hasattr(fresh, "set_begin_index"):
+        return copy.deepcopy(saved)
+    scheduler = copy.deepcopy(fresh)
+    scheduler.set_begin_index(step)
+    return scheduler
+
+
+def _walk(num_steps: int, stretch: int, times: int) -> list[int]:
+    """0, 1, ..., num_steps - 1, with every `stretch` of them repeated `times` times."""
+    starts = range(0, num_steps, stretch)
+    return [i for start in starts for _ in range(times) for i in range(start, min(start + stretch, num_steps))]
+
+
+def _marginals(scheduler: SchedulerMixin) -> list[tuple[float, float]]:
+    """
+    Factors of z_0 - z* and of eps in the sample that each step starts from, and (1, 0) for the clean end.
+
+    Read off `add_noise`, so that they hold for whatever coordinates a scheduler walks in.
+    """
+    z_star = scheduler.config.get("z_star", 0.0) if isinstance(scheduler, OUBridgeScheduler) else 0.0
+    centre = torch.as_tensor(z_star, dtype=torch.float64).reshape(1, -1, 1)
+    zero, one = torch.zeros_like(centre), torch.ones_like(centre)
+    factors = []
+    for timestep in scheduler.timesteps.cpu().split(1):
+        signal = scheduler.add_noise(centre + one, zero, timestep) - centre
+        sigma = scheduler.add_noise(centre, one, timestep) - centre
+        factors.append((signal[0, 0].item(), sigma[0, 0].item()))
+    return [*factors, (1.0, 0.0)]
+
+
+def _check_mask(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """`mask` as a bool tensor beside `latents`."""
+    if mask.numel() == 0:
+        raise ValueError(f"`mask` is empty (shape {tuple(mask.shape)}).")
+    try:
+        fits = torch.broadcast_shapes(mask.shape, latents.shape) == latents.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"`mask` has shape {tuple(mask.shape)}, which doesn't fit latents {tuple(latents.shape)}.")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("`mask` must be binary: True or 1 where latents are unknown, False or 0 where they are known.")
+    return mask.to(latents.device, torch.bool)
+
+
+def to_latents(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor:
+    """What a scheduler walks in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
+    return sample if isinstance(scheduler, OUBridgeScheduler) else sample + _z_star(scheduler, sample)
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:

@@ -19,58 +19,14 @@ from diffusers import (
     PNDMScheduler,
     UNet2DModel,
 )
+from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 import diffusion_bridge_vq
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
-
-STEPS = 4
-BRIDGE = {"num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3}
-SKEWED = BRIDGE | {"theta": 2.0, "eta": 1.2, "z_star": [0.3, -0.2, 0.5]}
-
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-
-
-def make_pipeline(classes: int | None = None, channels: int = 3, size=3, **scheduler) -> DiffusionBridgeVQPipeline:
-    """Images 6 x 6, latents 3 x 3 (an odd grid for two levels), untrained."""
-    torch.manual_seed(1)
-    vqvae = GumbelVQModel(
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=[8, 8],
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        norm_num_groups=4,
-        latent_channels=3,
-        num_vq_embeddings=32,
-        sample_size=6,
-        mid_block_add_attention=False,
-    ).eval()
-    vqvae.normalizer.running_mean.fill_(0.5)
-    vqvae.normalizer.running_var.fill_(0.2)
-    unet = UNet2DModel(
-        sample_size=size,
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=[8, 8],
-        down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
-        norm_num_groups=4,
-        layers_per_block=1,
-        num_class_embeds=classes,
-    ).eval()
-    if classes:
-        with torch.no_grad():
-            unet.class_embedding.weight.mul_(5)  # so that classes matter
-    pipe = DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(**(scheduler or SKEWED)))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def run(pipe: DiffusionBridgeVQPipeline, seed: int | None = 0, **kwargs):

@@ -1,18 +1,15 @@
 """Unconditional and class-conditional generation: noise -> reverse bridge -> codes -> pixels."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, UNet2DModel
-from diffusers.image_processor import VaeImageProcessor
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers import ImagePipelineOutput
 
-from ..models import GumbelVQModel, check_channels
 from ..sampling import sample_latents
+from .base import BridgePipeline, StepCallback
 
 
-class DiffusionBridgeVQPipeline(DiffusionPipeline):
+class DiffusionBridgeVQPipeline(BridgePipeline):
     r"""
     Generate images with a diffusion bridge VQ-VAE (Algorithm 2 of Cohen et al., ICML 2022).
 
@@ -35,20 +32,6 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         ValueError: the U-Net's channels don't fit the codebook.
     """
 
-    model_cpu_offload_seq = "unet->vqvae"
-    _callback_tensor_inputs = ["latents"]
-
-    def __init__(self, vqvae: GumbelVQModel, unet: UNet2DModel, scheduler: SchedulerMixin):
-        super().__init__()
-        check_channels(unet, vqvae)
-        self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
-        self.image_processor = VaeImageProcessor(do_resize=False)
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of steps of the last call (some solvers take more than were asked for)."""
-        return len(self.scheduler.timesteps)
-
     @torch.no_grad()
     def __call__(
         self,
@@ -61,7 +44,7 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         class_labels: torch.Tensor | list[int] | int | None = None,
         guidance_scale: float = 1.0,
         sample_codes: bool = False,
-        callback_on_step_end: Callable[["DiffusionBridgeVQPipeline", int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> ImagePipelineOutput | tuple:
         r"""
@@ -92,27 +75,10 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
         """
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"Got {len(generator)} generators for a batch of {batch_size}; give one per image or one."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be pil, np, pt or latent, got {output_type!r}.")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may have {self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
+        self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
         height, width = self._latent_size()
-        dtype = self.unet.dtype
-
-        def callback(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
-            inputs = dict.fromkeys(callback_on_step_end_tensor_inputs, latents)
-            returned = callback_on_step_end(self, step, timestep, inputs)  # type: ignore[misc]
-            return returned.get("latents") if returned else None
-
         z_0 = sample_latents(
             self.unet,
             self.scheduler,
@@ -120,20 +86,15 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
             num_inference_steps,
             generator=generator,
             device=device,
-            dtype=dtype,
+            dtype=self.unet.dtype,
             latents=latents,
             class_labels=labels,
             guidance_scale=guidance_scale,
-            callback=callback if callback_on_step_end is not None else None,
+            callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self.progress_bar,
         )
-        if output_type == "latent":
-            images: Any = z_0
-        else:
-            codes = self._sample_codes(z_0, generator) if sample_codes else self.vqvae.encode_codes(z_0)
-            z_q = self.vqvae.decode_codes(codes).to(self.vqvae.dtype)
-            decoded = self.vqvae.decode(z_q, force_not_quantize=True).sample
-            images = self.image_processor.postprocess(decoded.float(), output_type=output_type)
+        codes = self._sample_codes(z_0, generator) if sample_codes else None
+        images = self.decode_latents(z_0, output_type, codes)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -144,34 +105,3 @@ class DiffusionBridgeVQPipeline(DiffusionPipeline):
             return torch.cat([self.vqvae.sample_codes(z[None], g) for z, g in zip(z_0, generator, strict=True)])
         return self.vqvae.sample_codes(z_0, generator)
 
-    def _latent_size(self) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        if size is None:
-            size = self.vqvae.config.sample_size // self.vqvae.downsampling_factor
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-    def _check_class_labels(
-        self,
-        class_labels: torch.Tensor | list[int] | int | None,
-        guidance_scale: float,
-        batch_size: int,
-        device: torch.device,
-    ) -> torch.Tensor | None:
-        num_embeds = self.unet.config.num_class_embeds
-        if num_embeds is None:
-            if class_labels is not None or guidance_scale != 1.0:
-                raise ValueError("This model has no classes: leave out `class_labels` and `guidance_scale`.")
-            return None
-        if class_labels is None:
-            if guidance_scale != 1.0:
-                raise ValueError(f"`guidance_scale` needs `class_labels` in 0..{num_embeds - 2}.")
-            return torch.full((batch_size,), num_embeds - 1, device=device)  # the null class
-        labels = torch.as_tensor(class_labels).reshape(-1)
-        labels = labels.expand(batch_size) if len(labels) == 1 else labels
-        if len(labels) != batch_size or labels.is_floating_point():
-            raise ValueError(
-                f"`class_labels` must be {batch_size} integers or one, got {len(labels)} of type {labels.dtype}."
-            )
-        if int(labels.min()) < 0 or int(labels.max()) > num_embeds - 2:
-            raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 2}, got {labels.tolist()}.")
-        return labels.to(device, torch.long)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from accelerate.utils import (
 from diffusers import UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
-from diffusers.utils import make_image_grid
-from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, load_images
+from ..grids import image_grid
 from ..models import GumbelVQModel, check_channels
 from ..sampling import sample_latents
 from ..schedulers import OUBridgeScheduler
@@ -346,11 +344,7 @@ class _Run:
     def _save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
         """(n, C, H, W) in [-1, 1] -> output_dir/name-STEP.png, eight a row."""
         processor = VaeImageProcessor(do_resize=False)
-        tiles = processor.postprocess(pixels.float(), output_type="pil")
-        scale = max(1, 64 // tiles[0].width)
-        tiles = [t.resize((t.width * scale, t.height * scale), Image.Resampling.NEAREST) for t in tiles]
-        tiles = [ImageOps.expand(t, border=2, fill="gray") for t in tiles]
-        grid = make_image_grid(tiles, rows=math.ceil(len(tiles) / 8), cols=8)
+        grid = image_grid(processor.postprocess(pixels.float(), output_type="pil"), columns=8)
         grid.save(self.config.output_dir / f"{name}-{done:06d}.png")
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

@@ -245,13 +245,14 @@ def _prior_loss(
     class_labels: torch.Tensor | None,
 ) -> torch.Tensor:
     scheduler, unet = objective.scheduler, objective.unet
-    if unet.config.num_class_embeds is None:
+    num_embeds = getattr(unet.config, "num_class_embeds", None)  # 1-D networks have no classes
+    if num_embeds is None:
         class_labels = None
     elif class_labels is None:
         raise ValueError("The U-Net has classes, but the batch has no labels; name the column by `label_column`.")
     elif objective.class_dropout > 0 and objective.training:
         dropped = torch.rand(class_labels.shape, device=class_labels.device) < objective.class_dropout
-        class_labels = torch.where(dropped, unet.config.num_class_embeds - 1, class_labels)
+        class_labels = torch.where(dropped, num_embeds - 1, class_labels)
     z_t = scheduler.add_noise(latents, noise, timesteps)
     output = denoise(unet, scheduler, z_t, timesteps, class_labels)
     return prior_loss(scheduler, output, latents, noise, timesteps, objective.weighting)

@@ -1,0 +1,94 @@
+"""Hide part of some images and let a saved pipeline complete them (Figures 6, 7, 8, 17 and 18)."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.data.masks import MASKS, paper_mask
+from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("pipeline", help="folder of a saved pipeline")
+    parser.add_argument("--dataset", default="digits", help="images to complete, as for the training scripts")
+    parser.add_argument("--split", default="test", help="of a data set with splits")
+    parser.add_argument("--num-images", type=int, default=3, help="taken evenly from the data set")
+    parser.add_argument("--num-completions", type=int, default=4, help="independent ones of each image")
+    parser.add_argument(
+        "--mask",
+        default="center",
+        help=f"{', '.join(MASKS)} (the given half), or an image file of the model's size, white where hidden",
+    )
+    parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--jump-length", type=int, default=10, help="resampling: steps between two jumps back")
+    parser.add_argument("--jump-n-sample", type=int, default=5, help="resampling: walks of each stretch; 1 for none")
+    parser.add_argument("--composite-strength", type=float, default=0.0, help="1 keeps known pixels as they are")
+    parser.add_argument("--chain-steps", type=int, default=8, help="columns of the sheet of the chain; 0 for none")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/inpaint"))
+    args = parser.parse_args()
+    if args.num_images < 1 or args.chain_steps < 0:
+        parser.error("--num-images must be at least 1 and --chain-steps at least 0")
+
+    pipe = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    size, factor = pipe.vqvae.config.sample_size, pipe.vqvae.downsampling_factor
+    dataset = load_images(
+        args.dataset, resolution=size, channels=pipe.vqvae.config.in_channels, split=args.split
+    )
+    if args.num_images > len(dataset):
+        parser.error(f"--num-images: {dataset.name} has {len(dataset)}")
+    chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()
+    images = torch.stack([dataset[i]["images"] for i in chosen]).float() / 255
+    if args.mask in MASKS:
+        hidden = paper_mask(args.mask, size // factor, size // factor).float()
+        mask = hidden.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[None, None]
+    elif Path(args.mask).is_file():
+        mask = Image.open(args.mask)
+    else:
+        parser.error(f"--mask: {args.mask} is neither one of {', '.join(MASKS)} nor a file")
+
+    steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
+    chain = DenoisingChain(steps, output_type="pt") if steps else None
+    options = {"num_inference_steps": args.num_inference_steps, "output_type": "pt"}
+    completions = pipe(
+        images,
+        mask,
+        num_completions=args.num_completions,
+        generator=torch.Generator(pipe.device).manual_seed(args.seed),
+        jump_length=args.jump_length,
+        jump_n_sample=args.jump_n_sample,
+        composite_strength=args.composite_strength,
+        callback_on_step_end=chain,
+        **options,
+    ).images.cpu()
+    reconstructions = pipe(images, torch.zeros(size, size), **options | {"num_inference_steps": 1}).images.cpu()
+    hidden = pipe.read_mask(mask, args.num_images)
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    saved = {
+        "masked": torch.where(hidden, 0.5, reconstructions),
+        "completions": completions.unflatten(0, (args.num_images, args.num_completions)),
+        "reconstructions": reconstructions,
+    }
+    save_file({name: t.contiguous() for name, t in saved.items()}, args.output_dir / "inpainting.safetensors")
+    sheets = [inpainting_sheet(args.output_dir)]
+    if chain is not None:  # of the first completion of each image
+        first = torch.stack(chain.images)[:, :: args.num_completions].cpu().contiguous()
+        save_file({"chain": first}, args.output_dir / "chain.safetensors")
+        sheets.append(chain_sheet(args.output_dir))
+    record = {"command": " ".join(["python", *sys.argv]), "images": chosen, "chain_steps": steps}
+    (args.output_dir / "inpainting.json").write_text(json.dumps(record, indent=1))
+    print(f"{len(completions)} completions, seed {args.seed}: {', '.join(str(sheet) for sheet in sheets)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""
+The toy of section 4.1: noisy walks on eight points of a circle. Every law of it can be enumerated.
+
+q_1 is uniform over 0..7, q_{s+1} = q_s + 1 or - 1 (mod 8) with equal chance, and the data are z_0 = e_q + noise, with
+e_0..e_7 at regular angles of the unit circle. The text gives the noise unit variance; the paper's figures show the
+standard deviation 0.05 that is used here.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+NUM_CODES = 8
+LENGTH = 5
+NOISE_STD = 0.05
+
+
+def toy_codebook() -> torch.Tensor:
+    """e_0..e_7, (8, 2)."""
+    angles = torch.arange(NUM_CODES) * (2 * torch.pi / NUM_CODES)
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def all_toy_sequences() -> torch.Tensor:
+    """The 128 sequences that the walk can take, all equally likely, (128, 5) int64."""
+    first = torch.arange(NUM_CODES)
+    steps = torch.cartesian_prod(*[torch.tensor([-1, 1])] * (LENGTH - 1))  # (16, 4)
+    starts = first.repeat_interleave(len(steps))[:, None]
+    return torch.cat([starts, starts + steps.cumsum(1).repeat(NUM_CODES, 1)], dim=1) % NUM_CODES
+
+
+def draw_toy_sequences(num: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Sequences q drawn from the walk, (num, 5) int64."""
+    sequences = all_toy_sequences()
+    return sequences[torch.randint(len(sequences), (num,), generator=generator)]
+
+
+def draw_toy_latents(sequences: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """z_0 = e_q + 0.05 noise: (B, 5) -> (B, 2, 5)."""
+    vectors = F.embedding(sequences, toy_codebook()).movedim(-1, 1)
+    return vectors + NOISE_STD * torch.randn(vectors.shape, generator=generator)
+
+
+def is_toy_walk(sequences: torch.Tensor) -> torch.Tensor:
+    """Whether every neighbouring pair differs by +-1 mod 8: (B, 5) -> (B,) bool. By chance 1 in 256 does."""
+    steps = sequences.diff(dim=-1) % NUM_CODES
+    return ((steps == 1) | (steps == NUM_CODES - 1)).all(dim=-1)
+
+
+def fix_toy_positions(codes: Mapping[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Known latents and mask of a walk with some q_s given, for `inpaint_latents`.
+
+    Args:
+        codes (`Mapping[int, int]`): {s: q_s}, positions 1..5 as in the paper, codes 0..7.
+
+    Returns:
+        `(known_latents, mask)`: (1, 2, 5), the code vectors without noise; (5,) bool, True where unknown.
+
+    Raises:
+        ValueError: nothing fixed, more positions than the walk has, or a position or code outside its range.
+    """
+    if not codes:
+        raise ValueError("No position is fixed: name at least one, e.g. {1: 0, 5: 4}.")
+    if len(codes) > LENGTH:
+        raise ValueError(f"{len(codes)} positions are fixed, but a walk has only {LENGTH}.")
+    known, mask = torch.zeros(1, LENGTH, dtype=torch.long), torch.ones(LENGTH, dtype=torch.bool)
+    for position, code in codes.items():
+        if not 1 <= position <= LENGTH or not 0 <= code < NUM_CODES:
+            raise ValueError(
+                f"Positions must lie in 1..{LENGTH} and codes in 0..{NUM_CODES - 1}, got q_{position} = {code}."
+            )
+        known[0, position - 1], mask[position - 1] = code, False
+    return F.embedding(known, toy_codebook()).movedim(-1, 1), mask

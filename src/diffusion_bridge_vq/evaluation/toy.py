@@ -1,0 +1,68 @@
+"""What the toy of section 4.1 shows: shares of valid sequences, with their n and interval, and whole chains."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..data.toy import all_toy_sequences, is_toy_walk, toy_codebook
+from ..schedulers import OUBridgeScheduler
+from .intervals import wilson_interval
+
+
+class Share(NamedTuple):
+    """`successes` of `trials`, with the 95 % interval of Wilson."""
+
+    successes: int
+    trials: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.successes / self.trials:.3f} ({self.successes} of {self.trials}, "
+            f"95 % interval {self.low:.3f} to {self.high:.3f})"
+        )
+
+
+def toy_codes(vqvae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """
+    Points of the circle that sequences run through: z_0 (B, 2, N) -> nearest learned code -> nearest true one (B, N).
+
+    A learned codebook numbers its codes in an order of its own; what counts is where they are.
+    """
+    codes = vqvae.quantize.encode_codes(latents)
+    return torch.cdist(vqvae.quantize.embedding.weight.detach(), toy_codebook()).argmin(dim=1)[codes]
+
+
+def valid_share(sequences: torch.Tensor) -> Share:
+    """Share of sequences (B, 5) that are walks: every step is +-1 mod 8."""
+    valid, trials = int(is_toy_walk(sequences).sum()), len(sequences)
+    return Share(valid, trials, *wilson_interval(valid, trials))
+
+
+def total_variation(sequences: torch.Tensor, fixed: dict[int, int] | None = None) -> float:
+    """
+    Distance of the empirical law of sequences (B, 5) from the walk's, given what is `fixed` ({s: q_s}, s in 1..5).
+
+    Half the sum of absolute differences, over all 8^5 sequences; the walk's law is uniform over those of its 128
+    sequences that agree with what is fixed.
+    """
+    possible = all_toy_sequences()
+    for position, code in (fixed or {}).items():
+        possible = possible[possible[:, position - 1] == code]
+    place = 8 ** torch.arange(sequences.shape[1])
+    empirical = torch.bincount(sequences @ place, minlength=8 ** sequences.shape[1]) / len(sequences)
+    law = torch.zeros_like(empirical)
+    law[possible @ place] = 1 / len(possible)
+    return 0.5 * (empirical - law).abs().sum().item()
+
+
+def forward_path(scheduler: OUBridgeScheduler, latents: torch.Tensor) -> torch.Tensor:
+    """One path of the forward process from z_0 (B, d, ...): z_0, z_1, ..., z_T, (T + 1, B, d, ...)."""
+    path = [latents]
+    for alpha in scheduler.alphas.tolist():
+        std = scheduler.stationary_std * (1 - alpha) ** 0.5
+        centre = scheduler.config.z_star
+        path.append(centre + alpha**0.5 * (path[-1] - centre) + std * torch.randn_like(latents))
+    return torch.stack(path)

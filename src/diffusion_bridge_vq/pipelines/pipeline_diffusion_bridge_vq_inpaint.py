@@ -1,0 +1,184 @@
+"""Conditional generation: keep the known part of an image, draw the rest (appendix 7)."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ImagePipelineOutput
+from diffusers.image_processor import PipelineImageInput
+from PIL import Image
+
+from ..sampling import inpaint_latents
+from .base import BridgePipeline, StepCallback
+
+
+class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
+    r"""
+    Complete images with a diffusion bridge VQ-VAE, given their known part (appendix 7 of Cohen et al., ICML 2022).
+
+    Example:
+
+    ```py
+    >>> from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline
+
+    >>> pipe = DiffusionBridgeVQInpaintPipeline.from_pretrained("outputs/demo/pipeline")
+    >>> images = pipe(image, mask_image, num_completions=4).images  # white in `mask_image` is drawn anew
+    ```
+
+    Args:
+        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`), scheduler ([`OUBridgeScheduler`]): as in
+            [`DiffusionBridgeVQPipeline`], whose saved folders load here too.
+
+    Raises:
+        ValueError: the U-Net's channels don't fit the codebook.
+    """
+
+    model_cpu_offload_seq = "vqvae->unet->vqvae"
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        mask_image: PipelineImageInput,
+        num_inference_steps: int = 50,
+        num_completions: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        return_dict: bool = True,
+        composite_strength: float = 0.0,
+        jump_length: int = 10,
+        jump_n_sample: int = 1,
+        latents: torch.Tensor | None = None,
+        class_labels: torch.Tensor | list[int] | int | None = None,
+        guidance_scale: float = 1.0,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Complete images.
+
+        A latent position is known if all the pixels of its patch are. What `image` has at hidden pixels is never
+        looked at: they are gray to the encoder, which sees more than a patch for each latent.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): B images of the model's size:
+                PIL in any mode, numpy (H, W, C) or (B, H, W, C), tensors (C, H, W) or (B, C, H, W); floats in [0, 1]
+                or uint8.
+            mask_image (the same types): white (1, or 255 of uint8 and PIL) where pixels are hidden and to be drawn,
+                black (0) where they are known; one for all images or one each. Numpy (H, W), (H, W, 1) or (B, H, W,
+                1), tensors (H, W), (1, H, W) or (B, 1, H, W).
+            num_inference_steps (`int`): steps of the reverse chain, 1 to `num_train_timesteps`.
+            num_completions (`int`): independent completions of each image; those of one image are neighbours in the
+                output.
+            generator (`torch.Generator` or a list with one per completion, *optional*): makes them repeatable.
+            output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
+                z_0 (B, d, h, w) before quantization.
+            return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
+            composite_strength (`float`): weight of `image` at known pixels of the result, in [0, 1]: 0 is all
+                decoder (reconstruction, without seams), 1 keeps known pixels as they were given.
+            jump_length (`int`), jump_n_sample (`int`): resampling, see [`inpaint_latents`]; `jump_n_sample` times
+                the network calls.
+            latents (`torch.Tensor`, *optional*): standard normal noise to start from, (B num_completions, d, h, w).
+            class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
+            guidance_scale (`float`): 1 is no guidance; larger follows the class more closely.
+            callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
+                step; `latents` in the dict it returns are used.
+            callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
+
+        Returns:
+            `ImagePipelineOutput` or `tuple`: `.images`, B num_completions of them.
+
+        Raises:
+            ValueError: images of another size than the model's (they aren't resized), with other channels or values
+                outside [0, 1]; a mask of another size or number, an empty one, one with other values than black and
+                white; a number outside its range; and what [`DiffusionBridgeVQPipeline`] raises.
+        """
+        if num_completions < 1:
+            raise ValueError(f"`num_completions` must be at least 1, got {num_completions}.")
+        if not 0 <= composite_strength <= 1:
+            raise ValueError(f"`composite_strength` must lie in [0, 1], got {composite_strength}.")
+        if composite_strength and output_type == "latent":
+            raise ValueError("`composite_strength` mixes pixels; with `output_type='latent'` leave it at 0.")
+        pixels = self._read(image, "image", self.vqvae.config.in_channels)
+        hidden = self.read_mask(mask_image, len(pixels))
+        total = len(pixels) * num_completions
+        self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
+        device = self._execution_device
+        labels = self._check_class_labels(class_labels, guidance_scale, len(pixels), device)
+
+        pixels, hidden = pixels.to(device) * 2 - 1, hidden.to(device)
+        visible = pixels.masked_fill(hidden, 0.0).to(self.vqvae.dtype)
+        known_latents = self.vqvae.encode(visible).latents.to(self.unet.dtype)
+        unknown = F.max_pool2d(hidden.float(), self.vqvae.downsampling_factor) > 0  # (B, 1, h, w)
+        z_0 = inpaint_latents(
+            self.unet,
+            self.scheduler,
+            known_latents.repeat_interleave(num_completions, dim=0),
+            unknown.repeat_interleave(num_completions, dim=0),
+            num_inference_steps,
+            generator=generator,
+            latents=latents,
+            class_labels=None if labels is None else labels.repeat_interleave(num_completions),
+            guidance_scale=guidance_scale,
+            jump_length=jump_length,
+            jump_n_sample=jump_n_sample,
+            callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
+            progress_bar=self.progress_bar,
+        )
+        if output_type == "latent":
+            images: Any = z_0
+        else:
+            decoded = self._decode(z_0).clamp(-1, 1)
+            weight = (composite_strength * ~hidden).repeat_interleave(num_completions, dim=0)
+            decoded = torch.lerp(decoded, pixels.repeat_interleave(num_completions, dim=0), weight)
+            images = self.image_processor.postprocess(decoded, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def read_mask(self, mask_image: PipelineImageInput, num_images: int) -> torch.Tensor:
+        """`mask_image` as the call takes it -> (num_images, 1, H, W) bool on the CPU, True where hidden."""
+        mask = self._read(mask_image, "mask_image", channels=1)
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(
+                "`mask_image` must be black (known) and white (hidden) only; round it first, e.g. "
+                "`mask_image.convert('L').point(lambda v: 255 * (v > 127))`."
+            )
+        if len(mask) not in (1, num_images):
+            raise ValueError(f"Got {len(mask)} masks for {num_images} images; give one per image or one for all.")
+        return mask.expand(num_images, -1, -1, -1) > 0
+
+    def _read(self, images: PipelineImageInput, name: str, channels: int) -> torch.Tensor:
+        """-> (B, C, H, W) float32 in [0, 1] on the CPU."""
+        height, width = (side * self.vqvae.downsampling_factor for side in self._latent_size())
+        items = [_to_tensor(item, channels) for item in (images if isinstance(images, list) else [images])]
+        if not items or any(item.numel() == 0 for item in items):
+            raise ValueError(f"`{name}` is empty.")
+        for item in items:
+            if item.shape[1:] != (channels, height, width):
+                size = " x ".join(str(side) for side in item.shape[2:])
+                raise ValueError(
+                    f"`{name}` must be {height} x {width} with {channels} channel(s), as the model's images (it isn't "
+                    f"resized here), got {size} with {item.shape[1]}."
+                )
+        batch = torch.cat(items)
+        if not bool(((batch >= 0) & (batch <= 1)).all()):
+            raise ValueError(
+                f"`{name}` must have values in [0, 1] or be uint8, got {batch.min():.3g} to {batch.max():.3g}."
+            )
+        return batch
+
+
+def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> torch.Tensor:
+    """One image or a batch, in any of the accepted forms -> (n, C, H, W) float32; uint8 is divided by 255."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim > 2 else image[..., None])).movedim(-1, -3)
+    if not isinstance(image, torch.Tensor) or not 2 <= image.ndim <= 4:
+        raise ValueError(
+            "Images and masks must be PIL images, numpy arrays (H, W, C) or (B, H, W, C), tensors (C, H, W) or "
+            f"(B, C, H, W), or a list of them, got {getattr(image, 'shape', type(image).__name__)}."
+        )
+    values = image.cpu().float() / (255 if image.dtype == torch.uint8 else 1)
+    return values[(None,) * (4 - image.ndim)]  # (H, W) and (C, H, W) too -> (1, C, H, W)

@@ -1,0 +1,108 @@
+"""Training on the toy sequences of section 4.1, through the same objectives as images."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..data.toy import LENGTH, NUM_CODES, draw_toy_latents, draw_toy_sequences, toy_codebook
+from ..losses import Regularization
+from ..models.sequences import PaperSequenceDenoiser, SequenceDenoiser, SequenceVQModel
+from ..schedulers import OUBridgeScheduler
+from .ema import AveragedWeights
+from .objectives import E2EObjective, Objective, PriorObjective
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    """
+    Settings of a toy run.
+
+    Args:
+        network (`str`): "residual", a [`SequenceDenoiser`] that predicts z_0, or "paper", a
+            [`PaperSequenceDenoiser`] that predicts eps, with the paper's constant learning rate.
+        end_to_end (`bool`): learn the codebook too, from random points of the unit circle (Figure 11), instead of
+            keeping the true one.
+        regularization (`str`): form of L_t^reg in end-to-end training.
+        max_train_steps, batch_size (`int`), learning_rate (`float`): of Adam, on sequences drawn afresh.
+    """
+
+    network: Literal["residual", "paper"] = "residual"
+    end_to_end: bool = False
+    regularization: Regularization = "gamma"
+    max_train_steps: int = 3500
+    batch_size: int = 256
+    learning_rate: float = 1.5e-2
+    ema_decay: float = 0.998
+
+    @classmethod
+    def paper(cls, **overrides) -> "ToyConfig":
+        """The paper's network with its own optimisation: 30 epochs of 10,000 sequences, here in batches of 64."""
+        settings = {"network": "paper", "max_train_steps": 4700, "batch_size": 64, "learning_rate": 1e-3}
+        return cls(**settings | overrides)
+
+
+class ToyModel(NamedTuple):
+    """A trained toy; `initial_codebook` (8, 2) is where the codebook started."""
+
+    vqvae: SequenceVQModel
+    unet: nn.Module
+    scheduler: OUBridgeScheduler
+    initial_codebook: torch.Tensor
+
+
+def toy_scheduler(prediction_type: str = "sample") -> OUBridgeScheduler:
+    """The paper's toy bridge: T = 50, theta = 2, eta = 0.1 (s = 0.05), delta_t = 1.5 / T."""
+    beta = 1 - torch.tensor(-2 * 2.0 * 1.5 / 50, dtype=torch.float64).exp().item()
+    return OUBridgeScheduler(
+        num_train_timesteps=50, beta_start=beta, beta_end=beta, theta=2.0, eta=0.1, prediction_type=prediction_type
+    )
+
+
+def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
+    """Train as `config` says; everything random follows from `seed`."""
+    torch.manual_seed(seed)
+    residual = config.network == "residual"
+    scheduler = toy_scheduler("sample" if residual else "epsilon")
+    unet = SequenceDenoiser(2, LENGTH) if residual else PaperSequenceDenoiser(2)
+    vqvae = SequenceVQModel(2, NUM_CODES, commitment_weight=1.0)
+    codebook = vqvae.quantize.embedding.weight
+    with torch.no_grad():
+        codebook.copy_(nn.functional.normalize(codebook) if config.end_to_end else toy_codebook())
+    initial_codebook = codebook.detach().clone()
+    objective: Objective
+    if config.end_to_end:
+        objective = E2EObjective(
+            vqvae, unet, scheduler, regularization=config.regularization, regularization_weight=0.1
+        )
+    else:
+        objective = PriorObjective(vqvae, unet, scheduler)
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    lr_scheduler = get_scheduler(
+        "cosine" if residual else "constant", optimizer, num_warmup_steps=100, num_training_steps=config.max_train_steps
+    )
+    components = nn.ModuleDict({"vqvae": vqvae, "unet": unet})
+    ema = AveragedWeights(components, config.ema_decay)
+    objective.train()
+    for step in tqdm(range(config.max_train_steps), unit="step"):
+        vqvae.quantize.temperature = _temperature(step / config.max_train_steps)
+        z_0 = draw_toy_latents(draw_toy_sequences(config.batch_size))
+        loss = torch.stack(list(objective(z_0).losses.values())).sum()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        lr_scheduler.step()
+        ema.update_parameters(components)
+    averaged = ema.module.eval()
+    return ToyModel(averaged["vqvae"], averaged["unet"], scheduler, initial_codebook)
+
+
+def _temperature(progress: float) -> float:
+    """
+    Of the Gumbel-softmax: 1 at first, where every code is drawn now and then and finds a place of its own, then
+    falling to 0.1, where codes settle on the data.
+    """
+    return 0.1 ** max(0.0, (progress - 0.3) / 0.7)
