@@ -41,9 +41,7 @@ def main() -> None:
     pipe = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     size, factor = pipe.vqvae.config.sample_size, pipe.vqvae.downsampling_factor
-    dataset = load_images(
-        args.dataset, resolution=size, channels=pipe.vqvae.config.in_channels, split=args.split
-    )
+    dataset = load_images(args.dataset, resolution=size, channels=pipe.vqvae.config.in_channels, split=args.split)
     if args.num_images > len(dataset):
         parser.error(f"--num-images: {dataset.name} has {len(dataset)}")
     chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()

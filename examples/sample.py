@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--class-label", type=int, help="class of all images, for a class-conditional model")
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no guidance")
     parser.add_argument("--tile-size", type=int, default=64, help="pixels that small images are enlarged to")
-    parser.add_argument("--chain-steps", type=int, default=0, help="also write chain.png (Figure 9), with that many columns")
+    parser.add_argument("--chain-steps", type=int, default=0, help="columns of chain.png (Figure 9); 0 for none")
     parser.add_argument("--output", type=Path, default=Path("samples.png"))
     args = parser.parse_args()
     if args.num_images < 1 or args.batch_size < 1:

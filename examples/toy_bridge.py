@@ -1,4 +1,4 @@
-"""The toy of section 4.1 and appendix 10: a bridge over walks on eight points of a circle, in less than two minutes."""
+"""The toy of section 4.1 and appendix 10: a bridge over walks on eight points of a circle."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def sample(model: ToyModel, num_samples: int) -> tuple[torch.Tensor, torch.Tenso
 def main() -> None:
     started = time.perf_counter()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--network", choices=("residual", "paper"), default="residual", help="paper: about 5,000 weights")
+    parser.add_argument("--network", choices=("residual", "paper"), default="residual", help="see ToyConfig")
     parser.add_argument("--max-train-steps", type=int, help="instead of the network's own number")
     parser.add_argument("--num-samples", type=int, default=1000, help="behind every share")
     parser.add_argument("--fix", type=position, nargs="+", default=[(1, 0), (5, 4)], metavar="S=Q", help="q_s to fix")
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/toy"))
     args = parser.parse_args()
+    if len(dict(args.fix)) < len(args.fix):
+        parser.error("--fix names a position twice")
     try:
         known, mask = fix_toy_positions(dict(args.fix))
     except ValueError as error:

@@ -85,7 +85,11 @@ def plot_toy(run_dir: Path) -> list[Path]:
     paths.append(_save(figure, run_dir / "toy_trajectories.png"))
 
     figure = _figure(figsize=(12, 4.2))
-    panels = {"initial_codebook": "before", "codebook_gamma": "after, with $L^{reg}$", "codebook_none": "after, without"}
+    panels = {
+        "initial_codebook": "before",
+        "codebook_gamma": "after, with $L^{reg}$",
+        "codebook_none": "without",
+    }
     for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         panel(axes, title).scatter(*saved[name].T, marker="x", color="C3")
         for code, (x, y) in enumerate(saved[name].tolist()):

@@ -269,7 +269,9 @@ def _check_mask(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     if not fits:
         raise ValueError(f"`mask` has shape {tuple(mask.shape)}, which doesn't fit latents {tuple(latents.shape)}.")
     if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("`mask` must be binary: True or 1 where latents are unknown, False or 0 where they are known.")
+        raise ValueError(
+            "`mask` must be binary: True or 1 where latents are unknown, False or 0 where they are known."
+        )
     return mask.to(latents.device, torch.bool)
 
 

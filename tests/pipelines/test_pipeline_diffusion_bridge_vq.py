@@ -24,6 +24,7 @@ from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 import diffusion_bridge_vq
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel
 
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

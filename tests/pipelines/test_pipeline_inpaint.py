@@ -226,13 +226,15 @@ def test_chain_shows_the_latents_of_the_steps(cls):
     unconditional.set_progress_bar_config(disable=True)
     for call in (
         lambda callback: run(pipe, callback_on_step_end=callback),
-        lambda callback: unconditional(
-            batch_size=2,
-            num_inference_steps=STEPS,
-            generator=rng(),
-            output_type="pt",
-            callback_on_step_end=callback,
-        ).images,
+        lambda callback: (
+            unconditional(
+                batch_size=2,
+                num_inference_steps=STEPS,
+                generator=rng(),
+                output_type="pt",
+                callback_on_step_end=callback,
+            ).images
+        ),
     ):
         seen.clear()
         expected = call(keep)

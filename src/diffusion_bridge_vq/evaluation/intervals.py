@@ -24,4 +24,5 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     share = successes / trials
     middle = share + z**2 / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return tuple((middle + sign * half) / (1 + z**2 / trials) for sign in (-1, 1))
+    scale = 1 + z**2 / trials
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

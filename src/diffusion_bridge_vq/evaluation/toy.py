@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from ..data.toy import all_toy_sequences, is_toy_walk, toy_codebook
+from ..models.sequences import SequenceVQModel
 from ..schedulers import OUBridgeScheduler
 from .intervals import wilson_interval
 
@@ -25,7 +25,7 @@ class Share(NamedTuple):
         )
 
 
-def toy_codes(vqvae: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+def toy_codes(vqvae: SequenceVQModel, latents: torch.Tensor) -> torch.Tensor:
     """
     Points of the circle that sequences run through: z_0 (B, 2, N) -> nearest learned code -> nearest true one (B, N).
 

@@ -37,9 +37,11 @@ def denoise(
     """
     config: Any = getattr(unet, "config", None)
     levels = getattr(config, "block_out_channels", (0,))  # a network without them takes every size
-    multiple = 2 ** (len(levels) - 1)
+    multiple, smallest = 2 ** (len(levels) - 1), 1
+    if getattr(config, "mid_block_type", None) == "UNetMidBlock1D":  # halves once more, and wants 3 positions there
+        multiple, smallest = 2 * multiple, 6 * multiple
     x = scheduler.scale_model_input(sample, timestep)
-    x = F.pad(x, [p for side in reversed(x.shape[2:]) for p in (0, -side % multiple)])
+    x = F.pad(x, [p for side in reversed(x.shape[2:]) for p in (0, max(-side % multiple, smallest - side))])
     if class_labels is None:
         output = _call(unet, x, timestep)
     elif guidance_scale == 1.0:

@@ -46,7 +46,9 @@ class DenoisingChain:
     def __call__(self, pipe: BridgePipeline, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
         total = pipe.num_timesteps
         if any(not -total <= chosen < total for chosen in self.steps):
-            raise ValueError(f"`steps` must lie in {-total}..{total - 1} for a call of {total} steps, got {self.steps}.")
+            raise ValueError(
+                f"`steps` must lie in {-total}..{total - 1} for a call of {total} steps, got {self.steps}."
+            )
         for position, chosen in enumerate(self.steps):
             if chosen % total == step:  # with resampling a step comes again, and its last form counts
                 latents = to_latents(pipe.scheduler, kwargs["latents"])

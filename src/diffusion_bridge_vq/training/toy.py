@@ -1,7 +1,7 @@
 """Training on the toy sequences of section 4.1, through the same objectives as images."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -34,14 +34,19 @@ class ToyConfig:
     end_to_end: bool = False
     regularization: Regularization = "gamma"
     max_train_steps: int = 3500
-    batch_size: int = 256
-    learning_rate: float = 1.5e-2
+    batch_size: int = 512
+    learning_rate: float = 2e-2
     ema_decay: float = 0.998
 
     @classmethod
-    def paper(cls, **overrides) -> "ToyConfig":
+    def paper(cls, **overrides: Any) -> "ToyConfig":
         """The paper's network with its own optimisation: 30 epochs of 10,000 sequences, here in batches of 64."""
-        settings = {"network": "paper", "max_train_steps": 4700, "batch_size": 64, "learning_rate": 1e-3}
+        settings: dict[str, Any] = {
+            "network": "paper",
+            "max_train_steps": 4700,
+            "batch_size": 64,
+            "learning_rate": 1e-3,
+        }
         return cls(**settings | overrides)
 
 
@@ -80,11 +85,15 @@ def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
         )
     else:
         objective = PriorObjective(vqvae, unet, scheduler)
-    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    trainable = [p for p in objective.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trainable, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
     lr_scheduler = get_scheduler(
-        "cosine" if residual else "constant", optimizer, num_warmup_steps=100, num_training_steps=config.max_train_steps
+        "cosine" if residual else "constant",
+        optimizer,
+        num_warmup_steps=100,
+        num_training_steps=config.max_train_steps,
     )
-    components = nn.ModuleDict({"vqvae": vqvae, "unet": unet})
+    components = nn.ModuleList([vqvae, unet])
     ema = AveragedWeights(components, config.ema_decay)
     objective.train()
     for step in tqdm(range(config.max_train_steps), unit="step"):
@@ -96,8 +105,8 @@ def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
         optimizer.zero_grad()
         lr_scheduler.step()
         ema.update_parameters(components)
-    averaged = ema.module.eval()
-    return ToyModel(averaged["vqvae"], averaged["unet"], scheduler, initial_codebook)
+    averaged_vqvae, averaged_unet = ema.module.eval().children()
+    return ToyModel(cast(SequenceVQModel, averaged_vqvae), averaged_unet, scheduler, initial_codebook)
 
 
 def _temperature(progress: float) -> float:

@@ -1,0 +1,100 @@
+"""examples/inpaint.py, sample.py and toy_bridge.py as commands, with tiny settings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(script: str, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """For 16 x 16 gray images, untrained."""
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
+    vqvae = GumbelVQModel(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        latent_channels=2,
+        sample_size=16,
+        mid_block_add_attention=False,
+        **blocks,
+    )
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=[8, 8],
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        norm_num_groups=4,
+        layers_per_block=1,
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_inpaint(pipeline, tmp_path):
+    mask = tmp_path / "mask.png"
+    Image.new("L", (16, 16), 255).save(mask)
+    options = ["--num-images", 2, "--num-completions", 3, "--num-inference-steps", 4, "--output-dir", tmp_path]
+    done = run("inpaint.py", pipeline, "--mask", mask, "--chain-steps", 2, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    saved = load_file(tmp_path / "inpainting.safetensors")
+    assert saved["completions"].shape == (2, 3, 1, 16, 16)
+    assert (saved["masked"] == 0.5).all()  # everything is hidden
+    assert torch.equal(load_file(tmp_path / "chain.safetensors")["chain"][-1], saved["completions"][:, 0])
+    assert Image.open(tmp_path / "inpainting.png").size == (5 * 68, 2 * 68)
+    assert json.loads((tmp_path / "inpainting.json").read_text())["chain_steps"] == [0, 3]
+
+    failed = run("inpaint.py", pipeline, *options, "--mask", "middle")
+    assert failed.returncode == 2 and "middle is neither" in failed.stderr
+
+
+@pytest.mark.slow
+def test_sample_writes_the_chain(pipeline, tmp_path):
+    options = ["--num-images", 5, "--batch-size", 4, "--num-inference-steps", 4, "--output", tmp_path / "samples.png"]
+    done = run("sample.py", pipeline, "--chain-steps", 3, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert load_file(tmp_path / "chain.safetensors")["chain"].shape == (3, 4, 1, 16, 16)
+    assert Image.open(tmp_path / "samples.png").size == (3 * 68, 2 * 68)
+
+
+@pytest.mark.slow
+def test_toy_bridge(tmp_path):
+    done = run("toy_bridge.py", "--max-train-steps", 20, "--num-samples", 50, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "toy.json").read_text())
+    assert record["results"]["exact denoiser"]["successes"] >= 49
+    assert all(0 <= r["low"] <= r["successes"] / 50 <= r["high"] <= 1 for r in record["results"].values())
+    assert record["settings"]["fixed"] == {"1": 0, "5": 4}
+    assert [len(codes) for codes in record["chain"].values()] == [5] * 6
+    saved = load_file(tmp_path / "toy.safetensors")
+    assert saved["forward"].shape == saved["reverse"].shape == (51, 2, 5)
+    torch.testing.assert_close(saved["completions"][:, :, 0], torch.tensor([[1.0, 0.0]]).expand(3, 2))
+
+    failed = run("toy_bridge.py", "--fix", *[f"{s}=0" for s in range(1, 7)], "--output-dir", tmp_path)
+    assert failed.returncode == 2 and "a walk has only 5" in failed.stderr

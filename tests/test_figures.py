@@ -1,0 +1,78 @@
+"""Figures from saved results: what is on them, and that nothing breaks without matplotlib."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffusion_bridge_vq.data.toy import toy_codebook
+from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet, plot_toy
+from diffusion_bridge_vq.grids import image_grid
+
+TOY = {
+    "true_codebook": toy_codebook(),
+    "forward": torch.randn(51, 2, 5),
+    "reverse": torch.randn(51, 2, 5),
+    "initial_codebook": torch.randn(8, 2),
+    "codebook_gamma": torch.randn(8, 2),
+    "codebook_none": torch.randn(8, 2),
+    "completions": torch.randn(3, 2, 5),
+}
+
+
+def tile(picture: Image.Image, row: int, column: int, side: int = 68) -> np.ndarray:
+    """The 64 pixels inside a tile's border."""
+    left, top = column * side + 2, row * side + 2
+    return np.asarray(picture.crop((left, top, left + 64, top + 64)))
+
+
+def test_grid_places_images_row_by_row_and_enlarges_them():
+    images = [Image.fromarray(np.full((16, 16), 40 * i, np.uint8)) for i in range(5)]
+    grid = image_grid(images, columns=3)
+    assert grid.size == (3 * 68, 2 * 68)
+    for i in range(5):
+        assert (tile(grid, i // 3, i % 3) == 40 * i).all()
+    assert (tile(grid, 1, 2) == 0).all()  # filled up
+    assert image_grid([Image.new("RGB", (100, 100))], columns=1).size == (104, 104)  # never made smaller
+
+
+def test_inpainting_sheet_has_a_row_per_image(tmp_path):
+    saved = {
+        "masked": torch.tensor([0.0, 0.2]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8),
+        "completions": torch.tensor([[0.4, 0.6, 0.8], [0.6, 0.8, 0.4]]).reshape(2, 3, 1, 1, 1).expand(2, 3, 1, 8, 8),
+        "reconstructions": torch.ones(2, 1, 8, 8),
+    }
+    save_file({k: v.contiguous() for k, v in saved.items()}, tmp_path / "inpainting.safetensors")
+    picture = Image.open(inpainting_sheet(tmp_path))
+    values = [[int(tile(picture, row, column).mean()) for column in range(5)] for row in range(2)]
+    assert values == [[0, 102, 153, 204, 255], [51, 153, 204, 102, 255]]
+
+
+def test_chain_sheet_has_a_row_per_image_and_a_column_per_step(tmp_path):
+    chain = torch.tensor([[0.0, 0.2], [0.4, 0.6], [0.8, 1.0]])[..., None, None, None].expand(3, 2, 1, 8, 8)
+    save_file({"chain": chain.contiguous()}, tmp_path / "chain.safetensors")
+    picture = Image.open(chain_sheet(tmp_path))
+    values = [[int(tile(picture, row, column).mean()) for column in range(3)] for row in range(2)]
+    assert values == [[0, 102, 204], [51, 153, 255]]
+
+
+def test_toy_figures_are_drawn_from_the_saved_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    save_file({k: v.contiguous() for k, v in TOY.items()}, tmp_path / "toy.safetensors")
+    paths = plot_toy(tmp_path)
+    assert [p.name for p in paths] == ["toy_trajectories.png", "toy_codebook.png", "toy_inpainting.png"]
+    before = [p.read_bytes() for p in paths]
+    changed = TOY | {"reverse": torch.zeros(51, 2, 5)}
+    save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / "toy.safetensors")
+    same = [p.read_bytes() == old for p, old in zip(plot_toy(tmp_path), before, strict=True)]
+    assert same == [False, True, True]
+
+
+def test_without_matplotlib_there_is_a_message_and_no_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    save_file({k: v.contiguous() for k, v in TOY.items()}, tmp_path / "toy.safetensors")
+    assert plot_toy(tmp_path) == []
+    assert "[plots]" in capsys.readouterr().out
