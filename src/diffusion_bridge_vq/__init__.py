@@ -11,6 +11,8 @@ _EXPORTS = {
     "DiffusionBridgeVQPipeline": ".pipelines",
     "GumbelVQModel": ".models",
     "OUBridgeScheduler": ".schedulers",
+    "PixelCNNPrior": ".models",
+    "PixelCNNVQPipeline": ".pipelines",
 }
 __all__ = [
     "DenoisingChain",
@@ -18,12 +20,19 @@ __all__ = [
     "DiffusionBridgeVQPipeline",
     "GumbelVQModel",
     "OUBridgeScheduler",
+    "PixelCNNPrior",
+    "PixelCNNVQPipeline",
     "__version__",
 ]
 
 if TYPE_CHECKING:
-    from .models import GumbelVQModel
-    from .pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
+    from .models import GumbelVQModel, PixelCNNPrior
+    from .pipelines import (
+        DenoisingChain,
+        DiffusionBridgeVQInpaintPipeline,
+        DiffusionBridgeVQPipeline,
+        PixelCNNVQPipeline,
+    )
     from .schedulers import OUBridgeScheduler
 
 

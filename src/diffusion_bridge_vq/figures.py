@@ -135,6 +135,37 @@ def chain_sheet(run_dir: Path) -> Path:
     return run_dir / "chain.png"
 
 
+def sample_sheets(run_dir: Path) -> list[Path]:
+    """Figure 5 from every `run_dir`/samples-MODEL.safetensors that an `Evaluator` wrote, as samples-MODEL.png."""
+    paths = []
+    for saved in sorted(run_dir.glob("samples-*.safetensors")):
+        pixels = load_file(saved)["samples"].float() / 255  # (n, C, H, W)
+        image_grid(_images(pixels), columns=8).save(saved.with_suffix(".png"))
+        paths.append(saved.with_suffix(".png"))
+    return paths
+
+
+def plot_kl_maps(run_dir: Path) -> list[Path]:
+    """
+    Figure 4 from every `run_dir`/kl-MODEL.safetensors that an `Evaluator` wrote, as kl_maps.png on one scale.
+
+    Returns:
+        `list[Path]`: that picture; none without matplotlib or maps.
+    """
+    saved = {path.stem.removeprefix("kl-"): load_file(path) for path in sorted(run_dir.glob("kl-*.safetensors"))}
+    maps = {model: maps["kl"] for model, maps in saved.items()}
+    maps |= {f"{model}: train against test": maps["kl_floor"] for model, maps in saved.items()}
+    figure = _figure(figsize=(3.2 * len(maps), 3)) if maps else None
+    if figure is None:
+        return []
+    largest = max(float(values.max()) for values in maps.values())
+    for axes, (title, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+        image = axes.imshow(values, vmin=0, vmax=largest, cmap="magma")
+        axes.set_title(f"{title}\nmean {float(values.mean()):.3f} nats", fontsize="small")
+    figure.colorbar(image, ax=axes)
+    return [_save(figure, run_dir / "kl_maps.png")]
+
+
 def _images(pixels: Any) -> list[Image.Image]:
     """(n, C, H, W) in [0, 1] -> PIL."""
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels))

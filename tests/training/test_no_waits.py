@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
-from diffusion_bridge_vq.training import E2EConfig, E2EObjective
+from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.training import E2EConfig, E2EObjective, PixelCNNObjective
 from diffusion_bridge_vq.training.ema import AveragedWeights
 
 
@@ -60,3 +60,21 @@ def test_a_training_step_has_none(monkeypatch):
         float(torch.empty((), device="meta") + 1)
         torch.ones(2).to("meta")
     assert len(waits.seen) == 2
+
+
+def test_a_pixelcnn_step_has_none(monkeypatch):
+    config = E2EConfig.from_preset("digits", batch_size=2)
+    with torch.device("meta"):
+        vqvae = GumbelVQModel(in_channels=1, out_channels=1, **config.vqvae)
+        prior = PixelCNNPrior(64, width=8, num_layers=2, sample_size=4, num_class_embeds=4)
+    objective = PixelCNNObjective(vqvae, prior).train().to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    labels = torch.zeros(2, dtype=torch.long, device="meta")
+    for inputs in (
+        {"images": torch.empty(2, 1, 16, 16, device="meta")},
+        {"codes": torch.zeros(2, 4, 4, dtype=torch.long, device="meta")},
+    ):
+        with Waits() as waits:
+            objective(**inputs, class_labels=labels).losses["cross_entropy"].backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        assert waits.seen == []

@@ -1,5 +1,43 @@
 """Measuring what models make."""
 
+from .elbo import BridgeELBO, bridge_elbo
+from .evaluator import METRICS, Evaluator, RealImages, evaluate_pipelines, write_report
+from .features import EXTRACTORS, FeatureExtractor, extract, load_extractor
+from .frechet import frechet_distance
+from .images import PrecisionRecall, precision_recall, psnr, ssim
 from .intervals import wilson_interval
+from .latents import BridgeNLL, bridge_nll, code_kl, code_perplexity, code_usage, pixelcnn_nll
+from .report import append_result, read_results
+from .tables import paper_tables
+from .timing import SecondsPerSample, seconds_per_sample
 
-__all__ = ["wilson_interval"]
+__all__ = [
+    "EXTRACTORS",
+    "METRICS",
+    "BridgeELBO",
+    "BridgeNLL",
+    "Evaluator",
+    "FeatureExtractor",
+    "PrecisionRecall",
+    "RealImages",
+    "SecondsPerSample",
+    "append_result",
+    "bridge_elbo",
+    "bridge_nll",
+    "code_kl",
+    "code_perplexity",
+    "code_usage",
+    "evaluate_pipelines",
+    "extract",
+    "frechet_distance",
+    "load_extractor",
+    "paper_tables",
+    "pixelcnn_nll",
+    "precision_recall",
+    "psnr",
+    "read_results",
+    "seconds_per_sample",
+    "ssim",
+    "wilson_interval",
+    "write_report",
+]

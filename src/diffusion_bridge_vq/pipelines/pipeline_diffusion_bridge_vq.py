@@ -104,4 +104,3 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         if isinstance(generator, list):
             return torch.cat([self.vqvae.sample_codes(z[None], g) for z, g in zip(z_0, generator, strict=True)])
         return self.vqvae.sample_codes(z_0, generator)
-

@@ -1,8 +1,8 @@
 """Training: settings, objectives, and the Accelerate loop."""
 
-from .config import E2EConfig, PriorConfig, VQConfig, parse_config
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
 from .loop import TrainedComponents, build_objective, train
-from .objectives import E2EObjective, Objective, ObjectiveOutput, PriorObjective, VQObjective
+from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
 from .presets import PRESETS
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "E2EObjective",
     "Objective",
     "ObjectiveOutput",
+    "PixelCNNConfig",
+    "PixelCNNObjective",
     "PriorConfig",
     "PriorObjective",
     "TrainedComponents",

@@ -131,18 +131,33 @@ class VQConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class _BridgeConfig(RunConfig):
+class PriorRunConfig(RunConfig):
     """What runs with a prior share."""
 
-    unet: dict[str, Any] = _option({}, "arguments of UNet2DModel, JSON; added to the preset's")
-    scheduler: dict[str, Any] = _option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
-    weighting: Weighting = _option("simple", "weight of L_t over the noise levels")
     class_conditional: bool = _option(False, "train on the labels too, with a null class for guidance")
     class_dropout: float = _option(0.1, "share of labels replaced by the null class")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("class_dropout")
+
+    def _check_init_from(self) -> None:
+        if self.init_from is None:
+            raise ValueError(
+                "The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote."
+            )
+
+
+@dataclass(frozen=True)
+class _BridgeConfig(PriorRunConfig):
+    """What runs with a diffusion prior share."""
+
+    unet: dict[str, Any] = _option({}, "arguments of UNet2DModel, JSON; added to the preset's")
+    scheduler: dict[str, Any] = _option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
+    weighting: Weighting = _option("simple", "weight of L_t over the noise levels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weighting not in typing.get_args(Weighting):
             raise ValueError(f"`weighting` must be one of {typing.get_args(Weighting)}, got {self.weighting!r}.")
 
@@ -157,10 +172,31 @@ class PriorConfig(_BridgeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_from is None:
-            raise ValueError(
-                "The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote."
-            )
+        self._check_init_from()
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig(PriorRunConfig):
+    """
+    Stage 2 of the baseline, `PixelCNNObjective`: it always encodes the data set once, and stops early by the bits per
+    code of images that it isn't trained on.
+    """
+
+    kind = "pixelcnn"
+
+    prior: dict[str, Any] = _option({}, "arguments of PixelCNNPrior, JSON; added to the preset's")
+    holdout_fraction: float = _option(0.1, "share of the images that is held out, between 0 and 1")
+    eval_every: int = _option(500, "steps between evaluations on the held-out images")
+    patience: int = _option(10, "evaluations without a better value after which the run stops")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_init_from()
+        if not 0 < self.holdout_fraction < 1:
+            raise ValueError(f"`holdout_fraction` must lie between 0 and 1, got {self.holdout_fraction}.")
+        for name in ("eval_every", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)

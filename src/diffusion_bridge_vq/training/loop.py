@@ -15,24 +15,27 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    broadcast,
     set_seed,
 )
 from diffusers import UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, load_images
 from ..grids import image_grid
-from ..models import GumbelVQModel, check_channels
-from ..sampling import sample_latents
+from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
 from ..schedulers import OUBridgeScheduler
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import E2EConfig, PriorConfig, RunConfig, VQConfig
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
+from .early_stopping import EarlyStopping, bits_per_code, hold_out
 from .ema import AveragedWeights
-from .objectives import E2EObjective, Objective, PriorObjective, VQObjective
+from .encoded import EncodedImages
+from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
+from .previews import reconstruct, sample_bridge, sample_pixelcnn
 
 # Latents used to place the codebook before the first step.
 _CODEBOOK_BATCHES = 8
@@ -41,11 +44,16 @@ _GRID_IMAGES = 64
 
 @dataclass
 class TrainedComponents:
-    """What a run made, with averaged weights, in eval mode on the CPU; `unet` and `scheduler` are None after "vq"."""
+    """
+    What a run made, with averaged weights, in eval mode on the CPU.
+
+    After "vq" there is `vqvae` alone, after "prior" and "e2e" also `unet` and `scheduler`, after "pixelcnn" `prior`.
+    """
 
     vqvae: GumbelVQModel
-    unet: UNet2DModel | None
-    scheduler: OUBridgeScheduler | None
+    unet: UNet2DModel | None = None
+    scheduler: OUBridgeScheduler | None = None
+    prior: PixelCNNPrior | None = None
 
 
 def train(config: RunConfig) -> TrainedComponents | None:
@@ -82,13 +90,19 @@ def train(config: RunConfig) -> TrainedComponents | None:
         image_column=config.image_column,
         label_column=config.label_column,
     )
+    training: ImageDataset | Subset = images
+    held_out: Subset | None = None
+    if isinstance(config, PixelCNNConfig):
+        training, held_out = hold_out(images, config.holdout_fraction, config.seed)
     global_batch = config.batch_size * accelerator.num_processes
-    if len(images) < global_batch:
-        raise ValueError(f"{images.name} has {len(images)} images, fewer than one batch of {global_batch}.")
+    if len(training) < global_batch:
+        raise ValueError(
+            f"{images.name} has {len(training)} images to train on, fewer than one batch of {global_batch}."
+        )
 
     objective = build_objective(config, images.num_classes)
-    run = _Run(config, accelerator, objective, images)
-    accelerator.print(f"{len(images)} images of {images.name}, {_count_parameters(objective)}")
+    accelerator.print(f"{len(training)} images of {images.name}, {_count_parameters(objective)}")
+    run = _Run(config, accelerator, objective, training, held_out)
     if config.dry_run:
         run.step(next(run.batches()), 0)
         terms = ", ".join(f"{name} {value.item():.4f}" for name, value in run.last_output.losses.items())
@@ -111,15 +125,24 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     )
     if isinstance(config, VQConfig):
         return VQObjective(vqvae, config.l1_weight)
-    assert isinstance(config, (PriorConfig, E2EConfig))
-    scheduler = _build(OUBridgeScheduler, config.scheduler)
-    arguments = dict(config.unet)
+    assert isinstance(config, PriorRunConfig)
+    classes = {}
     if config.class_conditional:
         if num_classes is None:
             raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
-        arguments["num_class_embeds"] = num_classes + 1  # the last is the null class
+        classes = {"num_class_embeds": num_classes + 1}  # the last is the null class
+    if isinstance(config, PixelCNNConfig):
+        fitting = {
+            "num_codes": vqvae.config.num_vq_embeddings,
+            "sample_size": config.resolution // vqvae.downsampling_factor,
+        }
+        prior = _build(PixelCNNPrior, fitting | config.prior | classes)
+        check_num_codes(prior, vqvae)
+        return PixelCNNObjective(vqvae, prior, config.class_dropout)
+    assert isinstance(config, (PriorConfig, E2EConfig))
+    scheduler = _build(OUBridgeScheduler, config.scheduler)
     unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
-    unet = unet or _build(UNet2DModel, arguments)
+    unet = unet or _build(UNet2DModel, config.unet | classes)
     check_channels(unet, vqvae)
     if isinstance(config, PriorConfig):
         return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
@@ -145,7 +168,14 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
 class _Run:
     """The state of one run: objective, optimiser, averaged weights, position in the data."""
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset):
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        objective: Objective,
+        images: ImageDataset | Subset,
+        held_out: Subset | None = None,
+    ):
         self.config, self.accelerator, self.images = config, accelerator, images
         self.objective = objective.to(accelerator.device)
         trainable = [p for p in objective.parameters() if p.requires_grad]
@@ -157,14 +187,22 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         self.ema = AveragedWeights(_trained_part(objective), config.ema_decay)
+        self.stopping: EarlyStopping | None = None
         dataset: Dataset = images
         loading: dict[str, Any] = {
             "num_workers": config.num_workers,
             "pin_memory": accelerator.device.type == "cuda",
         }
+        encoding = (config.batch_size, config.num_workers, accelerator.device)
         if isinstance(config, PriorConfig) and config.cache_latents:
-            dataset = _CachedLatents(objective.vqvae, images, config, accelerator.device)
-            loading = {"collate_fn": _CachedLatents.collate}
+            dataset = EncodedImages(objective.vqvae, images, "latents", *encoding, mirrored=config.random_flip)
+        elif isinstance(config, PixelCNNConfig) and not config.dry_run:
+            assert held_out is not None
+            dataset = EncodedImages(objective.vqvae, images, "codes", *encoding, mirrored=config.random_flip)
+            self.held_out = EncodedImages(objective.vqvae, held_out, "codes", *encoding, mirrored=False)
+            self.stopping = EarlyStopping(self.ema.module, config.patience)
+        if isinstance(dataset, EncodedImages):
+            loading = {"collate_fn": EncodedImages.collate}
         loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, **loading)
         # scheduler not prepared: Accelerate would step it once per process
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
@@ -197,10 +235,11 @@ class _Run:
             self.objective.vqvae.quantize.reset_usage()
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Arguments of the objective: uint8 images become floats in [-1, 1] on the device; latents stay."""
+        """Arguments of the objective: uint8 images become floats in [-1, 1] on the device; latents and codes stay."""
         labels = {"class_labels": batch["labels"]} if "labels" in batch else {}
-        if "latents" in batch:
-            return {"latents": batch["latents"]} | labels
+        encoded = {name: batch[name] for name in ("latents", "codes") if name in batch}
+        if encoded:
+            return encoded | labels
         images = batch["images"].float().div(127.5).sub(1)
         if self.config.random_flip:
             mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
@@ -241,28 +280,34 @@ class _Run:
         )
         batches = self.batches()
         started, logged = time.perf_counter(), self.first_step
-        for step in range(self.first_step, config.max_train_steps):
+        stopped = self.stopping is not None and self.stopping.exhausted  # before it was resumed
+        for step in range(self.first_step, 0 if stopped else config.max_train_steps):
             for _ in range(config.gradient_accumulation_steps):
                 self.step(next(batches), step)
             self.lr_scheduler.step()
             self.ema.update_parameters(_trained_part(self.objective))
             done = step + 1
+            last = done == config.max_train_steps
             progress.update()
-            if done % config.log_every == 0 or done == config.max_train_steps:
+            if isinstance(config, PixelCNNConfig) and (done % config.eval_every == 0 or last):
+                last = self._evaluate(done) or last
+            if done % config.log_every == 0 or last:
                 self._log(done, (done - logged) / (time.perf_counter() - started), progress)
                 started, logged = time.perf_counter(), done
-            if (config.image_every and done % config.image_every == 0) or done == config.max_train_steps:
+            if (config.image_every and done % config.image_every == 0) or last:
                 self._save_grids(done)
-            if config.checkpoint_every and (done % config.checkpoint_every == 0 or done == config.max_train_steps):
+            if config.checkpoint_every and (done % config.checkpoint_every == 0 or last):
                 self._stop_if_bad()
                 self._save(done)
+            if last:
+                break
         progress.close()
         accelerator.end_training()
 
     def components(self) -> TrainedComponents:
-        """Averaged weights (those of this moment if `ema_decay` is 0), on the CPU."""
+        """Averaged weights (those of this moment if `ema_decay` is 0), the best with early stopping, on the CPU."""
         parts = {name: part.to("cpu").eval() for name, part in self._averaged().items()}
-        return TrainedComponents(parts["vqvae"], parts.get("unet"), getattr(self.objective, "scheduler", None))
+        return TrainedComponents(**parts, scheduler=getattr(self.objective, "scheduler", None))
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -288,15 +333,37 @@ class _Run:
         record["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
         images = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
         record["train/images_per_second"] = images * steps_per_second
-        self.accelerator.log(record, step=done)
-        if self.accelerator.is_main_process:
-            with (config.output_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
+        self._write(record, done)
         progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in record.items() if k.startswith("loss/")})
 
+    def _write(self, record: dict[str, float], done: int) -> None:
+        """To the tracker and as a line of metrics.jsonl."""
+        self.accelerator.log(record, step=done)
+        if self.accelerator.is_main_process:
+            with (self.config.output_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
+
+    def _evaluate(self, done: int) -> bool:
+        """Held-out bits per code of the averaged weights; keeps the best of these. Returns whether to stop."""
+        assert self.stopping is not None
+        self._stop_if_bad()
+        averaged: Any = self.ema.module
+        with self.accelerator.autocast():
+            bits = bits_per_code(averaged.prior, self.held_out, self.config.batch_size)
+        # all processes must stop at the same step, whatever their rounding
+        bits = broadcast(torch.tensor(bits, device=self.accelerator.device)).item()
+        self.stopping.update(bits, averaged)
+        self._write({"heldout/bits_per_code": bits}, done)
+        return self.stopping.exhausted
+
     def _averaged(self) -> dict[str, Any]:
-        """The components with averaged weights, in eval mode; an autoencoder that isn't trained as it is."""
-        return {"vqvae": self.objective.vqvae, **dict(self.ema.module.named_children())}
+        """
+        The components with averaged weights, the best of them with early stopping, in eval mode; an autoencoder that
+        isn't trained as it is.
+        """
+        best = self.stopping is not None and self.stopping.started
+        module: Any = self.stopping.best if best else self.ema.module  # type: ignore[union-attr]
+        return {"vqvae": self.objective.vqvae, **dict(module.named_children())}
 
     def _codebook_metrics(self) -> dict[str, torch.Tensor]:
         quantizer = self.objective.vqvae.quantize
@@ -321,25 +388,14 @@ class _Run:
         vqvae = parts["vqvae"]
         with torch.random.fork_rng():  # grids leave the run's randomness as it was
             torch.manual_seed(self.config.seed)
-            indices = torch.linspace(0, len(self.images) - 1, _GRID_IMAGES // 2).long().tolist()
-            images = torch.stack([self.images[i]["images"] for i in indices]).to(device).float().div(127.5).sub(1)
-            pairs = torch.stack([images, vqvae(images).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
-            self._save_grid("reconstructions", pairs.flatten(0, 1), done)
-            if "unet" in parts and getattr(self.objective, "joint", True):  # before it joins, its samples are noise
-                unet, config = parts["unet"], parts["unet"].config
-                size = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-                labels, scheduler = None, cast(OUBridgeScheduler, self.objective.scheduler)
-                if config.num_class_embeds:
-                    labels = torch.arange(_GRID_IMAGES, device=device) % (config.num_class_embeds - 1)
-                z_0 = sample_latents(
-                    unet,
-                    scheduler,
-                    (_GRID_IMAGES, config.in_channels, size, size),
-                    min(self.config.num_inference_steps, len(scheduler)),
-                    device=device,
-                    class_labels=labels,
-                )
-                self._save_grid("samples", vqvae.decode(z_0).sample, done)
+            self._save_grid("reconstructions", reconstruct(vqvae, self.images, _GRID_IMAGES // 2, device), done)
+            if "prior" in parts:
+                self._save_grid("samples", sample_pixelcnn(vqvae, parts["prior"], _GRID_IMAGES, device), done)
+            elif "unet" in parts and getattr(self.objective, "joint", True):  # before it joins, its samples are noise
+                scheduler = cast(OUBridgeScheduler, self.objective.scheduler)
+                steps = self.config.num_inference_steps
+                pixels = sample_bridge(vqvae, parts["unet"], scheduler, _GRID_IMAGES, steps, device)
+                self._save_grid("samples", pixels, done)
 
     def _save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
         """(n, C, H, W) in [-1, 1] -> output_dir/name-STEP.png, eight a row."""
@@ -351,7 +407,8 @@ class _Run:
             tracker.log_images({name: np.asarray(grid.convert("RGB"))[None]}, step=done, **layout)
 
     def _state_modules(self) -> dict[str, nn.Module]:
-        return {"model": _trained_part(self.objective), "ema": self.ema}
+        modules = {"model": _trained_part(self.objective), "ema": self.ema}
+        return modules if self.stopping is None else modules | {"best": self.stopping}
 
     def _save(self, done: int) -> Path:
         state = {
@@ -386,38 +443,13 @@ class _Run:
 
 def _trained_part(objective: Objective) -> nn.ModuleDict:
     """The components that training changes: what is averaged and saved."""
-    names = {VQObjective: ("vqvae",), PriorObjective: ("unet",), E2EObjective: ("vqvae", "unet")}[type(objective)]
+    names = {
+        VQObjective: ("vqvae",),
+        PriorObjective: ("unet",),
+        PixelCNNObjective: ("prior",),
+        E2EObjective: ("vqvae", "unet"),
+    }[type(objective)]
     return nn.ModuleDict({name: getattr(objective, name) for name in names})
-
-
-class _CachedLatents(Dataset[dict[str, torch.Tensor]]):
-    """z_e of every image (and of its mirror image, if flips are on) in the device's memory, with the labels."""
-
-    @torch.no_grad()
-    def __init__(self, vqvae: GumbelVQModel, images: ImageDataset, config: RunConfig, device: torch.device):
-        vqvae = vqvae.to(device).eval()
-        parts: dict[str, list[torch.Tensor]] = {"latents": [], "labels": []}
-        loader = DataLoader(images, batch_size=config.batch_size, num_workers=config.num_workers)
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
-            for mirrored in (False, True) if config.random_flip else (False,):
-                for batch in tqdm(loader, desc="encoding", unit="batch"):
-                    pixels = batch["images"].to(device).float().div(127.5).sub(1)
-                    parts["latents"].append(vqvae.encode(pixels.flip(-1) if mirrored else pixels).latents)
-                    if "labels" in batch:
-                        parts["labels"].append(batch["labels"].to(device))
-        self.tensors = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
-
-    def __len__(self) -> int:
-        return len(self.tensors["latents"])
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """A whole batch by one index operation each."""
-        rows = torch.tensor(indices, device=self.tensors["latents"].device)
-        return {name: tensor[rows] for name, tensor in self.tensors.items()}
-
-    @staticmethod
-    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return batch
 
 
 def _check_output_dir(config: RunConfig) -> None:

@@ -5,6 +5,7 @@ One forward matters under DistributedDataParallel: calling an inner model behind
 gradient synchronisation.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from ..losses import (
     regularization_loss,
     terminal_loss,
 )
-from ..models import GumbelVQModel, denoise
+from ..models import GumbelVQModel, PixelCNNPrior, denoise
 from ..schedulers import OUBridgeScheduler
 
 
@@ -64,7 +65,20 @@ class VQObjective(Objective):
         return ObjectiveOutput(losses, {"latent_rms": _rms(latents), "batch_perplexity": perplexity})
 
 
-class PriorObjective(Objective):
+class _FrozenVQObjective(Objective):
+    """Stage 2: a prior is trained on what a frozen autoencoder, which stays in eval, makes of the images."""
+
+    def __init__(self, vqvae: GumbelVQModel):
+        super().__init__()
+        self.vqvae = vqvae.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "_FrozenVQObjective":
+        super().train(mode)
+        self.vqvae.eval()
+        return self
+
+
+class PriorObjective(_FrozenVQObjective):
     """
     Stage 2: the eps-network on the latents of a frozen autoencoder (L_t alone; L_rec and L_T are constants then).
 
@@ -87,14 +101,9 @@ class PriorObjective(Objective):
         weighting: Weighting = "simple",
         class_dropout: float = 0.1,
     ):
-        super().__init__()
-        self.vqvae, self.unet, self.scheduler = vqvae.requires_grad_(False).eval(), unet, scheduler
+        super().__init__(vqvae)
+        self.unet, self.scheduler = unet, scheduler
         self.weighting, self.class_dropout = weighting, class_dropout
-
-    def train(self, mode: bool = True) -> "PriorObjective":
-        super().train(mode)
-        self.vqvae.eval()
-        return self
 
     def forward(
         self,
@@ -109,6 +118,37 @@ class PriorObjective(Objective):
         draw = _draw(self.scheduler, latents)
         loss = _prior_loss(self, latents, *draw, class_labels)
         return ObjectiveOutput({"prior": loss}, {"latent_rms": _rms(latents)})
+
+
+class PixelCNNObjective(_FrozenVQObjective):
+    """
+    Stage 2 of the baseline: -log p(codes) of a PixelCNN on the codes of a frozen autoencoder, in nats per code.
+
+    Args:
+        vqvae ([`GumbelVQModel`]): frozen, stays in eval.
+        prior ([`PixelCNNPrior`]): trained.
+        class_dropout (`float`): share of labels replaced by the null class, in [0, 1].
+    """
+
+    prior: PixelCNNPrior
+
+    def __init__(self, vqvae: GumbelVQModel, prior: PixelCNNPrior, class_dropout: float = 0.1):
+        super().__init__(vqvae)
+        self.prior, self.class_dropout = prior, class_dropout
+
+    def forward(
+        self,
+        images: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """As the base class; cached `codes` (B, h, w) may stand in for images."""
+        if codes is None:
+            with torch.no_grad():
+                codes = self.vqvae.encode_codes(self.vqvae.encode(images).latents)
+        labels = _labels(self, self.prior.config.num_class_embeds, class_labels)
+        nats = -self.prior.log_prob(codes, labels).mean()
+        return ObjectiveOutput({"cross_entropy": nats}, {"bits_per_code": nats.detach() / math.log(2)})
 
 
 class E2EObjective(Objective):
@@ -246,16 +286,26 @@ def _prior_loss(
 ) -> torch.Tensor:
     scheduler, unet = objective.scheduler, objective.unet
     num_embeds = getattr(unet.config, "num_class_embeds", None)  # 1-D networks have no classes
-    if num_embeds is None:
-        class_labels = None
-    elif class_labels is None:
-        raise ValueError("The U-Net has classes, but the batch has no labels; name the column by `label_column`.")
-    elif objective.class_dropout > 0 and objective.training:
-        dropped = torch.rand(class_labels.shape, device=class_labels.device) < objective.class_dropout
-        class_labels = torch.where(dropped, num_embeds - 1, class_labels)
+    class_labels = _labels(objective, num_embeds, class_labels)
     z_t = scheduler.add_noise(latents, noise, timesteps)
     output = denoise(unet, scheduler, z_t, timesteps, class_labels)
     return prior_loss(scheduler, output, latents, noise, timesteps, objective.weighting)
+
+
+def _labels(
+    objective: PriorObjective | PixelCNNObjective | E2EObjective,
+    num_embeds: int | None,
+    class_labels: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """What a prior with `num_embeds` classes is given: in training, the null class in place of some labels."""
+    if num_embeds is None:
+        return None
+    if class_labels is None:
+        raise ValueError("The prior has classes, but the batch has no labels; name the column by `label_column`.")
+    if objective.class_dropout > 0 and objective.training:
+        dropped = torch.rand(class_labels.shape, device=class_labels.device) < objective.class_dropout
+        class_labels = torch.where(dropped, num_embeds - 1, class_labels)
+    return class_labels
 
 
 def _rms(latents: torch.Tensor) -> torch.Tensor:

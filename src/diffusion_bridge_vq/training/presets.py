@@ -1,7 +1,7 @@
 """
 Presets: per data set, the constructor arguments of the three components and the settings of a run.
 
-`common` holds for every kind of run; "vq", "prior" and "e2e" override it for theirs.
+`common` holds for every kind of run; "vq", "prior", "pixelcnn" and "e2e" override it for theirs.
 """
 
 import math
@@ -66,6 +66,17 @@ _CIFAR10_RUN = {
     "l1_weight": 0.1,
 }
 
+# The paper's PixelCNN: 15 layers of width 512. Early stopping ends the run, so the learning rate stays constant.
+_PAPER_PIXELCNN = {
+    "lr_schedule": "constant_with_warmup",
+    "learning_rate": 3e-4,
+    "max_train_steps": 50_000,
+    "holdout_fraction": 0.05,
+    "eval_every": 250,
+    "patience": 10,
+    "prior": {"width": 512, "num_layers": 15, "kernel_size": 7, "dropout": 0.1},
+}
+
 # What `--mode paper` changes in any preset, to be Algorithm 1 to the letter: eq. 4 with its weight, L_t^reg with its
 # own, a Gaussian likelihood, and a codebook that learns by gradient.
 PAPER_MODE: dict[str, Any] = {
@@ -104,6 +115,12 @@ PRESETS: dict[str, Preset] = {
             "unet": _unet((96, 160), 4, 8, layers_per_block=1),
             "scheduler": _wide_noise_bridge(1.5),
         },
+        "pixelcnn": {
+            "max_train_steps": 3000,
+            "eval_every": 50,
+            "patience": 10,
+            "prior": {"width": 64, "num_layers": 6, "kernel_size": 7, "dropout": 0.5},
+        },
         "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
     },
     # Machinery and pictures on a CPU: CIFAR-10's shape with small networks.
@@ -124,6 +141,13 @@ PRESETS: dict[str, Preset] = {
             "unet": _unet((128, 192), 8, 16, layers_per_block=1),
             "scheduler": _wide_noise_bridge(2.0),
         },
+        "pixelcnn": {
+            "max_train_steps": 3000,
+            "holdout_fraction": 0.05,
+            "eval_every": 100,
+            "patience": 10,
+            "prior": {"width": 96, "num_layers": 8, "kernel_size": 7, "dropout": 0.1},
+        },
         "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
     },
     # The paper's shapes: 8x8 positions, 128 channels, 256 codes, 57M weights in the eps-network.
@@ -136,6 +160,7 @@ PRESETS: dict[str, Preset] = {
             "scheduler": _PAPER_BRIDGE,
         },
         "vq": {"max_train_steps": 20_000},
+        "pixelcnn": _PAPER_PIXELCNN,
         "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
     },
     # The same with fewer channels, more noise and a z_0-network.
@@ -148,6 +173,7 @@ PRESETS: dict[str, Preset] = {
             "scheduler": _wide_noise_bridge(3.0),
         },
         "vq": {"max_train_steps": 20_000},
+        "pixelcnn": _PAPER_PIXELCNN,
         "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
     },
     # miniImageNet, 84x84 -> 21x21 positions, 32 channels, 128 codes.
@@ -174,6 +200,7 @@ PRESETS: dict[str, Preset] = {
             "scheduler": _PAPER_BRIDGE,
         },
         "vq": {"max_train_steps": 50_000},
+        "pixelcnn": _PAPER_PIXELCNN,
         "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
     },
 }
@@ -181,7 +208,7 @@ PRESETS: dict[str, Preset] = {
 
 def preset_values(name: str, kind: str) -> dict[str, Any]:
     """
-    Settings of preset `name` for a run of `kind` "vq", "prior" or "e2e".
+    Settings of preset `name` for a run of `kind` "vq", "prior", "pixelcnn" or "e2e".
 
     Raises:
         ValueError: no such preset.

@@ -1,0 +1,116 @@
+"""
+The paper's comparison in stages: autoencoder; bridge and PixelCNN on its latents, for the same time each; the bridge
+end-to-end from the same start; evaluation and tables. A stage that is done is skipped, one that was cut off goes on.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--preset", default="cifar10-tiny")
+    parser.add_argument("--dataset", required=True, help="as for the training scripts, with splits train and test")
+    parser.add_argument("--dataset-name", default="cifar10", help="cifar10 and miniimagenet have places in the tables")
+    parser.add_argument("--budget", type=float, default=120, help="seconds of training in each of the four runs")
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
+    parser.add_argument("--num-nll-images", type=int, default=256)
+    parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
+    parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--extractor", default="inception", help="inception, dinov2 or efficientnet-lite0")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mixed-precision", default=None, help="of the training runs: no, fp16 or bf16")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
+    args = parser.parse_args()
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # before Accelerate is imported
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        if stage == "evaluate":
+            evaluate(args)
+        else:
+            train_stage(args, stage)
+
+
+def train_stage(args: argparse.Namespace, stage: str) -> None:
+    from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
+    from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+    from diffusion_bridge_vq.training.budget import steps_within
+
+    folder, tokenizer = args.output_dir / stage, args.output_dir / "vq"
+    if any((folder / done).is_dir() for done in ("vqvae", "pipeline")):
+        print(f"{stage}: done before, {folder}")
+        return
+    cls, settings = {
+        "vq": (VQConfig, {}),
+        "bridge": (PriorConfig, {"init_from": tokenizer, "cache_latents": True}),
+        "pixelcnn": (PixelCNNConfig, {"init_from": tokenizer}),
+        "bridge-e2e": (E2EConfig, {"init_from": tokenizer, "joint_fraction": 0.0}),
+    }[stage]
+    shared: dict[str, Any] = {"dataset": args.dataset, "output_dir": folder, "seed": args.seed}
+    if args.mixed_precision is not None:
+        shared["mixed_precision"] = args.mixed_precision
+    config = cls.from_preset(args.preset, **shared, **settings, image_every=0, checkpoint_every=500)
+    steps = remembered(folder / "steps.json", lambda: steps_within(config, args.budget))
+    config = replace(config, max_train_steps=steps, resume=(folder / "checkpoints").is_dir())
+    trained = train(config)
+    if trained is None:  # not the main process
+        return
+    if stage == "vq":
+        trained.vqvae.save_pretrained(folder / "vqvae")
+    elif stage == "pixelcnn":
+        PixelCNNVQPipeline(trained.vqvae, trained.prior).save_pretrained(folder / "pipeline")
+    else:
+        DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler).save_pretrained(folder / "pipeline")
+    print(f"{stage}: {steps} steps, {folder}")
+
+
+def remembered(path: Path, compute: Callable[[], int]) -> int:
+    """What an earlier start of the same stage computed, so that it goes on with the same number."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(compute()))
+    return json.loads(path.read_text())
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from diffusion_bridge_vq.evaluation import evaluate_pipelines, read_results, write_report
+
+    output = args.output_dir / "evaluation"
+    results = output / "results.json"
+    found = read_results(results) if results.exists() else []
+    measured = {result["model"] for result in found if result["name"] == "seconds_per_sample"}  # the last metric
+    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4] if model not in measured}
+    folders = {model: folder for model, folder in folders.items() if folder.is_dir()}
+    if folders:
+        evaluate_pipelines(
+            folders,
+            args.dataset,
+            output,
+            dataset_name=args.dataset_name,
+            num_images=args.num_images,
+            num_nll_images=args.num_nll_images,
+            num_nll_samples=args.num_nll_samples,
+            num_inference_steps=args.num_inference_steps,
+            extractor=args.extractor,
+            seed=args.seed,
+            device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",
+            preset=args.preset,
+            training_seconds=args.budget,
+        )
+    print(f"written: {', '.join(str(path) for path in write_report(output))}")
+
+
+if __name__ == "__main__":
+    main()

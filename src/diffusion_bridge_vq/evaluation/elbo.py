@@ -1,0 +1,123 @@
+"""The evidence lower bound on images."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers import ModelMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from ..losses import prior_loss
+from ..models.denoiser import denoise
+from ..schedulers import OUBridgeScheduler
+
+
+class BridgeELBO(NamedTuple):
+    """
+    -ELBO and its terms in bits per dimension of the images (lower is better), and the decoder variance that they
+    stand for.
+    """
+
+    total: float
+    reconstruction: float
+    prior: float
+    terminal: float
+    variance: float
+
+
+@torch.no_grad()
+def bridge_elbo(
+    vqvae: ModelMixin,
+    unet: nn.Module,
+    scheduler: OUBridgeScheduler,
+    images: torch.Tensor,
+    generator: torch.Generator | None = None,
+    timesteps_per_image: int | None = None,
+    variance: float | None = None,
+    batch_size: int = 64,
+) -> BridgeELBO:
+    r"""
+    -ELBO of lemma 3.1 in bits per dimension, mean over images.
+
+    - `reconstruction`: -log N(x; decode(z_q^0), variance), a density of pixels in [-1, 1]. For 8-bit images
+      log2(127.5) = 6.99 bits more are the usual bits per dimension.
+    - `prior`: -sum_{t=1}^T L_t by eq. 4 ([`prior_loss`] with weighting "elbo"). At t = 1 it is the exact
+      -log p(z_0 | z_1), a Gaussian of variance beta_1 s^2, with the normaliser that the loss leaves out.
+    - `terminal`: KL(q(z_T | z_0) || N(z*, s^2)), exact ([`OUBridgeScheduler.terminal_kl`]).
+
+    L^reg is 0: codes are taken to be the nearest in the model, too, p(z_q^t | z_e^t) = q(z_q^t | z_e^t). The codes are
+    functions of the latents then.
+
+    The encoder gives points, so -log p(z_0 | z_1) is a density of latents, which has no entropy against it: the total
+    depends on the scale of the latents and the variance beta_1 s^2. It compares priors on the latents of one
+    autoencoder, or training runs with `normalize_latents`; it isn't a bound on the pixels' log-likelihood alone.
+
+    Args:
+        vqvae ([`GumbelVQModel`] or [`SequenceVQModel`]), unet (`nn.Module`): in eval mode.
+        scheduler ([`OUBridgeScheduler`]): its T noise levels are the chain.
+        images (`torch.Tensor`): (n, C, H, W) in [-1, 1], or sequences (n, d, N), on the models' device.
+        generator (`torch.Generator`, *optional*): source of noise and timesteps.
+        timesteps_per_image (`int`, *optional*): estimate the sum over t from that many random t per image, drawn
+            with replacement; without it, all T are gone through, each with noise of its own.
+        variance (`float`, *optional*): of the decoder, > 0. Without it, the mean squared error over all images, which
+            makes their likelihood largest.
+        batch_size (`int`): images per call of the networks, at least 1.
+
+    Raises:
+        ValueError: no images, numbers out of range, models in training mode, a stock scheduler, or a mean squared
+            error of 0 where the variance is to be found.
+    """
+    if not isinstance(scheduler, OUBridgeScheduler):
+        raise ValueError(f"The ELBO needs the `OUBridgeScheduler` itself, got {type(scheduler).__name__}.")
+    if vqvae.training or unet.training:
+        raise ValueError("The models are in training mode; call `.eval()` first.")
+    if timesteps_per_image is not None and timesteps_per_image < 1:
+        raise ValueError(f"`timesteps_per_image` must be at least 1, got {timesteps_per_image}.")
+    if variance is not None and variance <= 0:
+        raise ValueError(f"`variance` must be positive, got {variance}.")
+    if not len(images) or batch_size < 1:
+        raise ValueError(f"At least one image and one per batch are needed, got {len(images)} and {batch_size}.")
+
+    squared_error = prior = terminal = 0.0
+    for x in images.split(batch_size):
+        z_0 = vqvae.encode(x).latents
+        squared_error += (vqvae.decode(z_0).sample.double() - x.double()).square().sum().item()
+        prior += len(x) * _prior_nats(unet, scheduler, z_0, generator, timesteps_per_image)
+        terminal += scheduler.terminal_kl(z_0).double().sum().item()
+
+    mse = squared_error / images.numel()
+    if variance is None:
+        if mse == 0:
+            raise ValueError("Reconstructions are perfect, so no variance is the best one: give `variance`.")
+        variance = mse
+    reconstruction = (0.5 * math.log(2 * math.pi * variance) + mse / (2 * variance)) / math.log(2)
+    nats_per_bit = images.numel() * math.log(2)
+    prior, terminal = prior / nats_per_bit, terminal / nats_per_bit
+    return BridgeELBO(reconstruction + prior + terminal, reconstruction, prior, terminal, variance)
+
+
+def _prior_nats(
+    unet: nn.Module,
+    scheduler: OUBridgeScheduler,
+    z_0: torch.Tensor,
+    generator: torch.Generator | None,
+    timesteps_per_image: int | None,
+) -> float:
+    """-sum_t L_t, mean over the batch."""
+    device = torch.device("cpu") if generator is None else generator.device
+    num_draws = timesteps_per_image or len(scheduler)
+    total = 0.0
+    for draw in range(num_draws):
+        if timesteps_per_image is None:
+            timesteps = torch.full((len(z_0),), draw, device=z_0.device)
+        else:
+            timesteps = torch.randint(len(scheduler), (len(z_0),), generator=generator, device=device).to(z_0.device)
+        noise = randn_tensor(z_0.shape, generator=generator, device=z_0.device, dtype=z_0.dtype)
+        output = denoise(unet, scheduler, scheduler.add_noise(z_0, noise, timesteps), timesteps)
+        total += prior_loss(scheduler, output, z_0, noise, timesteps, weighting="elbo").item()
+    coordinates = z_0[0].numel()
+    # what `prior_loss` leaves out at t = 1; it doesn't depend on z
+    variance = float(scheduler.betas[0]) * scheduler.stationary_std**2
+    normaliser = 0.5 * math.log(2 * math.pi * variance)
+    return coordinates * (total * len(scheduler) / num_draws + normaliser)

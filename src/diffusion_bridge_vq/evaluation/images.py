@@ -1,0 +1,133 @@
+"""How near images are to others: pair by pair, and as sets."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# Elements of one block of a distance matrix: 128 MiB in float64.
+_BLOCK_ELEMENTS = 2**24
+# Images whose local moments are held at a time.
+_SSIM_IMAGES = 256
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares in [0, 1], see [`precision_recall`]."""
+
+    precision: float
+    recall: float
+
+
+def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """
+    Peak signal-to-noise ratio of each image, -10 log10 of the mean squared error over channels and pixels.
+
+    Args:
+        images (`torch.Tensor`), reference (`torch.Tensor`): (B, C, H, W) float in [0, 1].
+
+    Returns:
+        `torch.Tensor`: (B,) float64, in dB; infinite for equal images.
+
+    Raises:
+        ValueError: shapes that differ or aren't (B, C, H, W), no floats, or values outside [0, 1].
+    """
+    x, y = _check_pair(images, reference)
+    return -10 * (x - y).square().mean(dim=(1, 2, 3)).log10()
+
+
+def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """
+    Structural similarity of each image (Wang et al. 2004, eq. 13), mean over channels and positions.
+
+    Local moments are weighted by a Gaussian of standard deviation 1.5 on 11x11 pixels, at the positions where it fits
+    into the image; K_1 = 0.01, K_2 = 0.03, L = 1. On colour images each channel counts by itself.
+
+    Args:
+        images (`torch.Tensor`), reference (`torch.Tensor`): (B, C, H, W) float in [0, 1], sides of at least 11.
+
+    Returns:
+        `torch.Tensor`: (B,) float64 in [-1, 1]; 1 for equal images.
+
+    Raises:
+        ValueError: what [`psnr`] raises, or images smaller than the window.
+    """
+    x, y = _check_pair(images, reference)
+    if min(x.shape[2:]) < 11:
+        raise ValueError(f"SSIM needs sides of at least 11 pixels, got {tuple(x.shape[2:])}.")
+    return torch.cat([_ssim(*block) for block in zip(x.split(_SSIM_IMAGES), y.split(_SSIM_IMAGES), strict=True)])
+
+
+def _ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    offsets = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = window / window.sum()
+
+    def local_mean(values: torch.Tensor) -> torch.Tensor:
+        rows = F.conv2d(values.flatten(0, 1)[:, None], window.reshape(1, 1, 11, 1))
+        return F.conv2d(rows, window.reshape(1, 1, 1, 11))
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.reshape(len(x), -1).mean(dim=1)
+
+
+def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3) -> PrecisionRecall:
+    """
+    Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
+
+    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in
+    the set. Precision is the share of `features` on the manifold of `reference`, recall the share of `reference` on
+    that of `features`. Distances are float64 and made block by block, so that memory doesn't grow with n^2.
+
+    Args:
+        features (`torch.Tensor`), reference (`torch.Tensor`): (n, d) and (m, d) float, of samples and real images.
+        k (`int`): at least 1.
+
+    Raises:
+        ValueError: not (n, d) float, different d, k below 1, or a set of k points or fewer.
+    """
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    for name, rows in (("features", features), ("reference", reference)):
+        if rows.ndim != 2 or not rows.is_floating_point() or len(rows) <= k:
+            raise ValueError(
+                f"`{name}` must be (n, d) float with more than k = {k} rows, got {tuple(rows.shape)} {rows.dtype}."
+            )
+    if features.shape[1] != reference.shape[1]:
+        raise ValueError(f"`features` have {features.shape[1]} dimensions and `reference` {reference.shape[1]}.")
+    # around the middle, where the expanded squares lose the fewest digits
+    centre = reference.double().mean(dim=0)
+    x, y = features.double() - centre, reference.double() - centre
+    return PrecisionRecall(_covered(x, y, k), _covered(y, x, k))
+
+
+def _covered(points: torch.Tensor, manifold: torch.Tensor, k: int) -> float:
+    """Share of `points` in any of the balls around the rows of `manifold`."""
+    block = max(1, _BLOCK_ELEMENTS // max(len(points), len(manifold)))
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for start in range(0, len(manifold), block):
+        centres = manifold[start : start + block]
+        own = torch.cdist(centres, manifold)
+        own[range(len(centres)), range(start, start + len(centres))] = math.inf  # a point is no neighbour of its own
+        radii = own.kthvalue(k, dim=1).values[:, None]
+        del own  # before the next block is made
+        covered |= (torch.cdist(centres, points) <= radii).any(dim=0)
+    return covered.double().mean().item()
+
+
+def _check_pair(images: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both in float64."""
+    if images.ndim != 4 or images.shape != reference.shape:
+        raise ValueError(
+            f"`images` and `reference` must have one shape (B, C, H, W), got {tuple(images.shape)} and "
+            f"{tuple(reference.shape)}."
+        )
+    for name, values in (("images", images), ("reference", reference)):
+        if not values.is_floating_point() or not bool(((values >= 0) & (values <= 1)).all()):
+            raise ValueError(f"`{name}` must be floats in [0, 1].")
+    return images.double(), reference.double()

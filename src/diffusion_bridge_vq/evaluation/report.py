@@ -1,0 +1,111 @@
+"""Results in a JSON file: every figure with what it takes to read it and to get it again."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_FORMAT = "diffusion-bridge-vq results"
+_PACKAGES = ("diffusion-bridge-vq", "torch", "diffusers", "transformers", "numpy")
+
+
+def append_result(
+    path: str | os.PathLike,
+    name: str,
+    value: Any,
+    *,
+    n: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    **facts: Any,
+) -> dict[str, Any]:
+    """
+    Add a figure to a file of results, which is made if there is none.
+
+    The file is replaced as a whole, so that an interrupted run leaves the old or the new one. One process at a time:
+    of two that add at once, one is lost.
+
+    Args:
+        path (`str` or `os.PathLike`): of the JSON file; its folder exists.
+        name (`str`): of the metric. [`paper_tables`] shows "kl", "nll", "frechet" and "seconds_per_sample".
+        value: a number, or lists and dicts of numbers.
+        n (`int`): how many images or repeats it is made from.
+        seed (`int`): of the run.
+        device (`torch.device`): that was measured; its model is looked up.
+        **facts: whatever else belongs to it, as JSON: model, dataset, reference (the reference set), extractor,
+            steps, std, ...
+
+    Returns:
+        `dict`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.
+
+    Raises:
+        ValueError: a file that isn't such a report, a number that isn't finite, or a fact with a name of ours.
+        TypeError: a value or fact that isn't JSON. The file is left as it was in both cases.
+    """
+    path = Path(path)
+    own = {
+        "device": _describe(torch.device(device)),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        # the script without its folder, which is nobody's business
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+    taken = sorted(set(own) & set(facts))
+    if taken:
+        raise ValueError(f"{', '.join(taken)} can't be given: `append_result` fills them in.")
+    result = {"name": name, "value": value, "n": n, "seed": seed, **facts, **own}
+    results = read_results(path) if path.exists() else []
+    text = json.dumps({"format": _FORMAT, "results": [*results, result]}, indent=2, allow_nan=False) + "\n"
+    # in the same folder, since a rename is atomic only within a file system
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return result
+
+
+def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """
+    All results of a file that [`append_result`] wrote, oldest first.
+
+    Raises:
+        ValueError: the file isn't such a report.
+        FileNotFoundError: there is no file.
+    """
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # neither UTF-8 nor JSON
+        raise ValueError(f"{path} isn't a report of results: {error}.") from error
+    results = report.get("results") if isinstance(report, dict) and report.get("format") == _FORMAT else None
+    if not isinstance(results, list) or not all(
+        isinstance(r, dict) and {"name", "value"} <= r.keys() for r in results
+    ):
+        raise ValueError(f"{path} is JSON, but no report of results.")
+    return results
+
+
+def _describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    return str(device)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from its sources
+            continue
+    return found

@@ -1,0 +1,87 @@
+"""Results beside the paper's, as Markdown."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# (dataset, model, metric) -> what the paper prints; one standard deviation in parentheses
+_PAPER = {
+    ("miniimagenet", "pixelcnn", "nll"): "1.00 (0.05)",
+    ("miniimagenet", "pixelcnn", "frechet"): "98",
+    ("miniimagenet", "pixelcnn", "seconds_per_sample"): "10.6 (0.028)",
+    ("miniimagenet", "bridge", "nll"): "0.94 (0.02)",
+    ("miniimagenet", "bridge", "frechet"): "99",
+    ("miniimagenet", "bridge", "seconds_per_sample"): "1.7 (0.010)",
+    ("cifar10", "pixelcnn", "nll"): "1.41 (0.06)",
+    ("cifar10", "pixelcnn", "frechet"): "109",
+    ("cifar10", "pixelcnn", "seconds_per_sample"): "0.21 (0.0008)",
+    ("cifar10", "bridge", "nll"): "1.33 (0.18)",
+    ("cifar10", "bridge", "frechet"): "104",
+    ("cifar10", "bridge", "seconds_per_sample"): "0.05 (0.0005)",
+    ("cifar10", "bridge-e2e", "nll"): "1.59 (0.27), another codebook",
+    ("cifar10", "bridge-e2e", "frechet"): "92",
+    ("cifar10", "bridge-e2e", "seconds_per_sample"): "0.11 (0.0005)",
+}
+# Table 1 doesn't name its data set
+_PAPER_KL = {"pixelcnn": "0.809", "bridge": "0.713"}
+
+_DATASETS = {"miniimagenet": "miniImageNet", "cifar10": "CIFAR-10"}
+_MODELS = {"pixelcnn": "PixelCNN", "bridge": "bridge", "bridge-e2e": "bridge end-to-end"}
+_METRICS = {
+    "nll": ("NLL (bits per masked code)", "NLL, ours"),
+    "frechet": ("FID", "Fréchet distance (extractor), ours"),
+    "seconds_per_sample": ("s per sample, batch 32, TITAN Xp", "s per sample, ours"),
+}
+_NOTED = ("n", "reference", "extractor", "seed", "steps", "device", "time", "command")
+
+
+def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
+    """
+    Tables 1 (KL map), 2 (miniImageNet) and 3 (CIFAR-10) of the paper, with ours beside each of its numbers.
+
+    Args:
+        results (iterable of mappings): as [`read_results`] gives them, oldest first; the latest of each cell is
+            shown. A result needs name ("kl", "nll", "frechet" or "seconds_per_sample"), value (a number), dataset
+            ("miniimagenet" or "cifar10") and model ("pixelcnn", "bridge" or "bridge-e2e"); `std` stands in
+            parentheses beside the value. Others are passed over.
+
+    Returns:
+        `str`: Markdown. Cells without a result are empty; below the tables each figure has n, reference set,
+        extractor, seed, steps, device, time and command. A Frechet distance has its extractor in its cell: only
+        "inception" makes a FID.
+    """
+    latest = {(r.get("dataset"), r.get("model"), r["name"]): r for r in results}
+    notes: list[str] = []
+
+    def ours(dataset: str, model: str, metric: str) -> str:
+        result = latest.get((dataset, model, metric))
+        if result is None:
+            return ""
+        facts = "; ".join(f"{fact} {result[fact]}" for fact in _NOTED if fact in result)
+        notes.append(f"{len(notes) + 1}. {_DATASETS[dataset]}, {_MODELS[model]}, {metric}: {facts}.")
+        text = f"{result['value']:.3g}"
+        if "std" in result:
+            text += f" ({result['std']:.2g})"
+        if metric == "frechet":
+            text += f" ({result.get('extractor', 'extractor unknown')})"
+        return f"{text} [{len(notes)}]"
+
+    parts = ["Table 1: KL between code histograms, mean over positions, in nats."]
+    rows = [
+        [_MODELS[model], _PAPER_KL.get(model, ""), *(ours(dataset, model, "kl") for dataset in _DATASETS)]
+        for model in _MODELS
+    ]
+    parts.append(_markdown(["", "paper", *(f"{name}, ours" for name in _DATASETS.values())], rows))
+    for number, (dataset, title) in enumerate(_DATASETS.items(), start=2):
+        models = [m for m in _MODELS if (dataset, m, "nll") in _PAPER or any(k[:2] == (dataset, m) for k in latest)]
+        rows = []
+        for model in models:
+            cells = [(_PAPER.get((dataset, model, m), ""), ours(dataset, model, m)) for m in _METRICS]
+            rows.append([_MODELS[model], *(cell for pair in cells for cell in pair)])
+        header = ["", *(column for pair in _METRICS.values() for column in pair)]
+        parts += [f"Table {number}: {title}.", _markdown(header, rows)]
+    return "\n\n".join(parts + (["\n".join(notes)] if notes else [])) + "\n"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,61 @@
+"""How long sampling takes."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+
+class SecondsPerSample(NamedTuple):
+    """Wall time of a batch divided by its size: median and quartiles over `repeats` batches, in seconds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+    batch_size: int
+    repeats: int
+
+
+def seconds_per_sample(
+    draw: Callable[[], Any],
+    batch_size: int = 32,
+    repeats: int = 10,
+    warmup: int = 2,
+    device: torch.device | str = "cpu",
+) -> SecondsPerSample:
+    """
+    Time a sampler (last column of the paper's Tables 2 and 3, whose batch is 32).
+
+    On CUDA the clock is read only when the device has finished, before and after every batch.
+
+    Args:
+        draw (`Callable`): draws one batch.
+        batch_size (`int`): samples that one call of `draw` makes, at least 1.
+        repeats (`int`): batches that are timed, at least 1.
+        warmup (`int`): batches drawn before, for compilation and caches, at least 0.
+        device (`torch.device`): what `draw` runs on.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+    for name, value, lowest in (("batch_size", batch_size, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
+        if value < lowest:
+            raise ValueError(f"`{name}` must be at least {lowest}, got {value}.")
+    device = torch.device(device)
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    for _ in range(warmup):
+        draw()
+    seconds = []
+    for _ in range(repeats):
+        start = now()
+        draw()
+        seconds.append(now() - start)
+    per_sample = torch.tensor(seconds, dtype=torch.float64) / batch_size
+    lower, median, upper = per_sample.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return SecondsPerSample(median, lower, upper, batch_size, repeats)

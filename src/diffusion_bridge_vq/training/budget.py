@@ -1,0 +1,65 @@
+"""How many steps fit into a time."""
+
+import time
+
+import torch
+from accelerate import Accelerator
+
+from .config import PixelCNNConfig, PriorConfig, RunConfig
+from .loop import build_objective
+
+_TIMED_STEPS = 3  # after one that warms up, at each of
+_MOMENTS = 6  # moments of the run: the phases of end-to-end training differ in cost
+
+
+def steps_within(config: RunConfig, seconds: float) -> int:
+    """
+    Optimiser steps of a run that take `seconds`, from timing a few on random images.
+
+    Only the steps are counted: not loading and encoding data, grids and checkpoints. Learning rate and phases follow
+    the number of steps, so a run within a time needs to know it beforehand.
+
+    Args:
+        config (`RunConfig`): its `max_train_steps` is replaced by what is returned.
+        seconds (`float`): > 0.
+
+    Returns:
+        `int`: at least 1.
+    """
+    if seconds <= 0:
+        raise ValueError(f"`seconds` must be positive, got {seconds}.")
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    device = accelerator.device
+    objective = build_objective(config).to(device).train()
+    model = accelerator.prepare(objective)
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad])
+    images = (
+        torch.rand(config.batch_size, config.channels, config.resolution, config.resolution, device=device) * 2 - 1
+    )
+    inputs = {"images": images}
+    if isinstance(config, PriorConfig) and config.cache_latents:
+        inputs = {"latents": objective.vqvae.encode(images).latents.detach()}
+    elif isinstance(config, PixelCNNConfig):
+        inputs = {"codes": objective.vqvae.encode_codes(objective.vqvae.encode(images).latents)}
+
+    def step() -> None:
+        for _ in range(config.gradient_accumulation_steps):
+            accelerator.backward(torch.stack(list(model(**inputs).losses.values())).sum())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    spent = 0.0
+    for moment in range(_MOMENTS):
+        objective.set_step(moment * config.max_train_steps // _MOMENTS)
+        step()
+        started = _now(device)
+        for _ in range(_TIMED_STEPS):
+            step()
+        spent += _now(device) - started
+    return max(1, round(seconds * _MOMENTS * _TIMED_STEPS / spent))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

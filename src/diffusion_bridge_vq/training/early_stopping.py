@@ -1,0 +1,72 @@
+"""Early stopping on held-out images."""
+
+import math
+from copy import deepcopy
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset, Subset
+
+from ..models import PixelCNNPrior
+from .encoded import EncodedImages
+
+
+class EarlyStopping(nn.Module):
+    """
+    Keeps a copy of the weights that were best so far, and says when to stop. All of its state is in buffers, so that
+    a checkpoint holds it.
+
+    Args:
+        module (`nn.Module`): whose weights are judged.
+        patience (`int`): values without a better one after which to stop.
+    """
+
+    best_value: torch.Tensor
+    waited: torch.Tensor
+
+    def __init__(self, module: nn.Module, patience: int):
+        super().__init__()
+        self.best = deepcopy(module).requires_grad_(False).eval()
+        self.patience = patience
+        self.register_buffer("best_value", torch.tensor(math.inf))
+        self.register_buffer("waited", torch.tensor(0))
+
+    @property
+    def started(self) -> bool:
+        """Whether there has been a value."""
+        return math.isfinite(self.best_value.item())
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it is time to stop."""
+        return self.waited.item() >= self.patience
+
+    def update(self, value: float, module: nn.Module) -> None:
+        """Take in the `value` of a module's weights; lower is better."""
+        if value < self.best_value.item():
+            self.best.load_state_dict(module.state_dict())
+            self.best_value.fill_(value)
+            self.waited.zero_()
+        else:
+            self.waited += 1
+
+
+def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """
+    Images to train on, and a share of them (at least one image, rounded) that is held out, drawn by `seed`.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[arg-type]
+    count = max(1, round(fraction * len(order)))
+    return Subset(images, sorted(order[count:])), Subset(images, sorted(order[:count]))
+
+
+@torch.no_grad()
+def bits_per_code(prior: PixelCNNPrior, encoded: EncodedImages, batch_size: int) -> float:
+    """Mean of -log2 p over all codes of all maps; of the unconditional law if the data have no labels."""
+    codes, labels = encoded.tensors["codes"], encoded.tensors.get("labels")
+    if labels is None or prior.config.num_class_embeds is None:
+        batches = [(batch, None) for batch in codes.split(batch_size)]
+    else:
+        batches = list(zip(codes.split(batch_size), labels.split(batch_size), strict=True))
+    nats = sum(-prior.log_prob(*batch).double().sum() for batch in batches)
+    return float(nats) / codes.numel() / math.log(2)

@@ -1,0 +1,106 @@
+"""The file of results: what it holds, and that nothing breaks it."""
+
+import json
+import math
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
+
+import pytest
+import torch
+
+from diffusion_bridge_vq.evaluation import append_result, read_results
+
+
+def test_results_are_appended_with_their_facts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/evaluate.py", "--model", "my model"])
+    path = tmp_path / "results.json"
+    first = append_result(path, "frechet", 12.5, n=5000, seed=0, reference="test", extractor="inception", steps=50)
+    append_result(path, "kl", {"mean": 0.5, "map": [[0.25, 0.75]]}, n=1000, seed=1)
+    results = read_results(path)
+    assert results[0] == first and len(results) == 2
+    assert {k: first[k] for k in ("name", "value", "n", "seed", "reference", "extractor", "steps")} == {
+        "name": "frechet",
+        "value": 12.5,
+        "n": 5000,
+        "seed": 0,
+        "reference": "test",
+        "extractor": "inception",
+        "steps": 50,
+    }
+    assert results[1]["value"]["map"] == [[0.25, 0.75]]
+    assert first["versions"]["torch"] == metadata.version("torch")
+    assert first["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert first["command"] == "evaluate.py --model 'my model'"
+    assert first["device"].startswith("CPU")
+    age = datetime.now(UTC) - datetime.fromisoformat(first["time"])
+    assert timedelta(seconds=-1) < age < timedelta(minutes=5)
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_name_of_the_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"A GPU, number {device.index}")
+    assert append_result(tmp_path / "r.json", "nll", 1.0, n=1, seed=0, device="cuda:1")["device"] == "A GPU, number 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "facts", "error"),
+    [
+        (math.nan, {}, ValueError),
+        (math.inf, {}, ValueError),
+        (torch.ones(2), {}, TypeError),
+        (1.0, {"reference": {1, 2}}, TypeError),
+        (1.0, {"time": "noon"}, ValueError),
+    ],
+)
+def test_what_is_no_result_leaves_the_file_alone(tmp_path, value, facts, error):
+    path = tmp_path / "results.json"
+    append_result(path, "nll", 1.0, n=1, seed=0)
+    before = path.read_bytes()
+    with pytest.raises(error):
+        append_result(path, "nll", value, n=1, seed=0, **facts)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["results.json"]
+
+
+def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    append_result(path, "nll", 1.0, n=1, seed=0)
+    before = path.read_bytes()
+
+    def interrupt(source, target):
+        assert json.loads(source.read_text())["results"][1]["value"] == 2.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        append_result(path, "nll", 2.0, n=1, seed=0)
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not json",
+        b"\xff\xfe",
+        b"[]",
+        b'{"results": []}',
+        b'{"format": "diffusion-bridge-vq results"}',
+        b'{"format": "diffusion-bridge-vq results", "results": [1]}',
+        b'{"format": "diffusion-bridge-vq results", "results": [{"name": "nll"}]}',
+    ],
+)
+def test_other_files_are_neither_read_nor_overwritten(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        read_results(path)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        append_result(path, "nll", 1.0, n=1, seed=0)
+    assert path.read_bytes() == content
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_results(tmp_path / "results.json")
