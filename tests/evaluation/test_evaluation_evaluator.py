@@ -1,0 +1,152 @@
+"""The collector: what it feeds to the metrics (which have their own tests), and what it writes down."""
+
+import json
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNVQPipeline
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.evaluation import evaluator as module
+from diffusion_bridge_vq.evaluation import (
+    Evaluator,
+    RealImages,
+    code_kl,
+    evaluate_pipelines,
+    frechet_distance,
+    pixelcnn_nll,
+    read_results,
+    write_report,
+)
+from diffusion_bridge_vq.models import PixelCNNPrior
+
+N = 40
+
+
+def make_vqvae() -> GumbelVQModel:
+    torch.manual_seed(0)
+    return GumbelVQModel(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=[8, 8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        norm_num_groups=4,
+        latent_channels=2,
+        num_vq_embeddings=16,
+        sample_size=16,
+        mid_block_add_attention=False,
+    ).eval()
+
+
+def make_bridge() -> DiffusionBridgeVQPipeline:
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=[8, 8],
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        norm_num_groups=4,
+        layers_per_block=1,
+    ).eval()
+    return DiffusionBridgeVQPipeline(make_vqvae(), unet, OUBridgeScheduler(num_train_timesteps=20))
+
+
+def make_pixelcnn() -> PixelCNNVQPipeline:
+    torch.manual_seed(1)
+    prior = PixelCNNPrior(num_codes=16, width=8, num_layers=2, kernel_size=3, sample_size=4).eval()
+    return PixelCNNVQPipeline(make_vqvae(), prior)
+
+
+@pytest.fixture
+def real(monkeypatch) -> RealImages:
+    """Digits, with four features that need no network."""
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        halves = images.float().mean(dim=1).unflatten(1, (2, 8)).unflatten(3, (2, 8))
+        return halves.mean(dim=(2, 4)).flatten(1)
+
+    monkeypatch.setattr(module, "load_extractor", lambda name, device: features)
+    splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
+    return RealImages("digits", *splits, N, "halves", "cpu")
+
+
+def results(folder) -> dict:
+    return {r["name"]: r for r in read_results(folder / "results.json")}
+
+
+def test_bridge(real, tmp_path):
+    pipe = make_bridge()
+    evaluator = Evaluator("bridge", pipe, real, tmp_path, num_inference_steps=3, batch_size=16, seed=5, preset="tiny")
+    for metric in module.METRICS:
+        getattr(evaluator, metric)(**{"timing": {"repeats": 1}, "nll": {"num_samples": 2}}.get(metric, {}))
+    found = results(tmp_path)
+    for result in found.values():
+        assert (result["model"], result["dataset"], result["preset"]) == ("bridge", "digits", "tiny")
+        assert result["seed"] == 5 and result["steps"] == 3 and result["n"] > 0 and "torch" in result["versions"]
+    # by hand: test images -> codes -> reconstructions, samples of the same seed
+    x = real.test.float() / 127.5 - 1
+    codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(x).latents)
+    with torch.no_grad():
+        decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(codes), force_not_quantize=True).sample
+    reconstructions = (decoded.clamp(-1, 1).add(1) * 127.5).round().byte()
+    assert torch.equal(evaluator.reconstructions, reconstructions)
+    features = real.extractor(reconstructions)
+    expected = frechet_distance(features, real.extractor(real.test))
+    assert found["frechet_reconstruction"]["value"] == pytest.approx(expected, rel=1e-5)
+    samples = real.extractor(evaluator.samples)
+    assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
+    assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes, codes, 16).mean().item())
+    saved = load_file(tmp_path / "samples-bridge.safetensors")["samples"]
+    assert torch.equal(saved, evaluator.samples)
+    assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
+    assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
+    assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()
+
+
+def test_pixelcnn(real, tmp_path):
+    pipe = make_pixelcnn()
+    evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, batch_size=16)
+    evaluator.nll(num_images=20)
+    evaluator.elbo()
+    found = results(tmp_path)
+    hidden = torch.zeros(4, 4, dtype=torch.bool)
+    hidden[1:3, 1:3] = True
+    bits = pixelcnn_nll(pipe.prior, evaluator.test_codes[:20], hidden)
+    assert found["nll"]["value"] == pytest.approx(bits.mean().item())
+    assert found["nll"]["std"] == pytest.approx(bits.std().item())
+    assert "steps" not in found["nll"] and not any(name.startswith(("elbo", "nll_joint")) for name in found)
+    assert evaluator.sampled_codes.shape == (N, 4, 4)
+
+
+def test_saved_pipelines_to_tables_and_figures(tmp_path):
+    pytest.importorskip("matplotlib")
+    for name, pipe in (("bridge", make_bridge()), ("pixelcnn", make_pixelcnn())):
+        pipe.save_pretrained(tmp_path / name)
+    folders = {name: tmp_path / name for name in ("bridge", "pixelcnn")}
+    options = {"num_images": 30, "num_inference_steps": 2, "dataset_name": "cifar10"}
+    evaluate_pipelines(folders, "digits", tmp_path / "out", ("kl",), **options)
+    found = read_results(tmp_path / "out" / "results.json")
+    assert {(r["model"], r["n"]) for r in found} == {("bridge", 30), ("pixelcnn", 30)}
+    names = [path.name for path in write_report(tmp_path / "out")]
+    assert names == ["tables.md", "kl_maps.png"]
+    value = next(r["value"] for r in found if r["name"] == "kl" and r["model"] == "bridge")
+    assert f"{value:.3g}" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="No pipeline"):
+        evaluate_pipelines({}, "digits", tmp_path)
+    with pytest.raises(ValueError, match="got speed"):
+        evaluate_pipelines({"bridge": tmp_path}, "digits", tmp_path, ("speed",))
+    with pytest.raises(ValueError, match="measure something first"):
+        write_report(tmp_path)
+    splits = [load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test")]
+    with pytest.raises(ValueError, match="297 images, 298"):
+        RealImages("digits", *splits, 298, "inception", "cpu")
+    (tmp_path / "results.json").write_text(json.dumps([]))
+    with pytest.raises(ValueError, match="report"):
+        write_report(tmp_path)

@@ -1,0 +1,55 @@
+"""Steps within a time, with a clock that counts what was computed."""
+
+import pytest
+
+from diffusion_bridge_vq.training import E2EConfig, VQConfig, budget
+from diffusion_bridge_vq.training.objectives import E2EObjective, VQObjective
+
+TINY = {
+    "vqvae": {"block_out_channels": [8, 8], "norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"] * 2}
+    | {"up_block_types": ["UpDecoderBlock2D"] * 2, "mid_block_add_attention": False},
+    "batch_size": 2,
+}
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """A clock that each forward of an objective moves on by a cost of ours."""
+    clock, seen = [0.0], []
+
+    def charge(cls, cost):
+        forward = cls.forward
+
+        def charged(self, *args, **kwargs):
+            clock[0] += cost(self)
+            seen.append(cost(self))
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(cls, "forward", charged)
+
+    monkeypatch.setattr(budget, "_now", lambda device: clock[0])
+    charge(VQObjective, lambda objective: 0.5)
+    charge(E2EObjective, lambda objective: 1.0 if objective.frozen else 4.0)
+    return seen
+
+
+def test_steps_are_seconds_over_cost(costs, tmp_path):
+    config = VQConfig.from_preset("digits", output_dir=tmp_path, **TINY)
+    assert budget.steps_within(config, 60) == 120
+    accumulating = VQConfig.from_preset("digits", output_dir=tmp_path, gradient_accumulation_steps=3, **TINY)
+    assert budget.steps_within(accumulating, 60) == 40
+
+
+def test_phases_of_an_end_to_end_run_count_by_their_share(costs, tmp_path):
+    """Frozen from the middle on: half of the steps cost 4, half 1."""
+    unet = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
+    unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    settings = TINY | {"unet": unet, "freeze_fraction": 0.5, "joint_fraction": 0.0}
+    config = E2EConfig.from_preset("digits", output_dir=tmp_path, max_train_steps=600, **settings)
+    assert budget.steps_within(config, 250) == 100
+    assert set(costs) == {1.0, 4.0}
+
+
+def test_no_time(tmp_path):
+    with pytest.raises(ValueError, match="positive"):
+        budget.steps_within(VQConfig.from_preset("digits", output_dir=tmp_path), 0)
