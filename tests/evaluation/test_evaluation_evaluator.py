@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.evaluation import evaluator as module
 from diffusion_bridge_vq.evaluation import (
     Evaluator,
     RealImages,
@@ -20,6 +19,7 @@ from diffusion_bridge_vq.evaluation import (
     read_results,
     write_report,
 )
+from diffusion_bridge_vq.evaluation import evaluator as module
 from diffusion_bridge_vq.models import PixelCNNPrior
 
 N = 40
