@@ -90,7 +90,10 @@ def evaluate_pipelines(
 
 def write_report(output_dir: Path) -> list[Path]:
     """
-    The paper's tables and all results (tables.md), KL maps and sheets of samples from what `output_dir` holds; ValueError without results.json.
+    The paper's tables and all results (tables.md), KL maps and sheets of samples, from what `output_dir` holds.
+
+    Raises:
+        ValueError: there is no results.json.
     """
     results = output_dir / "results.json"
     if not results.is_file():
