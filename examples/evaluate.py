@@ -28,8 +28,9 @@ def main() -> None:
         metavar="NAME=FOLDER",
         help="a saved pipeline, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
     )
-    parser.add_argument("--dataset", default="digits", help="as for the training scripts, with splits train and test")
+    parser.add_argument("--dataset", default="digits", help="as for the training scripts, with a split train")
     parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
+    parser.add_argument("--test-split", default="test", help="images that models are held against")
     parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
     parser.add_argument("--num-nll-images", type=int, default=256, help="images whose codes are masked")
     parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
@@ -47,6 +48,7 @@ def main() -> None:
                 args.output_dir,
                 METRICS if args.verb == "all" else (args.verb,),
                 dataset_name=args.dataset_name,
+                test_split=args.test_split,
                 num_images=args.num_images,
                 num_nll_images=args.num_nll_images,
                 num_nll_samples=args.num_nll_samples,

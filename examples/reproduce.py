@@ -19,11 +19,12 @@ STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluate")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="cifar10-tiny")
-    parser.add_argument("--dataset", required=True, help="as for the training scripts, with splits train and test")
+    parser.add_argument("--dataset", required=True, help="as for the training scripts, with a split train")
     parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training in each of the four runs")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--test-split", default="test", help="images that models are held against")
     parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
     parser.add_argument("--num-nll-images", type=int, default=256)
     parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
@@ -101,6 +102,7 @@ def evaluate(args: argparse.Namespace) -> None:
         output,
         args.metrics or METRICS,
         dataset_name=args.dataset_name,
+        test_split=args.test_split,
         num_images=args.num_images,
         num_nll_images=args.num_nll_images,
         num_nll_samples=args.num_nll_samples,

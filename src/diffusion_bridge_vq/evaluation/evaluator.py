@@ -40,6 +40,7 @@ def evaluate_pipelines(
     output_dir: Path,
     metrics: Sequence[str] = METRICS,
     dataset_name: str | None = None,
+    test_split: str = "test",
     num_images: int = 5000,
     num_nll_images: int = 256,
     num_nll_samples: int = 4,
@@ -55,9 +56,10 @@ def evaluate_pipelines(
 
     Args:
         folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN}.
-        dataset (`str`): as `load_images` takes it, with splits train and test.
+        dataset (`str`): as `load_images` takes it, with a split "train".
         metrics (`Sequence[str]`): of `METRICS`.
         dataset_name (`str`, *optional*): in the results, see [`RealImages`].
+        test_split (`str`): of the images that models are held against.
         num_images (`int`), extractor (`str`): see [`RealImages`].
         num_nll_images (`int`): images of which codes are masked, and of the ELBO.
         num_nll_samples (`int`): draws per masked image.
@@ -80,7 +82,7 @@ def evaluate_pipelines(
         if real is None:
             config = pipe.vqvae.config
             size = {"resolution": config.sample_size, "channels": config.in_channels}
-            train, test = (load_images(dataset, split=split, **size) for split in ("train", "test"))
+            train, test = (load_images(dataset, split=split, **size) for split in ("train", test_split))
             real = RealImages(dataset_name or train.name, train, test, num_images, extractor, device)
         evaluator = Evaluator(model, pipe, real, output_dir, num_inference_steps, batch_size, seed, **facts)
         calls = {"nll": (num_nll_images, num_nll_samples), "elbo": (num_nll_images,)}
