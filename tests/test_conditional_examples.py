@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
-
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
+from tiny_pipeline import make_gray_pipeline
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,31 +26,8 @@ def run(script: str, *arguments) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
-    """For 16 x 16 gray images, untrained."""
-    torch.manual_seed(0)
-    blocks = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4}
-    vqvae = GumbelVQModel(
-        in_channels=1,
-        out_channels=1,
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        latent_channels=2,
-        sample_size=16,
-        mid_block_add_attention=False,
-        **blocks,
-    )
-    unet = UNet2DModel(
-        sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        block_out_channels=[8, 8],
-        down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
-        norm_num_groups=4,
-        layers_per_block=1,
-    )
     folder = tmp_path_factory.mktemp("pipeline")
-    DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    make_gray_pipeline().save_pretrained(folder)
     return folder
 
 

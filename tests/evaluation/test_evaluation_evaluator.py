@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load_file
+from tiny_pipeline import make_gray_pipeline
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNVQPipeline
+from diffusion_bridge_vq import PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
     Evaluator,
@@ -25,40 +25,9 @@ from diffusion_bridge_vq.models import PixelCNNPrior
 N = 40
 
 
-def make_vqvae() -> GumbelVQModel:
-    torch.manual_seed(0)
-    return GumbelVQModel(
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=[8, 8, 8],
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        norm_num_groups=4,
-        latent_channels=2,
-        num_vq_embeddings=16,
-        sample_size=16,
-        mid_block_add_attention=False,
-    ).eval()
-
-
-def make_bridge() -> DiffusionBridgeVQPipeline:
-    unet = UNet2DModel(
-        sample_size=4,
-        in_channels=2,
-        out_channels=2,
-        block_out_channels=[8, 8],
-        down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
-        norm_num_groups=4,
-        layers_per_block=1,
-    ).eval()
-    return DiffusionBridgeVQPipeline(make_vqvae(), unet, OUBridgeScheduler(num_train_timesteps=20))
-
-
 def make_pixelcnn() -> PixelCNNVQPipeline:
-    torch.manual_seed(1)
     prior = PixelCNNPrior(num_codes=16, width=8, num_layers=2, kernel_size=3, sample_size=4).eval()
-    return PixelCNNVQPipeline(make_vqvae(), prior)
+    return PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior)
 
 
 @pytest.fixture
@@ -79,7 +48,7 @@ def results(folder) -> dict:
 
 
 def test_bridge(real, tmp_path):
-    pipe = make_bridge()
+    pipe = make_gray_pipeline()
     evaluator = Evaluator("bridge", pipe, real, tmp_path, num_inference_steps=3, batch_size=16, seed=5, preset="tiny")
     for metric in module.METRICS:
         getattr(evaluator, metric)(**{"timing": {"repeats": 1}, "nll": {"num_samples": 2}}.get(metric, {}))
@@ -124,7 +93,7 @@ def test_pixelcnn(real, tmp_path):
 
 def test_saved_pipelines_to_tables_and_figures(tmp_path):
     pytest.importorskip("matplotlib")
-    for name, pipe in (("bridge", make_bridge()), ("pixelcnn", make_pixelcnn())):
+    for name, pipe in (("bridge", make_gray_pipeline()), ("pixelcnn", make_pixelcnn())):
         pipe.save_pretrained(tmp_path / name)
     folders = {name: tmp_path / name for name in ("bridge", "pixelcnn")}
     options = {"num_images": 30, "num_inference_steps": 2, "dataset_name": "cifar10"}

@@ -68,16 +68,7 @@ class VQPipeline(DiffusionPipeline):
 class BridgePipeline(VQPipeline):
     """
     Base of the pipelines of a diffusion bridge; its subclasses differ in `__call__` alone, so that one saved folder
-    serves them all.
-
-    Args:
-        vqvae ([`GumbelVQModel`]): the autoencoder.
-        unet (`UNet2DModel`): the eps-network on latents (B, d, h, w); with `num_class_embeds` it is
-            class-conditional, its last class being the null class of guidance.
-        scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
-
-    Raises:
-        ValueError: the U-Net's channels don't fit the codebook.
+    serves them all. Components and errors are those of [`DiffusionBridgeVQPipeline`].
     """
 
     model_cpu_offload_seq = "unet->vqvae"

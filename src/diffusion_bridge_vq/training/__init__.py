@@ -1,7 +1,8 @@
 """Training: settings, objectives, and the Accelerate loop."""
 
+from .build import build_objective
 from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
-from .loop import TrainedComponents, build_objective, train
+from .loop import TrainedComponents, train
 from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
 from .presets import PRESETS
 

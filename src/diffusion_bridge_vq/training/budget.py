@@ -5,8 +5,8 @@ import time
 import torch
 from accelerate import Accelerator
 
+from .build import build_objective
 from .config import PixelCNNConfig, PriorConfig, RunConfig
-from .loop import build_objective
 
 _TIMED_STEPS = 3  # after one that warms up, at each of
 _MOMENTS = 6  # moments of the run: the phases of end-to-end training differ in cost

@@ -27,10 +27,11 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, load_images
 from ..grids import image_grid
-from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
+from ..models import GumbelVQModel, PixelCNNPrior
 from ..schedulers import OUBridgeScheduler
+from .build import build_objective
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
 from .early_stopping import EarlyStopping, bits_per_code, hold_out
 from .ema import AveragedWeights
 from .encoded import EncodedImages
@@ -110,59 +111,6 @@ def train(config: RunConfig) -> TrainedComponents | None:
         return None
     run.fit()
     return run.components() if accelerator.is_main_process else None
-
-
-def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
-    """
-    Components and objective of a run, with fresh weights or those of `config.init_from`.
-
-    Raises:
-        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`; class-conditional
-            without labels.
-    """
-    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(
-        GumbelVQModel, {"in_channels": config.channels, "out_channels": config.channels} | config.vqvae
-    )
-    if isinstance(config, VQConfig):
-        return VQObjective(vqvae, config.l1_weight)
-    assert isinstance(config, PriorRunConfig)
-    classes = {}
-    if config.class_conditional:
-        if num_classes is None:
-            raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
-        classes = {"num_class_embeds": num_classes + 1}  # the last is the null class
-    if isinstance(config, PixelCNNConfig):
-        fitting = {
-            "num_codes": vqvae.config.num_vq_embeddings,
-            "sample_size": config.resolution // vqvae.downsampling_factor,
-        }
-        prior = _build(PixelCNNPrior, fitting | config.prior | classes)
-        check_num_codes(prior, vqvae)
-        return PixelCNNObjective(vqvae, prior, config.class_dropout)
-    assert isinstance(config, (PriorConfig, E2EConfig))
-    scheduler = _build(OUBridgeScheduler, config.scheduler)
-    unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
-    unet = unet or _build(UNet2DModel, config.unet | classes)
-    check_channels(unet, vqvae)
-    if isinstance(config, PriorConfig):
-        return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
-    steps = config.max_train_steps
-    return E2EObjective(
-        vqvae,
-        unet,
-        scheduler,
-        mode=config.mode,
-        weighting=config.weighting,
-        class_dropout=config.class_dropout,
-        reconstruction_weight=config.reconstruction_weight,
-        l1_weight=config.l1_weight,
-        regularization=config.regularization,
-        regularization_weight=config.regularization_weight,
-        encoder_gradient_weight=config.encoder_gradient_weight,
-        ramp_steps=round(config.ramp_fraction * steps),
-        joint_from=round(config.joint_fraction * steps),
-        freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
-    )
 
 
 class _Run:
@@ -458,24 +406,6 @@ def _check_output_dir(config: RunConfig) -> None:
         raise ValueError(
             f"{config.output_dir} already holds {' and '.join(held)} of a run. Give another `output_dir`, or `resume`."
         )
-
-
-def _load(cls: type, folder: Path | None, name: str) -> Any:
-    if folder is None:
-        return None
-    for candidate in (folder / name, folder / "pipeline" / name):
-        if candidate.is_dir():
-            return cls.from_pretrained(candidate)  # type: ignore[attr-defined]
-    if name == "vqvae":
-        raise ValueError(f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}.")
-    return None
-
-
-def _build(cls: type, arguments: dict[str, Any]) -> Any:
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{cls.__name__} doesn't take these arguments: {error}") from error
 
 
 def _count_parameters(objective: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""An untrained pipeline of a few thousand weights, shared by the tests of the pipelines."""
+"""Untrained pipelines of a few thousand weights, shared by tests."""
 
 import torch
 from diffusers import UNet2DModel
@@ -48,3 +48,31 @@ def make_pipeline(classes: int | None = None, channels: int = 3, size=3, **sched
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def make_gray_pipeline() -> DiffusionBridgeVQPipeline:
+    """Gray images 16 x 16, as the digits; latents 4 x 4."""
+    torch.manual_seed(0)
+    vqvae = GumbelVQModel(
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=[8, 8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        norm_num_groups=4,
+        latent_channels=2,
+        num_vq_embeddings=16,
+        sample_size=16,
+        mid_block_add_attention=False,
+    ).eval()
+    unet = UNet2DModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=[8, 8],
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        norm_num_groups=4,
+        layers_per_block=1,
+    ).eval()
+    return DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(num_train_timesteps=20))

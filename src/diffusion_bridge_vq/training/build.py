@@ -1,0 +1,82 @@
+"""From the settings of a run to its components and its objective."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DModel
+
+from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
+from ..schedulers import OUBridgeScheduler
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
+from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
+
+
+def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
+    """
+    Components and objective of a run, with fresh weights or those of `config.init_from`.
+
+    Raises:
+        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`; class-conditional
+            without labels.
+    """
+    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(
+        GumbelVQModel, {"in_channels": config.channels, "out_channels": config.channels} | config.vqvae
+    )
+    if isinstance(config, VQConfig):
+        return VQObjective(vqvae, config.l1_weight)
+    assert isinstance(config, PriorRunConfig)
+    classes = {}
+    if config.class_conditional:
+        if num_classes is None:
+            raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
+        classes = {"num_class_embeds": num_classes + 1}  # the last is the null class
+    if isinstance(config, PixelCNNConfig):
+        fitting = {
+            "num_codes": vqvae.config.num_vq_embeddings,
+            "sample_size": config.resolution // vqvae.downsampling_factor,
+        }
+        prior = _build(PixelCNNPrior, fitting | config.prior | classes)
+        check_num_codes(prior, vqvae)
+        return PixelCNNObjective(vqvae, prior, config.class_dropout)
+    assert isinstance(config, (PriorConfig, E2EConfig))
+    scheduler = _build(OUBridgeScheduler, config.scheduler)
+    unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
+    unet = unet or _build(UNet2DModel, config.unet | classes)
+    check_channels(unet, vqvae)
+    if isinstance(config, PriorConfig):
+        return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
+    steps = config.max_train_steps
+    return E2EObjective(
+        vqvae,
+        unet,
+        scheduler,
+        mode=config.mode,
+        weighting=config.weighting,
+        class_dropout=config.class_dropout,
+        reconstruction_weight=config.reconstruction_weight,
+        l1_weight=config.l1_weight,
+        regularization=config.regularization,
+        regularization_weight=config.regularization_weight,
+        encoder_gradient_weight=config.encoder_gradient_weight,
+        ramp_steps=round(config.ramp_fraction * steps),
+        joint_from=round(config.joint_fraction * steps),
+        freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
+    )
+
+
+def _load(cls: type, folder: Path | None, name: str) -> Any:
+    if folder is None:
+        return None
+    for candidate in (folder / name, folder / "pipeline" / name):
+        if candidate.is_dir():
+            return cls.from_pretrained(candidate)  # type: ignore[attr-defined]
+    if name == "vqvae":
+        raise ValueError(f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}.")
+    return None
+
+
+def _build(cls: type, arguments: dict[str, Any]) -> Any:
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{cls.__name__} doesn't take these arguments: {error}") from error
