@@ -28,7 +28,8 @@ def main() -> None:
         metavar="NAME=FOLDER",
         help="a saved pipeline, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
     )
-    parser.add_argument("--dataset", default="digits", help="as for the training scripts, with a split train")
+    parser.add_argument("--dataset", default="digits", help="as for the training scripts")
+    parser.add_argument("--train-split", default="train", help="images that models were trained on")
     parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument("--test-split", default="test", help="images that models are held against")
     parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
@@ -48,6 +49,7 @@ def main() -> None:
                 args.output_dir,
                 METRICS if args.verb == "all" else (args.verb,),
                 dataset_name=args.dataset_name,
+                train_split=args.train_split,
                 test_split=args.test_split,
                 num_images=args.num_images,
                 num_nll_images=args.num_nll_images,

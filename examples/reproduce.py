@@ -19,11 +19,12 @@ STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluate")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="cifar10-tiny")
-    parser.add_argument("--dataset", required=True, help="as for the training scripts, with a split train")
+    parser.add_argument("--dataset", required=True, help="as for the training scripts")
     parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training in each of the four runs")
     parser.add_argument("--stage", choices=("all", *STAGES), default="all")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--train-split", default="train", help="of tables also a part, such as train[:20000]")
     parser.add_argument("--test-split", default="test", help="images that models are held against")
     parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
     parser.add_argument("--num-nll-images", type=int, default=256)
@@ -61,7 +62,8 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
         "pixelcnn": (PixelCNNConfig, {"init_from": tokenizer}),
         "bridge-e2e": (E2EConfig, {"init_from": tokenizer, "joint_fraction": 0.0}),
     }[stage]
-    shared: dict[str, Any] = {"dataset": args.dataset, "output_dir": folder, "seed": args.seed}
+    shared: dict[str, Any] = {"dataset": args.dataset, "split": args.train_split}
+    shared |= {"output_dir": folder, "seed": args.seed}
     for option in ("mixed_precision", "batch_size"):
         if getattr(args, option) is not None:
             shared[option] = getattr(args, option)
@@ -102,6 +104,7 @@ def evaluate(args: argparse.Namespace) -> None:
         output,
         args.metrics or METRICS,
         dataset_name=args.dataset_name,
+        train_split=args.train_split,
         test_split=args.test_split,
         num_images=args.num_images,
         num_nll_images=args.num_nll_images,

@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from .data.toy import LENGTH
 from .grids import image_grid
 
+# What an `Evaluator` keeps for figures: tensors named samples/MODEL, kl/MODEL, kl_floor/MODEL.
+FIGURES_FILE = "figures.safetensors"
+
 _COLORS = [f"C{i}" for i in range(LENGTH)]  # one per position of a sequence
 
 
@@ -138,25 +141,23 @@ def chain_sheet(run_dir: Path) -> Path:
 
 
 def sample_sheets(run_dir: Path) -> list[Path]:
-    """Figure 5 from every `run_dir`/samples-MODEL.safetensors that an `Evaluator` wrote, as samples-MODEL.png."""
+    """Figure 5 from the samples that an `Evaluator` kept in `run_dir`, as samples-MODEL.png."""
     paths = []
-    for saved in sorted(run_dir.glob("samples-*.safetensors")):
-        pixels = load_file(saved)["samples"].float() / 255  # (n, C, H, W)
-        image_grid(_images(pixels), columns=8).save(saved.with_suffix(".png"))
-        paths.append(saved.with_suffix(".png"))
+    for model, samples in _kept(run_dir, "samples").items():  # uint8 (n, C, H, W)
+        paths.append(run_dir / f"samples-{model}.png")
+        image_grid(_images(samples.float() / 255), columns=8).save(paths[-1])
     return paths
 
 
 def plot_kl_maps(run_dir: Path) -> list[Path]:
     """
-    Figure 4 from every `run_dir`/kl-MODEL.safetensors that an `Evaluator` wrote, as kl_maps.png on one scale.
+    Figure 4 from the maps that an `Evaluator` kept in `run_dir`, as kl_maps.png on one scale.
 
     Returns:
         `list[Path]`: that picture; none without matplotlib or maps.
     """
-    saved = {path.stem.removeprefix("kl-"): load_file(path) for path in sorted(run_dir.glob("kl-*.safetensors"))}
-    maps = {model: maps["kl"] for model, maps in saved.items()}
-    maps |= {f"{model}: train against test": maps["kl_floor"] for model, maps in saved.items()}
+    maps = _kept(run_dir, "kl")
+    maps |= {f"{model}: train against test": floor for model, floor in _kept(run_dir, "kl_floor").items()}
     figure = _figure(figsize=(3.2 * len(maps), 3)) if maps else None
     if figure is None:
         return []
@@ -166,6 +167,13 @@ def plot_kl_maps(run_dir: Path) -> list[Path]:
         axes.set_title(f"{title}\nmean {float(values.mean()):.3f} nats", fontsize="small")
     figure.colorbar(image, ax=axes)
     return [_save(figure, run_dir / "kl_maps.png")]
+
+
+def _kept(run_dir: Path, kind: str) -> dict[str, Any]:
+    """{model: tensor} of one kind."""
+    path = run_dir / FIGURES_FILE
+    tensors = load_file(path) if path.is_file() else {}
+    return {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
 
 
 def _images(pixels: Any) -> list[Image.Image]:

@@ -69,8 +69,9 @@ def test_bridge(real, tmp_path):
     samples = real.extractor(evaluator.samples)
     assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
     assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes, codes, 16).mean().item())
-    saved = load_file(tmp_path / "samples-bridge.safetensors")["samples"]
-    assert torch.equal(saved, evaluator.samples)
+    kept = load_file(tmp_path / "figures.safetensors")
+    assert kept.keys() == {"samples/bridge", "kl/bridge", "kl_floor/bridge"}
+    assert torch.equal(kept["samples/bridge"], evaluator.samples)
     assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
     assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
     assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()

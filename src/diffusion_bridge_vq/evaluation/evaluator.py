@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from ..data import load_images
 from ..data.masks import paper_mask
-from ..figures import plot_kl_maps, sample_sheets
+from ..figures import FIGURES_FILE, plot_kl_maps, sample_sheets
 from ..models import PixelCNNPrior
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
 from ..schedulers import OUBridgeScheduler
@@ -40,6 +40,7 @@ def evaluate_pipelines(
     output_dir: Path,
     metrics: Sequence[str] = METRICS,
     dataset_name: str | None = None,
+    train_split: str = "train",
     test_split: str = "test",
     num_images: int = 5000,
     num_nll_images: int = 256,
@@ -56,10 +57,10 @@ def evaluate_pipelines(
 
     Args:
         folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN}.
-        dataset (`str`): as `load_images` takes it, with a split "train".
+        dataset (`str`): as `load_images` takes it.
         metrics (`Sequence[str]`): of `METRICS`.
         dataset_name (`str`, *optional*): in the results, see [`RealImages`].
-        test_split (`str`): of the images that models are held against.
+        train_split, test_split (`str`): of the images that models were trained on and are held against.
         num_images (`int`), extractor (`str`): see [`RealImages`].
         num_nll_images (`int`): images of which codes are masked, and of the ELBO.
         num_nll_samples (`int`): draws per masked image.
@@ -82,7 +83,7 @@ def evaluate_pipelines(
         if real is None:
             config = pipe.vqvae.config
             size = {"resolution": config.sample_size, "channels": config.in_channels}
-            train, test = (load_images(dataset, split=split, **size) for split in ("train", test_split))
+            train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
             real = RealImages(dataset_name or train.name, train, test, num_images, extractor, device)
         evaluator = Evaluator(model, pipe, real, output_dir, num_inference_steps, batch_size, seed, **facts)
         calls = {"nll": (num_nll_images, num_nll_samples), "elbo": (num_nll_images,)}
@@ -145,7 +146,7 @@ class Evaluator:
     All metrics of one model, each appended to `output_dir`/results.json with what it takes to read it.
 
     The model's samples are drawn once, as its reconstructions of the test images are made once. Figures' data go to
-    `output_dir` too: samples-MODEL.safetensors and kl-MODEL.safetensors.
+    `output_dir`/figures.safetensors: samples/MODEL, kl/MODEL and kl_floor/MODEL.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
@@ -229,8 +230,7 @@ class Evaluator:
         found = precision_recall(features, reconstruction_features)
         for name, value in (("precision", found.precision), ("recall", found.recall)):
             self._append(name, value, len(features), reference="reconstructions of test images", **names)
-        sheet = self.output_dir / f"samples-{self.model}.safetensors"
-        save_file({"samples": self.samples[:_SHEET_IMAGES].contiguous()}, sheet)
+        self._keep(samples=self.samples[:_SHEET_IMAGES])
 
     def nll(self, num_images: int = 256, num_samples: int = 4, jump_n_sample: int = 1) -> None:
         """
@@ -276,7 +276,7 @@ class Evaluator:
             "kl": code_kl(self.sampled_codes[:count], real, num_codes),
             "kl_floor": code_kl(train, real, num_codes),
         }
-        save_file({k: v.contiguous() for k, v in maps.items()}, self.output_dir / f"kl-{self.model}.safetensors")
+        self._keep(**maps)
         self._append("kl", maps["kl"].mean().item(), count, reference="test images")
         self._append("kl_floor", maps["kl_floor"].mean().item(), count, reference="train against test images")
         for name, codes in (("", real), ("_samples", self.sampled_codes[:count])):
@@ -340,6 +340,11 @@ class Evaluator:
             decoded = self.vqvae.decode(self.vqvae.decode_codes(k), force_not_quantize=True).sample
             pixels.append(decoded.add(1).mul(127.5).round().clamp(0, 255).byte().cpu())
         return torch.cat(pixels)
+
+    def _keep(self, **tensors: torch.Tensor) -> None:
+        path = self.output_dir / FIGURES_FILE
+        kept = load_file(path) if path.is_file() else {}
+        save_file(kept | {f"{name}/{self.model}": value.contiguous() for name, value in tensors.items()}, path)
 
     def _append_mean(self, name: str, values: torch.Tensor, **facts: Any) -> None:
         self._append(name, values.mean().item(), len(values), std=values.std().item(), **facts)
