@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 import diffusion_bridge_vq.data.images as images_module
 from diffusion_bridge_vq.data import ImageDataset
@@ -240,7 +240,16 @@ def test_data_loader_gives_each_image_with_its_label(in_memory, workers, monkeyp
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), labels)
     assert batches[0]["labels"].dtype == torch.int64
 
+    whole = list(DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=ImageDataset.collate))
+    part = Subset(dataset, [9, 2, 4])
+    some = list(DataLoader(part, batch_size=2, num_workers=workers, collate_fn=ImageDataset.collate))
+    assert [set(batch) for batch in whole + some] == [{"images", "labels"}] * 5
+    for name, expected in (("images", pixels), ("labels", labels)):
+        assert torch.equal(torch.cat([batch[name] for batch in whole]), expected)
+        assert torch.equal(torch.cat([batch[name] for batch in some]), expected[[9, 2, 4]])
+
     items = dataset.__getitems__([7, 0, 7])
+    assert len(items) == 3 and len(list(items)) == 3
     assert [int(item["labels"]) for item in items] == [1, 0, 1]
     assert torch.equal(torch.stack([item["images"] for item in items]), pixels[[7, 0, 7]])
 
@@ -275,3 +284,44 @@ def test_the_limit_counts_pixels(monkeypatch):
         ImageDataset(records, name="set", resolution=4)
     monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", size - 1)
     assert len(ImageDataset(records, name="set", resolution=4)) == 3
+
+
+def fingerprint(pixels, resolution=4, **options):
+    """Of a set with these images as PNG."""
+    records = [encode(Image.fromarray(array)) for array in pixels]
+    return ImageDataset(records, name="set", resolution=resolution, **options).fingerprint
+
+
+def test_a_fingerprint_tells_sets_apart(monkeypatch):
+    count = images_module.FINGERPRINTED
+    pixels = np.stack([random_rgb(4, 4) for _ in range(count)])
+    classes = {"labels": torch.arange(count) % 2, "class_names": ["a", "b"]}
+    changed, other_labels = pixels.copy(), classes["labels"].clone()
+    changed[count // 2, 0, 0, 0] ^= 1  # one bit of one image: with so few, all are looked at
+    other_labels[3] = 1 - other_labels[3]
+    found = [
+        fingerprint(pixels),
+        fingerprint(pixels, **classes),
+        fingerprint(changed, **classes),
+        fingerprint(pixels[::-1], **classes),
+        fingerprint(np.concatenate([pixels, pixels[-1:]])),
+        fingerprint(pixels[:-1]),
+        fingerprint(pixels, **{**classes, "labels": other_labels}),
+        fingerprint(pixels, **{**classes, "class_names": ["a", "c"]}),
+        fingerprint(pixels, resolution=3),
+        fingerprint(pixels, channels=1),
+    ]
+    assert len(set(found)) == len(found) and all(len(text) == 16 and int(text, 16) >= 0 for text in found)
+    assert fingerprint(pixels, **classes) == found[1]
+    monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", 0)
+    assert fingerprint(pixels, **classes) == found[1]  # wherever it is held
+
+
+def test_a_fingerprint_looks_from_the_first_to_the_last_image():
+    pixels = np.zeros((1000, 2, 2, 3), dtype=np.uint8)
+    plain, seen = fingerprint(pixels, resolution=2), []
+    for index in (0, 1, 500, 998, 999):
+        changed = pixels.copy()
+        changed[index] = 1
+        seen.append(fingerprint(changed, resolution=2) != plain)
+    assert seen[0] and seen[-1] and not seen[1] and not seen[3]  # as documented: a few dozen of them

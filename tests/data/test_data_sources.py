@@ -2,6 +2,8 @@
 
 import csv
 import os
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 
 datasets = pytest.importorskip("datasets")
 
+import diffusion_bridge_vq.data.images as images_module  # noqa: E402
+import diffusion_bridge_vq.data.sources as sources_module  # noqa: E402
 from diffusion_bridge_vq.data import load_images  # noqa: E402
 
 GREY = {"resolution": 2, "channels": 1}
@@ -143,6 +147,61 @@ def test_flat_and_single_class_folders_have_no_labels(tmp_path):
         load_images(str(tmp_path), split="test", **GREY)
     save(tmp_path / "only" / "images" / "c.png", 3)
     assert load_images(str(tmp_path / "only"), **GREY).labels is None
+
+
+def test_a_folder_in_the_order_of_os_walk(tmp_path, monkeypatch):
+    """Against a listing in Python; some names sort otherwise where case or bytes count less."""
+    monkeypatch.setattr(sources_module, "NAMES_AT_A_TIME", 3)  # several arrays, and batches across folders
+    names = ["b", "a", "B", "é", "z", "10", "9", "ß", "a b", "日", "\U0001f600", "_"]
+    for number, name in enumerate(names):
+        for inside in ("", f"f-{name}", f"f-{name}/deeper"):
+            save(tmp_path / "set" / "only" / inside / f"{name}.png", number)
+            save(tmp_path / "set" / "only" / inside / f"{name}.0.png", number)
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "set" / "only" / "f-a")
+    expected = []
+    for parent, folders, files in os.walk(tmp_path / "set", followlinks=True):
+        folders.sort()
+        expected += [os.path.join(parent, name) for name in sorted(files)]
+    table = sources_module._read_image_folder(tmp_path / "set", "train")
+    found = [row["path"] for row in table.cast_column("image", datasets.Image(decode=False))["image"]]
+    assert len(expected) == 6 * len(names) + 4 and found == expected
+    assert table["label"] == [int("/only/" in path) for path in expected]
+    assert table.features["label"].names == ["link", "only"]
+    dataset = load_images(str(tmp_path / "set"), **GREY)
+    assert values(dataset)[:2] == [names.index("a")] * 2 and dataset.labels.tolist() == table["label"][:]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    try:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))).touch()
+    except OSError:
+        pytest.skip("this file system has text for names only")
+    with pytest.raises(ValueError, match=r"has file names that aren't UTF-8; rename .*\.png"):
+        load_images(str(tmp_path), **GREY)
+
+
+@pytest.mark.parametrize("layout", ["flat", "classes"])
+def test_a_large_folder_is_not_listed_in_python(tmp_path, layout, monkeypatch):
+    monkeypatch.setattr(sources_module, "NAMES_AT_A_TIME", 500)
+    monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", 0)
+    count, classes = 6000, 1 if layout == "flat" else 3
+    for number in range(count):
+        file = tmp_path / "set" / ("." if layout == "flat" else f"class{number % classes}") / f"picture{number:06}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    for name in ("a", "b"):
+        save(tmp_path / "few" / name / "1.png", 1)
+    load_images(str(tmp_path / "few"), **GREY)  # imports and caches
+    tracemalloc.start()
+    try:
+        dataset = load_images(str(tmp_path / "set"), **GREY)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(dataset) == count and dataset.num_classes == (None if layout == "flat" else 3)
+    # a name alone takes more than 60 bytes as a Python string; labels are 8 bytes, a few times
+    labels = 0 if layout == "flat" else 8 * count
+    assert kept < 100_000 + labels and peak < 200_000 + 4 * labels < 60 * count + labels
 
 
 def test_a_relative_folder(tmp_path, monkeypatch):
@@ -325,3 +384,22 @@ def test_bad_folders(tmp_path, monkeypatch):
     for nothing in ("", None):
         with pytest.raises(ValueError, match=rf"dataset is {nothing!r}; give 'digits', a folder or the id"):
             load_images(nothing, **GREY)
+
+
+def test_the_fingerprint_of_a_folder(tmp_path):
+    def fingerprint():
+        return load_images(str(tmp_path), **GREY).fingerprint
+
+    for name in ("cat/a", "cat/b", "dog/a"):
+        save(tmp_path / f"{name}.png", 5)
+    found = [fingerprint()]
+    assert fingerprint() == found[0]
+    for change in (
+        lambda: save(tmp_path / "cat" / "b.png", 6),
+        lambda: save(tmp_path / "dog" / "c.png", 5),
+        lambda: (tmp_path / "cat" / "b.png").rename(tmp_path / "dog" / "0.png"),  # the same images in the same order
+        lambda: (tmp_path / "dog").rename(tmp_path / "hound"),
+    ):
+        change()
+        found.append(fingerprint())
+    assert len(set(found)) == 5

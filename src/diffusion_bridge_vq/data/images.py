@@ -1,5 +1,6 @@
 """Image files and encoded bytes, decoded to square uint8 tensors: the end that all sources of `load_images` share."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ IN_MEMORY_BYTES = 2 * 1024**3
 MAX_NAMED = 10
 # Images per task of the thread pool: enough to hide its overhead, few enough for a smooth bar.
 CHUNK = 64
+# Images whose content is in a fingerprint.
+FINGERPRINTED = 32
 
 # {"bytes": the encoded image or None, "path": the file or None}, as `datasets.Image(decode=False)` gives it. The path
 # is read only where there are no bytes; otherwise it is just a name.
@@ -79,10 +82,35 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why an image can't be decoded, for a message."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that Pillow knows"  # its own message gives the address of a BytesIO
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def short_hash(*parts: bytes) -> str:
+    """16 hexadecimal digits over `parts` and where each one ends."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+class Batch(Sequence[dict[str, Tensor]]):
+    """Items that are held as one tensor per name: a list of items to all, and a batch at no cost to `collate`."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors["images"])
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):  # ends an iteration; no negative indices, no slices
+            raise IndexError(index)
+        return {name: tensor[index] for name, tensor in self.tensors.items()}
 
 
 class ImageDataset(Dataset[dict[str, Tensor]]):
@@ -91,7 +119,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
     Item `i` is `{"images": uint8 tensor (C, H, W) in 0..255, "labels": int64 scalar tensor}`; "labels" is missing
     where there are none. Up to `IN_MEMORY_BYTES` of pixels are decoded at once, here, by a pool of threads; a larger
-    set is decoded on access.
+    set is decoded on access. A DataLoader with `collate_fn=ImageDataset.collate` takes batches as they are fetched,
+    by one index operation in memory; with its default, items are stacked again.
 
     Args:
         records (`Records`): the images, not yet decoded.
@@ -139,13 +168,32 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        """The items at `indices`, fetched together: what a DataLoader calls for a batch."""
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The items at `indices`, fetched together: what a DataLoader, or a Subset, calls for a batch."""
         rows = torch.as_tensor(indices)
-        images = [self._decode(index) for index in indices] if self._images is None else self._images[rows]
-        if self.labels is None:
-            return [{"images": image} for image in images]
-        return [{"images": image, "labels": label} for image, label in zip(images, self.labels[rows], strict=True)]
+        if self._images is None:
+            images = torch.stack([self._decode(index) for index in indices])
+        else:
+            images = self._images[rows]
+        return Batch({"images": images} if self.labels is None else {"images": images, "labels": self.labels[rows]})
+
+    @staticmethod
+    def collate(batch: Batch) -> dict[str, Tensor]:
+        """The batch (B, C, H, W), (B,) of a DataLoader whose dataset is an `ImageDataset` or a Subset of one."""
+        return batch.tensors
+
+    @property
+    def fingerprint(self) -> str:
+        """
+        16 hexadecimal digits that tell one set from another: over size and shape, all labels, class names, and the
+        pixels of `FINGERPRINTED` images from all over the set. A change to another image of a larger set isn't seen.
+        """
+        count = min(FINGERPRINTED, self._size)
+        indices = torch.linspace(0, self._size - 1, count, dtype=torch.float64).long()
+        labels = [] if self.labels is None else [self.labels.numpy().tobytes()]
+        names = "\n".join(self.class_names or ())
+        pixels = self.__getitems__(indices.tolist()).tensors["images"]
+        return short_hash(repr((self._size, self._shape)).encode(), names.encode(), *labels, pixels.numpy().tobytes())
 
     def _decode(self, index: int) -> Tensor:
         assert self._records is not None
@@ -155,7 +203,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         except Exception as error:
             self._broken.add(index)
             raise ValueError(
-                f"{self._describe(record, index)} can't be decoded ({_reason(error)}); remove or replace it "
+                f"{self._describe(record, index)} can't be decoded ({reason(error)}); remove or replace it "
                 f"(broken images met by this process so far: {len(self._broken)})"
             ) from error
 
@@ -171,7 +219,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
                 try:
                     pixels[index] = decode_image(record, self._shape[-1], self._shape[0])
                 except Exception as error:
-                    broken.append(f"{self._describe(record, index)} ({_reason(error)})")
+                    broken.append(f"{self._describe(record, index)} ({reason(error)})")
             return len(chunk), broken
 
         broken: list[str] = []

@@ -1,0 +1,233 @@
+"""Images read from beginning to end, from shards here or on the Hub, for sets too large to be copied or listed."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from .images import Record, decode_image, reason, short_hash
+from .sources import (
+    check_arguments,
+    check_folder,
+    find_image_column,
+    find_label_column,
+    find_shards,
+    load_table,
+    local_folder,
+)
+
+if TYPE_CHECKING:
+    import datasets
+
+# With fewer files, their row groups are the shards, so that workers can share them.
+FEW_SHARDS = 16
+
+
+def stream_images(
+    dataset: str,
+    *,
+    resolution: int,
+    channels: int = 3,
+    split: str = "train",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    seed: int = 0,
+    buffer_size: int = 2048,
+) -> "StreamedImages":
+    """
+    Stream one split of an image dataset, as squares of one size made as `load_images` does. Nothing is copied.
+
+    Args:
+        dataset (`str`): a folder of parquet files or tar shards, or the id of a dataset on the Hub, as `load_images`
+            takes it.
+        resolution (`int`), channels (`int`), split (`str`), image_column (`str`, *optional*): as for `load_images`.
+        label_column (`str`, *optional*): the column of classes; the default is the only ClassLabel column, if there is
+            exactly one whose first row has a label. Integers, such as "cls" or "json.label" of tar shards, are class
+            ids as they stand; strings have none before all are read, and are refused.
+        seed (`int`): of the order.
+        buffer_size (`int`): images, still encoded, among which the next is drawn; each worker has as many in memory.
+
+    Raises:
+        ValueError: a bad argument, a missing folder, split or column, or no image at all.
+        ConnectionError: the Hub can't be reached.
+    """
+    from datasets import ClassLabel
+
+    check_arguments(dataset, resolution, channels)
+    if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
+        raise ValueError(f"buffer_size is {buffer_size!r}; give a positive number of images")
+    folder = None if dataset == "digits" else local_folder(dataset)
+    files: list[Path] = []
+    if folder is not None:
+        check_folder(folder)
+        files = find_shards(folder)
+    if dataset == "digits" or (folder is not None and not files):
+        raise ValueError(
+            f"{dataset!r} can't be streamed; give a folder of parquet files or tar shards (also in data/) or the id "
+            "of a dataset on the Hub, or load it without streaming"
+        )
+    stream: datasets.IterableDataset = load_table(dataset if folder is None else str(folder), split, streaming=True)
+    if stream.features is None:
+        raise ValueError(f"{dataset!r} doesn't say which columns it has; load it without streaming")
+    column = find_image_column(stream, image_column)
+    label, feature = find_label_column(stream, label_column)
+    if label and not isinstance(feature, ClassLabel) and "string" in feature.dtype:
+        raise ValueError(
+            f"label_column {label_column!r} holds strings, whose class ids aren't known before all are read; pass a "
+            "column of classes or integers, or load it without streaming"
+        )
+    return StreamedImages(
+        stream,
+        name=dataset if folder is None else folder.name,
+        resolution=resolution,
+        channels=channels,
+        image_column=column,
+        label=label,
+        label_required=label_column is not None,
+        class_names=list(feature.names) if isinstance(feature, ClassLabel) else None,
+        seed=seed,
+        buffer_size=buffer_size,
+        files=[(str(file.relative_to(folder)), file.stat().st_size) for file in files] if folder else [],
+    )
+
+
+class StreamedImages(IterableDataset[dict[str, Tensor]]):
+    """
+    Square images of one size from a stream. Made by `stream_images`.
+
+    Items are those of `ImageDataset`. They are decoded where they are iterated, in the workers of a DataLoader if it
+    has some: workers share the shards among themselves, and those without one idle. With `drop_last` each worker
+    leaves out its own last images that fill no batch.
+
+    The order of an epoch depends on the seed, the epoch and the number of workers, and on nothing else: shards come in
+    a random order, one after the other, and images are drawn from a buffer. So the middle of an epoch is reached again
+    by `set_epoch` and skipping what came before, with as many workers. All that is skipped is read and decoded once
+    more, and that takes as long as loading it did.
+
+    Args:
+        stream (`datasets.IterableDataset`): the rows.
+        name (`str`): what to call the dataset in messages.
+        resolution (`int`), channels (`int`), seed (`int`), buffer_size (`int`): as for `stream_images`.
+        image_column (`str`): the column of images.
+        label (`list[str]`): the column of labels and the names of the fields inside; none if empty.
+        label_required (`bool`): whether a first row without label is an error rather than a set without labels.
+        class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
+        files (`list[tuple[str, int]]`): names and sizes of local shards, for the fingerprint.
+
+    Raises:
+        ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.
+    """
+
+    def __init__(
+        self,
+        stream: "datasets.IterableDataset",
+        *,
+        name: str,
+        resolution: int,
+        channels: int,
+        image_column: str,
+        label: list[str],
+        label_required: bool,
+        class_names: list[str] | None,
+        seed: int,
+        buffer_size: int,
+        files: list[tuple[str, int]],
+    ) -> None:
+        from datasets import Image
+
+        self.name = name
+        self._shape = (channels, resolution, resolution)
+        self._image_column = image_column
+        # The tar file, of webdataset shards.
+        self._url_column = "__url__" if "__url__" in stream.features else None
+        columns = {image_column: None, **dict.fromkeys(label[:1]), **dict.fromkeys([self._url_column or image_column])}
+        described = [files, self._shape, stream.num_shards, _known_size(stream), stream.features.to_dict()]
+        # `datasets` would decode to images; we decode ourselves, so that a broken one can be named.
+        stream = stream.select_columns(list(columns)).cast_column(image_column, Image(decode=False))
+        first = next(iter(stream), None)
+        if first is None:
+            raise ValueError(f"split {str(stream.split)!r} of {name!r} is empty; choose another or add images to it")
+        # A split whose labels are kept back has None or -1 throughout.
+        self._label = label if label_required or (label and _is_label(_field(first, label))) else []
+        self.class_names = class_names if self._label else None
+        image = first[image_column] or {}
+        #: 16 hexadecimal digits that tell one set from another: over the columns, the classes, the first image, the
+        #: number of shards, what the dataset says of its size, and names and sizes of local files.
+        described += [self._label, self.class_names]
+        self.fingerprint = short_hash(json.dumps(described).encode(), image.get("bytes") or b"")
+        if stream.num_shards < FEW_SHARDS and hasattr(stream, "reshard"):  # not in older ones
+            stream = stream.reshard()
+        # Newer ones read ten shards at once, with a row group of each in memory, and sleep 5 s at the end of an epoch.
+        one_by_one = "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
+        options: dict[str, Any] = {"max_buffer_input_shards": 1} if one_by_one else {}
+        self._stream = stream.shuffle(seed=seed, buffer_size=buffer_size, **options)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes; None without labels, or where they are bare integers."""
+        return None if self.class_names is None else len(self.class_names)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration."""
+        self._stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for number, row in enumerate(self._stream):
+            item = {"images": self._decode(row, number)}
+            if self._label:
+                label = _field(row, self._label)
+                if not _is_label(label):
+                    raise ValueError(
+                        f"{self._describe(row, number)} has no label in {'.'.join(self._label)!r} but {label!r}; "
+                        f"complete or remove it ({number} images read before it by this process)"
+                    )
+                item["labels"] = torch.tensor(label)
+            yield item
+
+    def _decode(self, row: dict[str, Any], number: int) -> Tensor:
+        record: Record | None = row[self._image_column]
+        try:
+            if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
+                record = {**record, "bytes": _read(record["path"])}
+            return torch.from_numpy(decode_image(record, self._shape[-1], self._shape[0]).copy())  # writable
+        except Exception as error:
+            raise ValueError(
+                f"{self._describe(row, number)} can't be decoded ({reason(error)}); remove or replace it "
+                f"({number} images read before it by this process)"
+            ) from error
+
+    def _describe(self, row: dict[str, Any], number: int) -> str:
+        record = row[self._image_column] or {}
+        url = row[self._url_column] if self._url_column else None
+        known = [str(part) for part in (record.get("path"), url) if part]
+        return ", ".join([f"image {number} of epoch {self._stream.epoch} of {self.name}", *known])
+
+
+def _field(row: dict[str, Any], path: list[str]) -> Any:
+    value: Any = row
+    for name in path:
+        value = None if value is None else value[name]
+    return value
+
+
+def _is_label(value: Any) -> bool:
+    return value is not None and value >= 0
+
+
+def _known_size(stream: "datasets.IterableDataset") -> list[int | None]:
+    """Number of rows and of bytes as the dataset's card has them; local files have none."""
+    split = (stream.info.splits or {}).get(str(stream.split))
+    return [] if split is None else [split.num_examples, split.num_bytes]
+
+
+def _read(url: str) -> bytes:
+    """A file of a dataset on the Hub that is a folder of images or an archive of them."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as file:
+        return file.read()

@@ -1,0 +1,331 @@
+"""Streams against the rows that were written, and a resumed epoch against the whole one."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset
+
+datasets = pytest.importorskip("datasets")
+
+from diffusion_bridge_vq.data import StreamedImages, load_images, stream_images  # noqa: E402
+
+GREY = {"resolution": 2, "channels": 1}
+SIZES = (7, 13, 22)  # rows of the files: workers end at different times
+NAMES = datasets.ClassLabel(names=["even", "odd", "never"])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def encoded(value):
+    buffer = io.BytesIO()
+    Image.new("L", (2, 2), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, images, labels=None, feature=NAMES, **options):
+    columns, features = {"image": images}, {"image": datasets.Image()}
+    if labels is not None:
+        columns["label"], features["label"] = labels, feature
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path, **options)
+
+
+def write_tar(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def sample(key, value, kind="png"):
+    """A digit's image with both kinds of label."""
+    described = {"label": 5 * value, "name": f"n{value % 3}"}
+    return [
+        (f"{key}.{kind}", encoded(value)),
+        (f"{key}.cls", str(value % 3).encode()),
+        (f"{key}.json", json.dumps(described).encode()),
+    ]
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """Three files; every image has a gray value of its own, 0..41, and its parity as label."""
+    start = 0
+    for number, size in enumerate(SIZES):
+        rows = range(start, start + size)
+        records = [{"bytes": encoded(value), "path": None} for value in rows]
+        write_parquet(tmp_path / "gray" / f"train-{number}.parquet", records, [v % 2 for v in rows], batch_size=5)
+        start += size
+    return tmp_path / "gray"
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for shard in range(2):
+        members = [member for i in range(6) for member in sample(f"{shard}-{i}", 6 * shard + i)]
+        write_tar(tmp_path / "shards" / f"train-{shard:04}.tar", members)
+    return tmp_path / "shards"
+
+
+def values(items):
+    return [int(item["images"].unique()) for item in items]
+
+
+def test_every_row_comes_once_an_epoch_with_its_label(parquet):
+    streamed = stream_images(str(parquet), **GREY)
+    assert isinstance(streamed, IterableDataset) and streamed.name == "gray"
+    assert streamed.num_classes == 3 and streamed.class_names == ["even", "odd", "never"]
+    orders = []
+    for epoch in range(3):
+        streamed.set_epoch(epoch)
+        items = list(streamed)
+        assert sorted(values(items)) == list(range(sum(SIZES)))
+        assert all(item["labels"] == int(item["images"].unique()) % 2 for item in items)
+        orders.append(values(items))
+    item = items[0]
+    assert item["images"].dtype == torch.uint8 and item["images"].shape == (1, 2, 2)
+    assert item["labels"].dtype == torch.int64 and item["labels"].shape == ()
+    assert len({tuple(order) for order in [*orders, list(range(42))]}) == 4
+    # what came before neither changes an epoch's order nor is needed for it
+    torch.manual_seed(7)
+    np.random.seed(7)
+    again = stream_images(str(parquet), **GREY)
+    for epoch in (2, 0, 1):
+        again.set_epoch(epoch)
+        assert values(again) == orders[epoch]
+    assert values(stream_images(str(parquet), seed=1, **GREY)) not in orders
+
+
+def test_pixels_are_those_of_the_loaded_set(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (9, 5, 3), dtype=np.uint8) for _ in range(5)]
+    write_parquet(tmp_path / "rgb" / "train.parquet", [Image.fromarray(array) for array in pixels], [0, 1, 2, 0, 1])
+    loaded = load_images(str(tmp_path / "rgb"), resolution=4)
+    expected = {item["images"].numpy().tobytes(): int(item["labels"]) for item in loaded}
+    found = {
+        item["images"].numpy().tobytes(): int(item["labels"])
+        for item in stream_images(str(tmp_path / "rgb"), resolution=4)
+    }
+    assert len(expected) == 5 and found == expected
+
+
+def test_the_buffer_mixes_as_far_as_it_reaches(tmp_path):
+    write_parquet(tmp_path / "long" / "train.parquet", [{"bytes": encoded(v), "path": None} for v in range(256)])
+    near = values(stream_images(str(tmp_path / "long"), buffer_size=1, **GREY))
+    far = values(stream_images(str(tmp_path / "long"), buffer_size=256, **GREY))
+    assert near == list(range(256))
+    # the mean distance of two places drawn at random is a third of the length
+    assert abs(np.mean(np.abs(np.array(far) - np.arange(256))) - 256 / 3) < 15
+
+
+def batches_of(folder, workers, batch_size=4, **options):
+    """A loader as the training loop prepares it."""
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0, non_blocking=True)
+    )
+    streamed = stream_images(str(folder), buffer_size=8, **GREY, **options)
+    loader = DataLoader(streamed, batch_size=batch_size, drop_last=True, num_workers=workers)
+    return accelerator, accelerator.prepare(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["parquet", "tars"])
+def test_a_resumed_epoch_goes_on_as_the_whole_one(kind, workers, request):
+    folder = request.getfixturevalue(kind)
+    options = {"label_column": "cls"} if kind == "tars" else {}
+    batch_size = 2 if kind == "tars" else 4
+    _, loader = batches_of(folder, workers, batch_size, **options)
+    whole = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        whole.append(list(loader))
+        seen = Counter(v for batch in whole[-1] for v in batch["images"][:, 0, 0, 0].tolist())
+        total = 12 if kind == "tars" else sum(SIZES)
+        assert max(seen.values()) == 1 and total - (workers or 1) * (batch_size - 1) <= len(seen) <= total
+    assert not torch.equal(whole[0][0]["images"], whole[1][0]["images"])
+
+    for epoch, done in ((0, 2), (1, 1), (1, len(whole[1]) - 1)):
+        torch.manual_seed(epoch + done)  # nothing of this shows in the order
+        accelerator, loader = batches_of(folder, workers, batch_size, **options)
+        loader.set_epoch(epoch)
+        rest = list(accelerator.skip_first_batches(loader, done))
+        assert len(rest) == len(whole[epoch]) - done > 0
+        for one, other in zip(rest, whole[epoch][done:], strict=True):
+            assert torch.equal(one["images"], other["images"]) and torch.equal(one["labels"], other["labels"])
+
+
+def test_workers_of_a_single_file_share_its_row_groups(tmp_path):
+    write_parquet(
+        tmp_path / "one" / "train.parquet", [{"bytes": encoded(v), "path": None} for v in range(40)], batch_size=10
+    )
+    streamed = stream_images(str(tmp_path / "one"), **GREY)
+    if not hasattr(datasets.IterableDataset, "reshard"):
+        pytest.skip("this version of datasets can't divide files")
+    batches = [batch["images"][:, 0, 0, 0].tolist() for batch in DataLoader(streamed, batch_size=5, num_workers=2)]
+    assert sorted(value for batch in batches for value in batch) == list(range(40))
+    # batches come from the workers in turn, and each has two of the four groups for itself
+    groups = [{value // 10 for batch in batches[worker::2] for value in batch} for worker in (0, 1)]
+    assert len(groups[0]) == len(groups[1]) == 2 and not groups[0] & groups[1]
+
+
+def test_tar_shards(tars):
+    loaded = load_images(str(tars), **GREY)
+    assert values(loaded) == list(range(12)) and loaded.labels is None and loaded.name == "shards"
+    labelled = load_images(str(tars), label_column="cls", **GREY)
+    assert labelled.labels.tolist() == [v % 3 for v in range(12)] and labelled.class_names == ["0", "1", "2"]
+    described = load_images(str(tars), label_column="json.label", **GREY)
+    assert described.labels.tolist() == list(range(12)) and described.class_names[:2] == ["0", "5"]
+    assert load_images(str(tars), label_column="json.name", **GREY).class_names == ["n0", "n1", "n2"]
+
+    assert all("labels" not in item for item in stream_images(str(tars), **GREY))
+    for column, label in (("cls", lambda v: v % 3), ("json.label", lambda v: 5 * v)):
+        streamed = stream_images(str(tars), label_column=column, **GREY)
+        assert streamed.num_classes is None and streamed.class_names is None
+        assert {(int(i["images"].unique()), int(i["labels"])) for i in streamed} == {(v, label(v)) for v in range(12)}
+
+
+def test_tar_shards_in_data_and_other_kinds_of_images(tmp_path):
+    for kind, name in (("JPEG", "jpg"), ("WEBP", "webp")):
+        folder = tmp_path / name
+        buffer = io.BytesIO()
+        Image.new("L", (2, 2), 99).convert("RGB").save(buffer, kind, quality=100)
+        write_tar(folder / "data" / "validation-0.tar", [(f"a{i}.{name}", buffer.getvalue()) for i in range(3)])
+        for source in (load_images, stream_images):
+            found = [item["images"] for item in source(str(folder), split="validation", **GREY)]
+            assert len(found) == 3 and all((image.int() - 99).abs().max() <= 2 for image in found)
+
+
+def test_an_archive_beside_what_was_unpacked_is_no_shard(tmp_path):
+    for inside in ("images/cat", ""):
+        folder = tmp_path / f"set{len(inside)}"
+        (folder / inside).mkdir(parents=True)
+        (folder / inside / "a.png").write_bytes(encoded(3))
+        write_tar(folder / "all.tar", [("b.png", encoded(4))])
+        assert values(load_images(str(folder), **GREY)) == [3]
+        with pytest.raises(ValueError, match="can't be streamed; give a folder of parquet files or tar shards"):
+            stream_images(str(folder), **GREY)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_images_are_named(tmp_path, workers):
+    write_tar(
+        tmp_path / "set" / "train.tar",
+        [("a.png", encoded(1)), ("b.png", encoded(2)), ("c.png", b"no image"), ("d.png", encoded(4))],
+    )
+    streamed = stream_images(str(tmp_path / "set"), buffer_size=1, **GREY)  # in their own order
+    streamed.set_epoch(3)
+    with pytest.raises(
+        ValueError,
+        match=r"image 2 of epoch 3 of set, c\.png, .*train\.tar can't be decoded \(not an image.*"
+        r"\(2 images read before it by this process\)",
+    ):
+        list(DataLoader(streamed, batch_size=4, num_workers=workers))
+
+
+def test_a_row_without_image_or_label_is_named(tmp_path):
+    rows = [{"bytes": encoded(v), "path": f"{v}.png"} for v in range(3)]
+    write_parquet(tmp_path / "labels" / "train.parquet", rows, [0, 1, -1])
+    with pytest.raises(ValueError, match=r"image 2 of epoch 0 of labels, 2\.png has no label in 'label' but -1"):
+        list(stream_images(str(tmp_path / "labels"), buffer_size=1, **GREY))
+    write_parquet(tmp_path / "images" / "train.parquet", [rows[0], None, rows[2]])
+    with pytest.raises(ValueError, match=r"image 1 of epoch 0 of images can't be decoded \(no image data\)"):
+        list(stream_images(str(tmp_path / "images"), buffer_size=1, **GREY))
+
+
+def test_labels_kept_back_are_none(tmp_path):
+    write_parquet(tmp_path / "test.parquet", [{"bytes": encoded(v), "path": None} for v in range(2)], [-1, -1])
+    streamed = stream_images(str(tmp_path), split="test", **GREY)
+    assert streamed.num_classes is None and all(set(item) == {"images"} for item in streamed)
+    asked = stream_images(str(tmp_path), split="test", label_column="label", **GREY)
+    with pytest.raises(ValueError, match="has no label in 'label'"):
+        list(asked)
+
+
+def test_columns_that_are_not_there(tmp_path, parquet):
+    with pytest.raises(ValueError, match=r"image_column 'left' holds no images; .*image \(Image\)"):
+        stream_images(str(parquet), image_column="left", **GREY)
+    with pytest.raises(ValueError, match=r"no label_column 'class'; .*label \(ClassLabel\)"):
+        stream_images(str(parquet), label_column="class", **GREY)
+    text = tmp_path / "text"
+    write_parquet(text / "train.parquet", [{"bytes": encoded(1), "path": None}], ["cat"], datasets.Value("string"))
+    with pytest.raises(ValueError, match="'label' holds strings, whose class ids aren't known before all are read"):
+        stream_images(str(text), label_column="label", **GREY)
+
+
+def test_what_cannot_be_streamed(tmp_path, parquet):
+    for nothing, message in (
+        ("digits", "'digits' can't be streamed"),
+        (str(tmp_path), "can't be streamed; give a folder of parquet"),
+        ("./gone", "doesn't exist"),
+        ("", "dataset is ''"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stream_images(nothing, **GREY)
+    with pytest.raises(ValueError, match=r"can't load split 'dev' of .*train"):
+        stream_images(str(parquet), split="dev", **GREY)
+    with pytest.raises(ValueError, match="buffer_size is 0"):
+        stream_images(str(parquet), buffer_size=0, **GREY)
+    write_parquet(tmp_path / "empty" / "train.parquet", [])
+    with pytest.raises(ValueError, match="split 'train' of 'empty' is empty"):
+        stream_images(str(tmp_path / "empty"), **GREY)
+    for name, content in (("none", b"\0" * 10240), ("broken", b"no tar")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.tar").write_bytes(content)
+        for source in (load_images, stream_images):
+            with pytest.raises(ValueError, match=rf"can't load split 'train' of .*{name}"):
+                source(str(tmp_path / name), **GREY)
+
+
+def test_a_dataset_of_the_hub(monkeypatch, tmp_path):
+    """Its id goes to `load_dataset`; images that are files of their own are opened by their address."""
+    (tmp_path / "b.png").write_bytes(encoded(2))
+    rows = [{"bytes": encoded(1), "path": "a.png"}, {"bytes": None, "path": f"file://{tmp_path / 'b.png'}"}]
+    features = datasets.Features({"img": datasets.Image(decode=False), "fine": NAMES})
+    table = datasets.Dataset.from_list([{"img": row, "fine": i} for i, row in enumerate(rows)], features=features)
+    asked = []
+
+    def load_dataset(dataset, split, streaming):
+        asked.append((dataset, split, streaming))
+        return table.to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    streamed = stream_images("some/set", split="test", **GREY)
+    assert isinstance(streamed, StreamedImages) and streamed.name == "some/set" and streamed.num_classes == 3
+    assert asked == [("some/set", "test", True)]
+    assert sorted((int(item["images"].unique()), int(item["labels"])) for item in streamed) == [(1, 0), (2, 1)]
+
+
+def test_fingerprint(parquet):
+    def fingerprint(**options):
+        return stream_images(str(parquet), **({**GREY, **options})).fingerprint
+
+    first = fingerprint()
+    assert first == fingerprint() == fingerprint(seed=3, buffer_size=9) and len(first) == 16 and int(first, 16) >= 0
+    found = {first, fingerprint(resolution=3), fingerprint(channels=3), fingerprint(label_column="label")}
+    assert len(found) == 3  # naming the column that is chosen anyway changes nothing
+    for change in (
+        lambda: write_parquet(parquet / "train-3.parquet", [{"bytes": encoded(1), "path": None}], [0]),  # a new file
+        lambda: write_parquet(
+            parquet / "train-1.parquet", [{"bytes": encoded(1), "path": None}], [0]
+        ),  # a shorter one
+        lambda: write_parquet(
+            parquet / "train-0.parquet", [{"bytes": encoded(9), "path": None}], [1], datasets.ClassLabel(2)
+        ),
+    ):
+        change()
+        changed = fingerprint()
+        assert changed not in found
+        found.add(changed)
