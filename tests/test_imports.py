@@ -12,6 +12,7 @@ LEVELS = {
     "models": 0,
     "data": 0,
     "grids": 0,
+    "repository": 0,
     "sampling": 1,
     "losses": 1,
     "training": 2,

@@ -15,6 +15,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from .quantizer import GumbelQuantizer
+from .safetensors_only import SafetensorsFromHubMixin
 
 
 class LatentNormalizer(nn.Module):
@@ -77,7 +78,7 @@ class LatentNormalizer(nn.Module):
         return mean, (squares / n_all - mean.square()).clamp(min=0)
 
 
-class GumbelVQModel(VQModel):
+class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
     r"""
     diffusers' `VQModel` with normalised latents and a [`GumbelQuantizer`].
 
@@ -97,6 +98,8 @@ class GumbelVQModel(VQModel):
     Raises:
         ValueError: from `encode`, images of another channel count or whose sides the encoder can't halve.
     """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(

@@ -16,6 +16,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .safetensors_only import SafetensorsFromHubMixin
+
 
 @dataclass
 class PixelCNNOutput(BaseOutput):
@@ -24,7 +26,7 @@ class PixelCNNOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class PixelCNNPrior(ModelMixin, ConfigMixin):
+class PixelCNNPrior(SafetensorsFromHubMixin, ModelMixin, ConfigMixin):
     r"""
     Gated PixelCNN: p(codes) = prod_p p(k_p | codes before p in raster order), row by row from the top left.
 

@@ -1,15 +1,33 @@
-"""What the pipelines share: components, checks of the call, decoding."""
+"""What the pipelines share: loading, components, checks of the call, decoding."""
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Self
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 
-from ..models import GumbelVQModel, check_channels
+from ..models import GumbelVQModel, PixelCNNPrior, check_channels
+from ..repository import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
 from ..sampling import Callback
+from ..schedulers import OUBridgeScheduler
+
+COMPONENTS: dict[str, Any] = {
+    "vqvae": GumbelVQModel,
+    "unet": UNet2DModel,
+    "prior": PixelCNNPrior,
+    "scheduler": OUBridgeScheduler,  # or one of its `_compatibles` in diffusers
+}
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+_MODEL_OPTIONS = ("device_map", "disable_mmap", "low_cpu_mem_usage", "use_safetensors")
+
+logger = logging.get_logger(DiffusionPipeline.__module__)  # the stock loader's
 
 StepCallback = Callable[[Any, int, torch.Tensor, dict], dict | None]
 """As everywhere in diffusers: callback(pipe, step, timestep, kwargs); `latents` in the dict it returns are used."""
@@ -23,6 +41,101 @@ class VQPipeline(DiffusionPipeline):
     def __init__(self) -> None:
         super().__init__()
         self.image_processor = VaeImageProcessor(do_resize=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
+        r"""
+        Load a saved pipeline from a folder or from the Hub. Code that a repository carries is never run: components
+        are this package's classes and diffusers', built from JSON and safetensors.
+
+        Example:
+
+        ```py
+        >>> pipe = DiffusionBridgeVQPipeline.from_pretrained("user/model", revision="v1.0", torch_dtype=torch.bfloat16)
+        ```
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or "user/model".
+            torch_dtype or dtype (`torch.dtype` or a dict from component, or "default", to one, *optional*).
+            variant (`str`, *optional*): of the weights, e.g. "fp16"; the plain ones are taken for a component that
+                has none.
+            revision (`str`, *optional*), token (`str` or `bool`, *optional*), cache_dir (`str`, *optional*),
+                force_download (`bool`), local_files_only (`bool`): as everywhere in huggingface_hub.
+            vqvae, unet, prior, scheduler (*optional*): a component that is used instead of the saved one.
+            device_map, disable_mmap, low_cpu_mem_usage, use_safetensors (*optional*): of `ModelMixin.from_pretrained`.
+                From the Hub only safetensors are read.
+
+        Returns:
+            The pipeline, in evaluation mode.
+
+        Raises:
+            ValueError: a component of an unknown class, files that are missing, damaged, pickled (from the Hub) or of
+                another model, a variant that no component has, `trust_remote_code` or `custom_pipeline`.
+            OSError: no such repository or revision or no access to it, a download that failed.
+        """
+        for option in ("trust_remote_code", "custom_pipeline"):
+            if kwargs.pop(option, None):
+                raise ValueError(f"{cls.__name__} never runs code from a repository: leave out `{option}`.")
+        names = _component_names(cls)
+        components = {name: kwargs.pop(name) for name in names if name in kwargs}
+        configs = {name: COMPONENTS[name].config_name for name in names if name not in components}
+        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        options = {name: kwargs.pop(name) for name in _MODEL_OPTIONS if name in kwargs}
+        variant, torch_dtype = kwargs.pop("variant", None), kwargs.pop("torch_dtype", None)
+        dtype = kwargs.pop("dtype", None) or torch_dtype
+        if kwargs:
+            logger.warning(f"Keyword arguments {sorted(kwargs)} are not expected by {cls.__name__} and are ignored.")
+
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = fetch_pipeline(
+                str(pretrained_model_name_or_path),
+                configs,
+                lambda index: cls._find_classes(index, configs),
+                variant,
+                **hub_options,
+            )
+            options["use_safetensors"] = True
+        classes = cls._find_classes(read_json(folder / INDEX_NAME), configs)
+        if variant is not None and not any(has_variant(folder / name, variant) for name in configs):
+            raise ValueError(
+                f"You are trying to load the model files of the `variant={variant}`, but {folder} has none."
+            )
+        for name in configs:
+            own_dtype = dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+            components[name] = load_component(classes[name], folder / name, variant, torch_dtype=own_dtype, **options)
+            logger.info(f"Loaded {name} as {classes[name].__name__} from {folder / name}.")
+        pipe = cls(**components)
+        pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
+        return pipe
+
+    @classmethod
+    def _find_classes(cls, index: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+        """
+        Classes of the wanted components by a saved pipeline's index: this package's or diffusers', and no others.
+
+        Raises:
+            ValueError: the index has a component that this pipeline hasn't, or a class that can't stand there.
+        """
+        names = _component_names(cls)
+        unknown = [name for name in index if name not in names and not name.startswith("_")]
+        if unknown:
+            raise ValueError(f"{INDEX_NAME} has {unknown}; the components of {cls.__name__} are {names}.")
+        classes = {}
+        for name in wanted:
+            known, entry = COMPONENTS[name], index.get(name)
+            library = "diffusers" if known.__module__.startswith("diffusers.") else known.__module__
+            if entry == [library, known.__name__]:
+                classes[name] = known
+            elif name == "scheduler" and entry in [["diffusers", stock] for stock in known._compatibles]:
+                classes[name] = getattr(diffusers, entry[1])
+            else:
+                raise ValueError(
+                    f"{INDEX_NAME} has {entry} for {name}, expected {[library, known.__name__]}"
+                    f"{' or a scheduler of diffusers that can replace it' if name == 'scheduler' else ''}. Other "
+                    f"classes aren't looked up: build the component yourself and pass it as `{name}`."
+                )
+        return classes
 
     def _decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, h, w) -> pixels (B, C, H, W), about [-1, 1], float32."""
@@ -63,6 +176,10 @@ class VQPipeline(DiffusionPipeline):
         if int(labels.min()) < 0 or int(labels.max()) > num_embeds - 2:
             raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 2}, got {labels.tolist()}.")
         return labels.to(device, torch.long)
+
+
+def _component_names(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]  # type: ignore[misc]
 
 
 class BridgePipeline(VQPipeline):
