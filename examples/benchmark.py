@@ -2,6 +2,7 @@
 What the package costs beside the bare network, measured in one run on one device.
 
     python examples/benchmark.py --output outputs/benchmark.json
+    python examples/benchmark.py --cifar10 path/to/cifar10 --only loading
 
 1. Training step: that of `train` with `PriorObjective` (Accelerate, learning rate schedule, averaged weights) against
    the same U-Net with stock `DDPMScheduler`, MSE, backward, and the same clipping, AdamW and moving average. Neither
@@ -15,6 +16,10 @@ What the package costs beside the bare network, measured in one run on one devic
    set (VmHWM, set back through /proc/self/clear_refs) minus the resident set just before.
 4. Waits of the host for the device in a training step, in the loop over sampling steps and in a whole call of
    `sample_latents`, by PyTorch's check: "ok", or its message. CUDA only.
+5. Loading: the steps of `train` (end-to-end, all terms) on batches of a DataLoader, as `train` makes it, against the
+   same steps on one batch that is there already. Images are in memory, decoded on access by workers, or streamed from
+   parquet files through workers. Both sides take turns, each with untimed steps first: loading shall neither profit
+   from batches that were made during the other's steps, nor slow these.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import multiprocessing
 import platform
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -38,15 +44,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
-from torch.utils.data import TensorDataset
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq.data import ImageDataset, StreamedImages, load_images, stream_images
+from diffusion_bridge_vq.data import images as images_module
 from diffusion_bridge_vq.models import GumbelQuantizer
 from diffusion_bridge_vq.sampling import sample_latents
-from diffusion_bridge_vq.training import PRESETS, PriorConfig, PriorObjective
-from diffusion_bridge_vq.training.loop import _Run, _trained_part
+from diffusion_bridge_vq.training import PRESETS, E2EConfig, PriorConfig, PriorObjective, build_objective
+from diffusion_bridge_vq.training.loop import _Run
 
 Call = Callable[[], torch.Tensor]
+SECTIONS = ("overhead", "quantizer", "waits", "loading")
 
 
 def main() -> None:
@@ -58,6 +66,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
     parser.add_argument("--quantizer-shape", type=int, nargs=5, default=[512, 128, 8, 8, 8192], help="B d h w K")
+    parser.add_argument("--cifar10", help="CIFAR-10 as parquet files, to measure its loading with cifar10-tiny, too")
+    parser.add_argument("--num-workers", type=int, default=2, help="of on-access and streamed images; default: 2")
+    parser.add_argument("--loading-steps", type=int, default=8, help="timed steps in a row; default: 8")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections; default: all")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"), help="figures as JSON")
     args = parser.parse_args()
 
@@ -103,31 +115,45 @@ def main() -> None:
     def sample_pipeline() -> torch.Tensor:
         return pipe(config.batch_size, n, output_type="latent", return_dict=False)[0]
 
-    print(f"\n{'':16}{'package':>12}{'bare':>12}   ratio   quartiles     difference   (target: ratio 1.05)")
-    report["overhead"] = {}
-    for name, call, other, in_a_row in (
-        ("training_step", step, bare, 10 if cuda else 1),  # on CUDA the host may run ahead, as in training
-        ("sample_latents", sample, bare_sample, 1),
-        ("pipeline", sample_pipeline, bare_sample, 1),
-    ):
-        report["overhead"][name] = row = compare(call, other, args.repeats, device, in_a_row)
-        line = "{:16}{package_ms:9.4g} ms{bare_ms:9.4g} ms{ratio:8.3f}   {:.3f}-{:.3f}   {difference:.1e}"
-        print(line.format(name, *row["ratio_quartiles"], **row))
+    if "overhead" in args.only:
+        print(f"\n{'':16}{'package':>12}{'bare':>12}   ratio   quartiles     difference   (target: ratio 1.05)")
+        report["overhead"] = {}
+        for name, call, other, in_a_row in (
+            ("training_step", step, bare, 10 if cuda else 1),  # on CUDA the host may run ahead, as in training
+            ("sample_latents", sample, bare_sample, 1),
+            ("pipeline", sample_pipeline, bare_sample, 1),
+        ):
+            report["overhead"][name] = row = compare(call, other, args.repeats, device, in_a_row)
+            line = "{:16}{package_ms:9.4g} ms{bare_ms:9.4g} ms{ratio:8.3f}   {:.3f}-{:.3f}   {difference:.1e}"
+            print(line.format(name, *row["ratio_quartiles"], **row))
 
-    print("\nquantizer, peak above its inputs   (target: 300 MB)")
-    report["quantizer_memory"] = {}
-    for kind in ("gumbel", "ste", "ema"):
-        for mode in ("eval", "train") if cuda or Path("/proc/self/clear_refs").exists() else ():
-            row = (quantizer_memory if cuda else in_fresh_process)(kind, mode, args.quantizer_shape, device.type)
-            report["quantizer_memory"][f"{kind} {mode}"] = row
-            print(f"{kind + ' ' + mode:16}{row['peak_mb']:9.0f} MB, {row['gradients_mb']:.0f} of them gradients")
+    if "quantizer" in args.only:
+        print("\nquantizer, peak above its inputs   (target: 300 MB)")
+        report["quantizer_memory"] = {}
+        for kind in ("gumbel", "ste", "ema"):
+            for mode in ("eval", "train") if cuda or Path("/proc/self/clear_refs").exists() else ():
+                row = (quantizer_memory if cuda else in_fresh_process)(kind, mode, args.quantizer_shape, device.type)
+                report["quantizer_memory"][f"{kind} {mode}"] = row
+                print(f"{kind + ' ' + mode:16}{row['peak_mb']:9.0f} MB, {row['gradients_mb']:.0f} of them gradients")
 
-    print("\nwaits for the device")
-    calls = {"training step": step, "sampling loop": lambda: sample(progress_bar=checked), "sampling call": sample}
-    report["waits"] = {
-        name: first_wait(call, name != "sampling loop") if cuda else "needs a GPU" for name, call in calls.items()
-    }
-    print(*(f"{name:16}{text}" for name, text in report["waits"].items()), sep="\n")
+    if "waits" in args.only:
+        print("\nwaits for the device")
+        calls = {"training step": step, "sampling loop": lambda: sample(progress_bar=checked), "sampling call": sample}
+        report["waits"] = {
+            name: first_wait(call, name != "sampling loop") if cuda else "needs a GPU" for name, call in calls.items()
+        }
+        print(*(f"{name:16}{text}" for name, text in report["waits"].items()), sep="\n")
+
+    if "loading" in args.only:
+        print(f"\n{'':26}{'loaded':>12}{'fixed':>12}   speed   quartiles   (target: 0.95 of the fixed batch's)")
+        report["loading"] = {}
+        for preset, dataset in (("digits", "digits"), ("cifar10-tiny", args.cifar10)):
+            if dataset is not None:
+                for kind, row in compare_loading(preset, dataset, args, accelerator):
+                    report["loading"][f"{preset} {kind}"] = row
+                    line = "{:26}{loaded_ms:9.4g} ms{fixed_ms:9.4g} ms{speed:8.3f}   {:.3f}-{:.3f}"
+                    print(line.format(f"{preset} {kind}", *row["speed_quartiles"], **row), flush=True)
+
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -142,13 +168,14 @@ def package_step(
     objective: PriorObjective, config: PriorConfig, accelerator: Accelerator, latents: torch.Tensor
 ) -> Call:
     """One optimiser step, as `train` does it."""
-    run = _Run(config, accelerator, objective, TensorDataset(latents.cpu()))  # type: ignore[arg-type]
+    unused = load_images("digits", resolution=config.resolution, channels=config.channels)
+    run = _Run(config, accelerator, objective, unused)
     run.model.train()
 
     def step() -> torch.Tensor:
         run.step({"latents": latents}, 0)
         run.lr_scheduler.step()
-        run.ema.update_parameters(_trained_part(objective))
+        run.ema.update_parameters(run.trained)
         return run.last_output.losses["prior"].detach()
 
     return step
@@ -228,6 +255,78 @@ def compare(package: Call, bare: Call, repeats: int, device: torch.device, in_a_
         "ratio": np.median(ratios).item(),
         "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
         "difference": ((results[0] - results[1]).abs().max() / results[1].abs().max()).item(),
+    }
+
+
+def compare_loading(
+    preset: str, dataset: str, args: argparse.Namespace, accelerator: Accelerator
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each kind of loading the times of one training step in ms, and the speed relative to the fixed batch's."""
+    size = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    with tempfile.TemporaryDirectory() as folder:
+        shards = dataset
+        if dataset == "digits":
+            shards = folder
+            write_digits(Path(folder) / "train-00000-of-00001.parquet")
+        for kind, workers in (("in memory", 0), ("on access", args.num_workers), ("streamed", args.num_workers)):
+            config = E2EConfig.from_preset(preset, dataset=dataset, num_workers=workers, **size)
+            options = {"resolution": config.resolution, "channels": config.channels}
+            limit = images_module.IN_MEMORY_BYTES
+            if kind == "on access":
+                images_module.IN_MEMORY_BYTES = 0
+            try:
+                images: ImageDataset | StreamedImages = (
+                    stream_images(shards, **options) if kind == "streamed" else load_images(dataset, **options)
+                )
+            finally:
+                images_module.IN_MEMORY_BYTES = limit
+            run = _Run(config, accelerator, build_objective(config, images.num_classes), images)
+            run.model.train()
+            yield kind, time_loading(run, args.repeats, args.loading_steps, warm=2 * workers + 1)
+
+
+def write_digits(file: Path) -> None:
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
+
+    from diffusion_bridge_vq.data.digits import read_digits
+
+    records, labels, _ = read_digits("train")
+    table = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
+    table.to_parquet(file, batch_size=len(labels) // 8)
+
+
+def time_loading(run: _Run, repeats: int, in_a_row: int, warm: int) -> dict[str, Any]:
+    batches = run.batches()
+    fixed = {name: tensor.clone() for name, tensor in next(batches).items()}
+    late = run.config.max_train_steps // 2  # all terms of the loss have joined
+    wait = torch.accelerator.synchronize if run.accelerator.device.type != "cpu" else lambda: None
+
+    def step(loaded: bool) -> None:
+        run.step(next(batches) if loaded else fixed, late)
+        run.lr_scheduler.step()
+        run.ema.update_parameters(run.trained)
+
+    times = np.empty((repeats, 2))
+    for i in range(-1, repeats):  # the first is a rehearsal
+        for which in (0, 1) if i % 2 else (1, 0):
+            for _ in range(warm):
+                step(which == 0)
+            wait()
+            started = time.perf_counter()
+            for _ in range(in_a_row):
+                step(which == 0)
+            wait()
+            if i >= 0:
+                times[i, which] = (time.perf_counter() - started) / in_a_row * 1e3
+    batches.close()  # type: ignore[attr-defined]
+    speeds = times[:, 1] / times[:, 0]
+    return {
+        "loaded_ms": np.median(times[:, 0]).item(),
+        "fixed_ms": np.median(times[:, 1]).item(),
+        "speed": np.median(speeds).item(),
+        "speed_quartiles": np.quantile(speeds, [0.25, 0.75]).tolist(),
+        "workers": run.config.num_workers,
     }
 
 

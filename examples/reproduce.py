@@ -51,6 +51,7 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
     from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
     from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
     from diffusion_bridge_vq.training.budget import steps_within
+    from diffusion_bridge_vq.training.checkpoint import list_checkpoints
 
     folder, tokenizer = args.output_dir / stage, args.output_dir / "vq"
     if any((folder / done).is_dir() for done in ("vqvae", "pipeline")):
@@ -69,7 +70,7 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
             shared[option] = getattr(args, option)
     config = cls.from_preset(args.preset, **shared, **settings, image_every=0, checkpoint_every=500)
     steps = remembered(folder / "steps.json", lambda: steps_within(config, args.budget))
-    config = replace(config, max_train_steps=steps, resume=(folder / "checkpoints").is_dir())
+    config = replace(config, max_train_steps=steps, resume=bool(list_checkpoints(folder / "checkpoints")))
     trained = train(config)
     if trained is None:  # not the main process
         return

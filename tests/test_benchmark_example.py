@@ -14,6 +14,7 @@ import pytest
 def test_every_section_has_finite_figures(tmp_path):
     root, output = Path(__file__).parents[1], tmp_path / "benchmark.json"
     arguments = ["--cpu", "--batch-size=2", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
+    arguments += ["--num-workers=1", "--loading-steps=2"]
     done = subprocess.run(
         [
             sys.executable,
@@ -36,6 +37,11 @@ def test_every_section_has_finite_figures(tmp_path):
     for row in report["overhead"].values():
         assert row["package_ms"] > 0 and row["bare_ms"] > 0 and math.isfinite(row["ratio"])
         assert row["difference"] < 1e-4  # the same weights, noise and arithmetic on both sides
+    loading = report["loading"]
+    assert set(loading) == {f"digits {kind}" for kind in ("in memory", "on access", "streamed")}
+    for row in loading.values():
+        low, high = row["speed_quartiles"]
+        assert row["loaded_ms"] > 0 and row["fixed_ms"] > 0 and 0 < low <= row["speed"] <= high < math.inf
     kinds = {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
     assert set(report["quantizer_memory"]) == (kinds if Path("/proc/self/clear_refs").exists() else set())
     assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"

@@ -45,7 +45,8 @@ def write_csv_layout(folder: Path) -> None:
 def test_reproduce_and_evaluate(tmp_path):
     dataset = tmp_path / "mini"
     write_csv_layout(dataset)
-    command = ["--preset", "digits", "--dataset", dataset, "--test-split", "validation", "--budget", 0.01, "--batch-size", 8, "--device", "cpu"]
+    command = ["--preset", "digits", "--dataset", dataset, "--test-split", "validation"]
+    command += ["--budget", 0.01, "--batch-size", 8, "--device", "cpu"]
     command += ["--num-images", 40, "--num-nll-images", 8, "--num-nll-samples", 1, "--num-inference-steps", 2]
     command += ["--metrics", "nll", "kl", "--output-dir", tmp_path]
     done = run("reproduce.py", *command)

@@ -1,11 +1,14 @@
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 from accelerate import init_empty_weights
 from diffusers import UNet2DModel
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
-from diffusion_bridge_vq.training import PRESETS, E2EConfig, PriorConfig, VQConfig, parse_config
+from diffusion_bridge_vq.training import PRESETS, E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
 
 
 def test_command_line_changes_the_preset(capsys):
@@ -70,3 +73,12 @@ def test_paper_mode_is_algorithm_1_unless_told_otherwise():
     assert (changed.weighting, changed.vqvae["quantizer_type"], changed.l1_weight) == ("simple", "ste", 0.0)
     stable = E2EConfig.from_preset("cifar10", dataset="x")
     assert (stable.weighting, stable.vqvae["quantizer_type"]) == ("simple", "ema")
+
+
+def test_every_option_is_in_the_guide():
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    table = guide.split("## Flags by group")[1].split("\n## ")[0]
+    named = set(re.findall(r"`--([a-z0-9-]+)`", table))
+    kinds = (VQConfig, PriorConfig, PixelCNNConfig, E2EConfig)
+    options = {f.name.replace("_", "-") for kind in kinds for f in dataclasses.fields(kind)}
+    assert options - named == set() and named - options == {"help"}

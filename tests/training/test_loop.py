@@ -8,52 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from tiny_run import SETTINGS, TINY, config, state
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import loop as loop_module
-
-TINY = {
-    "vqvae": {
-        "block_out_channels": [8, 8],
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "norm_num_groups": 4,
-        "latent_channels": 4,
-        "num_vq_embeddings": 8,
-        "sample_size": 8,
-    },
-    "unet": {
-        "block_out_channels": [8, 8],
-        "norm_num_groups": 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ["DownBlock2D"] * 2,
-        "up_block_types": ["UpBlock2D"] * 2,
-    },
-}
-SETTINGS = {
-    "resolution": 8,
-    "batch_size": 400,  # 3 batches an epoch, 300 images left over
-    "max_train_steps": 8,
-    "lr_warmup_steps": 2,
-    "log_every": 2,
-    "image_every": 0,
-    "num_inference_steps": 2,
-    "checkpoint_every": 4,
-    "report_to": "none",
-}
-
-
-def config(cls, folder: Path, **overrides):
-    values = {**SETTINGS, **(TINY if cls is not VQConfig else {"vqvae": TINY["vqvae"]}), **overrides}
-    return cls.from_preset("digits", output_dir=folder, **values)
-
-
-def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -134,20 +96,36 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
         assert torch.allclose(saved[f"module.{key}"], peer[0].state_dict()[f"module.{key}"], atol=1e-6), key
 
 
-def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch):
-    original = loop_module._Run.inputs
+@pytest.mark.parametrize("log_every", [1, 5])
+def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_every):
+    """Looked for at once or, as on a GPU, steps later: saved is the state from before the bad step, and it goes on."""
+    original, before = loop_module._Run.inputs, {}
 
     def poisoned(self, batch):
         inputs = original(self, batch)
         if self.lr_scheduler.last_epoch == 6:  # step 7
+            before.update({k: v.clone() for k, v in self.trained.state_dict().items()})
             inputs["images"][0] = float("nan")
         return inputs
 
-    monkeypatch.setattr(loop_module._Run, "inputs", poisoned)
-    with pytest.raises(FloatingPointError, match="step 7"):
-        train(config(VQConfig, tmp_path, max_train_steps=20, log_every=5, checkpoint_every=5))
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
-    assert all(torch.isfinite(v).all() for v in state(tmp_path, 5, "ema").values() if v.is_floating_point())
+    if log_every > 1:
+        look = loop_module._Run._stop_if_bad
+        monkeypatch.setattr(loop_module._Run, "_stop_if_bad", lambda self, done: done % 5 or look(self, done))
+    overrides = {"max_train_steps": 20, "log_every": log_every, "checkpoint_every": 5}
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module._Run, "inputs", poisoned)
+        with pytest.raises(FloatingPointError, match=r"Step 7 gave reconstruction.*reconstruction = nan"):
+            train(config(VQConfig, tmp_path, **overrides))
+    done = 7 if log_every == 1 else 10
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", f"step-{done:08d}"]
+    saved = state(tmp_path, done, "model")
+    assert all(torch.equal(saved[name], value) for name, value in before.items())
+    assert all(torch.isfinite(v).all() for v in state(tmp_path, done, "ema").values() if v.is_floating_point())
+    moments = state(tmp_path, done, "optimizer")
+    assert {v.item() for k, v in moments.items() if k.endswith(".step")} == {6}
+    monkeypatch.undo()
+    trained = train(config(VQConfig, tmp_path, resume=True, **overrides))
+    assert all(torch.isfinite(p).all() for p in trained.vqvae.parameters())
 
 
 def test_refusals(tmp_path):
@@ -166,6 +144,14 @@ def test_refusals(tmp_path):
         train(config(E2EConfig, tmp_path / "u", unet={"in_channels": 3, "out_channels": 3}))
     with pytest.raises(ValueError, match="doesn't take these arguments"):
         train(config(E2EConfig, tmp_path / "a", scheduler={"gamma": 3}))
+
+
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_engines_that_split_the_model_are_refused(tmp_path, monkeypatch, engine):
+    kind = property(lambda self: DistributedType[engine])
+    monkeypatch.setattr(loop_module.Accelerator, "distributed_type", kind)
+    with pytest.raises(ValueError, match=rf"{engine}.*multi_gpu\.yaml"):
+        train(config(VQConfig, tmp_path))
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

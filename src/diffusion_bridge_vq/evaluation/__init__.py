@@ -1,5 +1,6 @@
 """Measuring what models make."""
 
+from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
 from .evaluator import METRICS, Evaluator, RealImages, evaluate_pipelines, write_report
 from .features import EXTRACTORS, FeatureExtractor, extract, load_extractor
@@ -28,6 +29,7 @@ __all__ = [
     "code_perplexity",
     "code_usage",
     "evaluate_pipelines",
+    "evaluation_of",
     "extract",
     "frechet_distance",
     "load_extractor",

@@ -37,6 +37,9 @@ class RunConfig:
         "", "Hub id, folder of images, folder of parquet files, folder with CSV splits, or 'digits' (embedded)"
     )
     split: str = _option("train", "split to train on")
+    validation_split: str | None = _option(None, "split whose losses are logged, too, with the averaged weights")
+    streaming: bool = _option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
+    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled")
     image_column: str | None = _option(None, "column with the images, if there are several")
     label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
     output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")
@@ -49,6 +52,10 @@ class RunConfig:
     batch_size: int = _option(64, "images per process and step")
     gradient_accumulation_steps: int = _option(1, "batches per optimiser step")
     max_train_steps: int = _option(10_000, "optimiser steps")
+    max_train_time: float | None = _option(
+        None,
+        "seconds of training after which the run ends, as after its last step; the schedule stays that of all steps",
+    )
     learning_rate: float = _option(1e-3, "peak learning rate of AdamW")
     lr_schedule: str = _option("cosine", "diffusers.optimization's name: cosine, constant_with_warmup, ...")
     lr_warmup_steps: int = _option(0, "steps of linear warm-up")
@@ -57,15 +64,19 @@ class RunConfig:
     ema_decay: float = _option(0.999, "decay of the averaged weights that are saved; 0 keeps the last")
     mixed_precision: Literal["no", "fp16", "bf16"] = _option("no", "arithmetic of the networks")
     seed: int = _option(0, "of weights, noise and data order")
+    gradient_checkpointing: bool = _option(False, "compute activations again in the backward pass, to save memory")
+    compile: bool = _option(False, "torch.compile the networks")
     num_workers: int = _option(0, "processes that load data")
     log_every: int = _option(50, "steps between log lines")
     image_every: int = _option(2000, "steps between grids of reconstructions and samples; 0 for the end only")
+    validate_every: int = _option(500, "steps between losses of validation_split")
     num_inference_steps: int = _option(50, "reverse steps of the sample grids")
     checkpoint_every: int = _option(1000, "steps between checkpoints; 0 for none")
     keep_checkpoints: int = _option(2, "checkpoints that are kept")
     resume: bool = _option(False, "go on from the newest checkpoint in output_dir")
     report_to: str = _option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
-    dry_run: bool = _option(False, "check configuration, data and one step, then stop without writing")
+    profile: bool = _option(False, "torch profiler's trace of five steps, in output_dir/profile")
+    dry_run: bool = _option(False, "check configuration, data, disk, memory and one step, then stop without writing")
     vqvae: dict[str, Any] = _option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
 
     def __post_init__(self) -> None:
@@ -81,6 +92,8 @@ class RunConfig:
             ("image_every", 0),
             ("checkpoint_every", 0),
             ("num_workers", 0),
+            ("shuffle_buffer", 1),
+            ("validate_every", 1),
         ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
@@ -89,6 +102,8 @@ class RunConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        if self.max_train_time is not None and not self.max_train_time > 0:
+            raise ValueError(f"`max_train_time` must be positive seconds, got {self.max_train_time}.")
         self._check_shares("ema_decay")
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
@@ -104,6 +119,10 @@ class RunConfig:
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
+
+    def _refuse_streaming(self, who: str) -> None:
+        if self.streaming:
+            raise ValueError(f"{who} the whole data set before it starts, so it can't be streamed: drop `streaming`.")
 
     @classmethod
     def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
@@ -136,10 +155,18 @@ class PriorRunConfig(RunConfig):
 
     class_conditional: bool = _option(False, "train on the labels too, with a null class for guidance")
     class_dropout: float = _option(0.1, "share of labels replaced by the null class")
+    evaluate_every: int = _option(0, "steps between evaluations against validation_split; 0 for none")
+    evaluate_images: int = _option(1000, "samples, and validation images, of an evaluation")
+    evaluate_extractor: str = _option("inception", "features of its Frechet distance; see examples/evaluate.py")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("class_dropout")
+        for name, lowest in (("evaluate_every", 0), ("evaluate_images", 1)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
+        if self.evaluate_every and self.validation_split is None:
+            raise ValueError("`evaluate_every` compares with real images: give `validation_split`.")
 
     def _check_init_from(self) -> None:
         if self.init_from is None:
@@ -173,6 +200,8 @@ class PriorConfig(_BridgeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_init_from()
+        if self.cache_latents:
+            self._refuse_streaming("`cache_latents` encodes")
 
 
 @dataclass(frozen=True)
@@ -192,6 +221,7 @@ class PixelCNNConfig(PriorRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_init_from()
+        self._refuse_streaming("Training a PixelCNN encodes")
         if not 0 < self.holdout_fraction < 1:
             raise ValueError(f"`holdout_fraction` must lie between 0 and 1, got {self.holdout_fraction}.")
         for name in ("eval_every", "patience"):

@@ -2,51 +2,53 @@
 
 import itertools
 import json
-import time
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast,
     set_seed,
 )
 from diffusers import UNet2DModel
-from diffusers.image_processor import VaeImageProcessor
 from diffusers.optimization import get_scheduler
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, load_images
-from ..grids import image_grid
+from ..data import ImageDataset, StreamedImages
 from ..models import GumbelVQModel, PixelCNNPrior
 from ..schedulers import OUBridgeScheduler
 from .build import build_objective
-from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
-from .early_stopping import EarlyStopping, bits_per_code, hold_out
+from .checkpoint import load_newest, save_checkpoint
+from .checks import check_data, check_disk, check_output_dir, describe_memory
+from .config import E2EConfig, PixelCNNConfig, PriorRunConfig, RunConfig
+from .early_stopping import EarlyStopping, bits_per_code
 from .ema import AveragedWeights
-from .encoded import EncodedImages
+from .guard import LATENT_RMS, LossGuard
+from .loading import make_loader, make_validation, open_images, preview_images
 from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
-from .previews import reconstruct, sample_bridge, sample_pixelcnn
+from .previews import GRID_IMAGES, draw_grids
+from .profiling import profile_steps
+from .run_log import RunLog
+from .stopping import StopRequest
 
 # Latents used to place the codebook before the first step.
 _CODEBOOK_BATCHES = 8
-_GRID_IMAGES = 64
 
 
 @dataclass
 class TrainedComponents:
     """
-    What a run made, with averaged weights, in eval mode on the CPU.
+    What a run made, with averaged weights, in eval mode.
 
     After "vq" there is `vqvae` alone, after "prior" and "e2e" also `unet` and `scheduler`, after "pixelcnn" `prior`.
     """
@@ -57,18 +59,30 @@ class TrainedComponents:
     prior: PixelCNNPrior | None = None
 
 
-def train(config: RunConfig) -> TrainedComponents | None:
+Evaluate = Callable[[TrainedComponents, int], dict[str, float]]
+
+
+@record  # a process that fails leaves its message to the launcher
+def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedComponents | None:
     """
     Train what `config` says, writing grids, metrics.jsonl, tracker files and checkpoints into `config.output_dir`.
 
+    Args:
+        config (`RunConfig`): of its kind.
+        evaluate (`Callable`, *optional*): called on the main process every `config.evaluate_every` steps with the
+            components of that moment, on the run's device, and the step; what it returns is logged.
+
     Returns:
-        [`TrainedComponents`] on the main process; None on the others and after a dry run.
+        [`TrainedComponents`] on the CPU of the main process; None on the others and after a dry run.
 
     Raises:
-        ValueError: bad settings or data; an output folder that holds another run.
-        FloatingPointError: a loss became NaN or infinite; names the step and the terms.
+        ValueError: bad settings or data; an output folder that holds another run; a disk too small.
+        FloatingPointError: a loss became NaN or infinite, or latents exploded; names the step and the terms. The
+            state from before that step is saved first.
+        SystemExit: after SIGTERM or SIGINT, with the code shells give (128 + signal); the state is saved first.
     """
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
         mixed_precision=config.mixed_precision,
         # steps are counted in batches, wherever an epoch ends
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -77,36 +91,32 @@ def train(config: RunConfig) -> TrainedComponents | None:
         log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
-        # the phases of an end-to-end run leave the U-Net or the autoencoder without gradient
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=isinstance(config, E2EConfig))],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                # statistics are kept equal by what changes them; each process counts the codes that it chose
+                broadcast_buffers=False,
+                # the phases of an end-to-end run leave the U-Net or the autoencoder without gradient
+                find_unused_parameters=isinstance(config, E2EConfig),
+            )
+        ],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"Training can't split a model over processes ({accelerator.distributed_type.value}): codebook and "
+            "averaged weights need all of it. Launch with examples/accelerate_configs/multi_gpu.yaml."
+        )
     set_seed(config.seed, device_specific=True)
     accelerator.print(json.dumps(config.to_json(), indent=1))
-    _check_output_dir(config)
-    images = load_images(
-        config.dataset,
-        resolution=config.resolution,
-        channels=config.channels,
-        split=config.split,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
-    training: ImageDataset | Subset = images
-    held_out: Subset | None = None
-    if isinstance(config, PixelCNNConfig):
-        training, held_out = hold_out(images, config.holdout_fraction, config.seed)
-    global_batch = config.batch_size * accelerator.num_processes
-    if len(training) < global_batch:
-        raise ValueError(
-            f"{images.name} has {len(training)} images to train on, fewer than one batch of {global_batch}."
-        )
-
+    check_output_dir(config)
+    images = open_images(config)
     objective = build_objective(config, images.num_classes)
-    accelerator.print(f"{len(training)} images of {images.name}, {_count_parameters(objective)}")
-    run = _Run(config, accelerator, objective, training, held_out)
+    accelerator.print(_count_parameters(objective))
+    run = _Run(config, accelerator, objective, images, evaluate)
+    accelerator.print(check_disk(config, run.state_modules()))
     if config.dry_run:
         run.step(next(run.batches()), 0)
         terms = ", ".join(f"{name} {value.item():.4f}" for name, value in run.last_output.losses.items())
+        accelerator.print(describe_memory(accelerator.device))
         accelerator.print(f"dry run: one step on {accelerator.device} gave {terms}; nothing was written")
         return None
     run.fit()
@@ -121,43 +131,45 @@ class _Run:
         config: RunConfig,
         accelerator: Accelerator,
         objective: Objective,
-        images: ImageDataset | Subset,
-        held_out: Subset | None = None,
+        images: ImageDataset | StreamedImages,
+        evaluate: Evaluate | None = None,
     ):
-        self.config, self.accelerator, self.images = config, accelerator, images
-        self.objective = objective.to(accelerator.device)
-        trainable = [p for p in objective.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.config, self.accelerator, self.evaluate = config, accelerator, evaluate
+        self.data: dict[str, Any] = {"name": images.name, "fingerprint": images.fingerprint}
+        if isinstance(images, StreamedImages):
+            self.data["num_workers"] = config.num_workers  # the order of a stream depends on it
+        self.preview = preview_images(images, GRID_IMAGES // 2)
+        device = accelerator.device
+        self.objective = objective.to(device)
+        self.trained = _trained_part(objective)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        if config.gradient_checkpointing:
+            for part in self.trained.children():
+                cast(Any, part).enable_gradient_checkpointing()
+        if config.compile:
+            for network in _networks(objective):
+                network.compile()  # in place: names in state dicts stay
+        # fused takes `found_inf`, see LossGuard
+        optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self.lr_scheduler = get_scheduler(
             config.lr_schedule,
             optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
-        self.ema = AveragedWeights(_trained_part(objective), config.ema_decay)
+        self.ema = AveragedWeights(self.trained, config.ema_decay)
+        loader, self.held_out = make_loader(config, accelerator, objective.vqvae, images)
         self.stopping: EarlyStopping | None = None
-        dataset: Dataset = images
-        loading: dict[str, Any] = {
-            "num_workers": config.num_workers,
-            "pin_memory": accelerator.device.type == "cuda",
-        }
-        encoding = (config.batch_size, config.num_workers, accelerator.device)
-        if isinstance(config, PriorConfig) and config.cache_latents:
-            dataset = EncodedImages(objective.vqvae, images, "latents", *encoding, mirrored=config.random_flip)
-        elif isinstance(config, PixelCNNConfig) and not config.dry_run:
-            assert held_out is not None
-            dataset = EncodedImages(objective.vqvae, images, "codes", *encoding, mirrored=config.random_flip)
-            self.held_out = EncodedImages(objective.vqvae, held_out, "codes", *encoding, mirrored=False)
+        if isinstance(config, PixelCNNConfig) and self.held_out is not None:
             self.stopping = EarlyStopping(self.ema.module, config.patience)
-        if isinstance(dataset, EncodedImages):
-            loading = {"collate_fn": EncodedImages.collate}
-        loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True, drop_last=True, **loading)
+        self.validation = make_validation(config, accelerator)
         # scheduler not prepared: Accelerate would step it once per process
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
+        changed_by_forward = [t for t in self.trained.state_dict(keep_vars=True).values() if not t.requires_grad]
+        self.guard = LossGuard(optimizer, [t for t in changed_by_forward if t.is_floating_point()], device)
         self.epoch = self.batches_done = self.first_step = 0
-        device = accelerator.device
-        # number of the first step with a loss that isn't finite, kept on the device: looking costs a wait
-        self.bad_step = torch.full((), -1, device=device)
         self.codebook_metrics: dict[str, torch.Tensor] = {}  # of the last whole epoch
 
     # ------------------------------------------------------------------------------------------------------- data
@@ -203,59 +215,177 @@ class _Run:
             output = self.model(**self.inputs(batch))
             loss = torch.stack([v.float() for v in output.losses.values()]).sum()
             self.accelerator.backward(loss)
-            if self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            watched = dict(output.losses)
+            if "latent_rms" in output.metrics:
+                watched[LATENT_RMS] = output.metrics["latent_rms"]
+            updating = self.accelerator.sync_gradients
+            if updating:
+                norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+                watched["codebook statistics"] = self.guard.state_sum()
+                if self.accelerator.scaler is None:  # else the scaler answers for gradients that overflow
+                    watched["gradient norm"] = norm
+            self.guard.watch(watched, step)
+            if updating:
+                self.guard.agree()
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if updating:
+                self.guard.hold()
         self.last_output = output
-        first_bad = (self.bad_step < 0) & ~torch.isfinite(loss.detach())
-        self.bad_step = torch.where(first_bad, step, self.bad_step)
 
     def fit(self) -> None:
+        """
+        Steps until the last, early stopping, a time limit or a signal, with all that is written on the way.
+        """
         config, accelerator = self.config, self.accelerator
-        if accelerator.is_main_process:
-            config.output_dir.mkdir(parents=True, exist_ok=True)
-            (config.output_dir / "config.json").write_text(json.dumps(config.to_json(), indent=1))
-        if config.report_to != "none":
-            accelerator.init_trackers("diffusion_bridge_vq")
         self.model.train()
         if config.resume:
             self._resume()
-        elif config.init_from is None:
+        self.log = RunLog(config, accelerator, self.first_step)
+        if not config.resume and config.init_from is None:
             self._place_codebook()
+        self.guard.refresh()
+        exhausted = self.stopping is not None and self.stopping.exhausted  # before it was resumed
+        steps = range(self.first_step, 0 if exhausted else config.max_train_steps)
         progress = tqdm(
             total=config.max_train_steps, initial=self.first_step, disable=not accelerator.is_main_process, unit="step"
         )
         batches = self.batches()
-        started, logged = time.perf_counter(), self.first_step
-        stopped = self.stopping is not None and self.stopping.exhausted  # before it was resumed
-        for step in range(self.first_step, 0 if stopped else config.max_train_steps):
-            for _ in range(config.gradient_accumulation_steps):
-                self.step(next(batches), step)
-            self.lr_scheduler.step()
-            self.ema.update_parameters(_trained_part(self.objective))
-            done = step + 1
-            last = done == config.max_train_steps
-            progress.update()
-            if isinstance(config, PixelCNNConfig) and (done % config.eval_every == 0 or last):
-                last = self._evaluate(done) or last
-            if done % config.log_every == 0 or last:
-                self._log(done, (done - logged) / (time.perf_counter() - started), progress)
-                started, logged = time.perf_counter(), done
-            if (config.image_every and done % config.image_every == 0) or last:
-                self._save_grids(done)
-            if config.checkpoint_every and (done % config.checkpoint_every == 0 or last):
-                self._stop_if_bad()
-                self._save(done)
-            if last:
-                break
-        progress.close()
+        traces = config.output_dir / "profile" if config.profile and accelerator.is_main_process else None
+        profiling = profile_steps(traces, accelerator.device)
+        with StopRequest(config.max_train_time) as request, profiling as profiler, progress:
+            for step in steps:
+                for _ in range(config.gradient_accumulation_steps):
+                    self.step(next(batches), step)
+                self.lr_scheduler.step()
+                self.ema.update_parameters(self.trained)
+                if profiler is not None:
+                    profiler.step()
+                progress.update()
+                done = step + 1
+                reason = request.reason()
+                if isinstance(reason, signal.Signals):
+                    self._look(done, False, progress)
+                    self._exit(done, reason)
+                if reason:
+                    accelerator.print(f"`max_train_time` is over after step {done}.")
+                if self._write(done, done == config.max_train_steps or bool(reason), progress):
+                    break
         accelerator.end_training()
 
     def components(self) -> TrainedComponents:
         """Averaged weights (those of this moment if `ema_decay` is 0), the best with early stopping, on the CPU."""
-        parts = {name: part.to("cpu").eval() for name, part in self._averaged().items()}
-        return TrainedComponents(**parts, scheduler=getattr(self.objective, "scheduler", None))
+        return self._components("cpu")
+
+    # ---------------------------------------------------------------------------------------- what a step may write
+
+    def _write(self, done: int, last: bool, progress: tqdm) -> bool:
+        """What is due after step `done`, all of it after the `last`. Returns whether that was the last."""
+        config = self.config
+        last = self._look(done, last, progress)
+
+        def due(every: int) -> bool:
+            return every > 0 and done % every == 0
+
+        if self.validation is not None and (last or due(config.validate_every)):
+            self._stop_if_bad(done)
+            self.log.write(self.validation(self.objective, self._averaged()), done)
+        if last or due(config.image_every):
+            self._save_grids(done)
+        if isinstance(config, PriorRunConfig) and config.evaluate_every and (last or due(config.evaluate_every)):
+            self._evaluate(done)
+        if config.checkpoint_every and (last or due(config.checkpoint_every)):
+            self._stop_if_bad(done)
+            self._save(done)
+        return last
+
+    def _look(self, done: int, last: bool, progress: tqdm) -> bool:
+        """The part that is quick or moves the run's state: losses, and early stopping. Returns as `_write`."""
+        config = self.config
+        log = last or done % config.log_every == 0
+        if log or self.accelerator.device.type == "cpu":  # elsewhere looking costs a wait
+            self._stop_if_bad(done)
+        if isinstance(config, PixelCNNConfig) and (last or done % config.eval_every == 0):
+            last = self._early_stop(done) or last
+        if last or log:
+            self._log(done, progress)
+        return last
+
+    def _log(self, done: int, progress: tqdm) -> None:
+        self._stop_if_bad(done)
+        values: dict[str, Any] = {f"loss/{k}": v for k, v in self.last_output.losses.items()}
+        values |= {f"train/{k}": v for k, v in self.last_output.metrics.items()}
+        if self.objective.vqvae.training:
+            values |= self.codebook_metrics or self._codebook_metrics()
+        values["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
+        written = self.log.write(values | self.log.speed(done), done)
+        progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in written.items() if k.startswith("loss/")})
+
+    def _early_stop(self, done: int) -> bool:
+        """Held-out bits per code of the averaged weights; keeps the best of these. Returns whether to stop."""
+        assert self.stopping is not None and self.held_out is not None
+        self._stop_if_bad(done)
+        averaged: Any = self.ema.module
+        with self.accelerator.autocast():
+            bits = bits_per_code(averaged.prior, self.held_out, self.config.batch_size)
+        # all processes must stop at the same step, whatever their rounding
+        bits = broadcast(torch.tensor(bits, device=self.accelerator.device)).item()
+        self.stopping.update(bits, averaged)
+        self.log.write({"heldout/bits_per_code": bits}, done)
+        return self.stopping.exhausted
+
+    def _evaluate(self, done: int) -> None:
+        self._stop_if_bad(done)
+        if self.evaluate is None or not self.accelerator.is_main_process:
+            return
+        with torch.random.fork_rng(), torch.no_grad():
+            found = self.evaluate(self._components(self.accelerator.device), done)
+        self.log.write({f"evaluation/{name}": value for name, value in found.items()}, done)
+
+    def _save_grids(self, done: int) -> None:
+        """Reconstructions (originals beside them) and samples of the averaged weights, as PNG and to the tracker."""
+        self._stop_if_bad(done)
+        if not self.accelerator.is_main_process:
+            return
+        joined = getattr(self.objective, "joint", True)  # before, the bridge's samples are noise
+        grids = draw_grids(
+            self._averaged(),
+            cast(OUBridgeScheduler, self.objective.scheduler) if joined and hasattr(self.objective, "unet") else None,
+            self.preview,
+            self.config.num_inference_steps,
+            self.config.seed,
+            self.accelerator.device,
+        )
+        for name, pixels in grids.items():
+            self.log.save_grid(name, pixels, done)
+
+    def _stop_if_bad(self, done: int) -> None:
+        """
+        All processes call it: after a bad step of any, the state before it is saved as that of step `done`, and the
+        run ends.
+        """
+        failure = self.guard.failure()
+        found = torch.tensor(0 if failure is None else 1, device=self.accelerator.device)
+        if not int(self.accelerator.reduce(found, reduction="sum")):
+            return
+        saved = self._save(done)
+        self.accelerator.end_training()
+        if failure is None:
+            raise FloatingPointError(f"Another process met a loss that isn't a finite number. State saved in {saved}.")
+        values = ", ".join(f"{name} = {value:.4g}" for name, value in failure.values.items())
+        raise FloatingPointError(
+            f"Step {failure.step + 1} gave {', '.join(failure.culprits)} not finite or too large ({values}). "
+            f"Nothing was learned from it: the state before that step is in {saved}. `resume` goes on from there with "
+            "the next batches; if it happens again, with a lower learning rate, or in bf16 instead of fp16."
+        )
+
+    def _exit(self, done: int, received: signal.Signals) -> None:
+        saved = self._save(done)
+        self.accelerator.end_training()
+        self.accelerator.print(
+            f"{received.name}: stopped after step {done}, saved {saved}; `resume` goes on from there."
+        )
+        raise SystemExit(128 + received)
 
     # -------------------------------------------------------------------------------------------------- internals
 
@@ -263,46 +393,9 @@ class _Run:
     def _place_codebook(self) -> None:
         """Put a fresh codebook on the latents of a few batches."""
         vqvae = self.objective.vqvae
-        count = min(_CODEBOOK_BATCHES, max(1, len(self.loader)))
-        batches = itertools.islice(self.loader, count)
+        batches = itertools.islice(self.loader, _CODEBOOK_BATCHES)
         latents = [vqvae.encode(self.inputs(batch)["images"]).latents for batch in batches]
         vqvae.quantize.initialize_codebook(torch.cat(latents))
-
-    def _log(self, done: int, steps_per_second: float, progress: tqdm) -> None:
-        self._stop_if_bad()
-        config = self.config
-        values = {f"loss/{k}": v for k, v in self.last_output.losses.items()}
-        values |= {f"train/{k}": v for k, v in self.last_output.metrics.items()}
-        if self.objective.vqvae.training:
-            values |= self.codebook_metrics or self._codebook_metrics()
-        # one transfer for all numbers
-        numbers = torch.stack([v.detach().float() for v in values.values()]).tolist()
-        record = dict(zip(values, numbers, strict=True))
-        record["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
-        images = config.batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
-        record["train/images_per_second"] = images * steps_per_second
-        self._write(record, done)
-        progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in record.items() if k.startswith("loss/")})
-
-    def _write(self, record: dict[str, float], done: int) -> None:
-        """To the tracker and as a line of metrics.jsonl."""
-        self.accelerator.log(record, step=done)
-        if self.accelerator.is_main_process:
-            with (self.config.output_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
-
-    def _evaluate(self, done: int) -> bool:
-        """Held-out bits per code of the averaged weights; keeps the best of these. Returns whether to stop."""
-        assert self.stopping is not None
-        self._stop_if_bad()
-        averaged: Any = self.ema.module
-        with self.accelerator.autocast():
-            bits = bits_per_code(averaged.prior, self.held_out, self.config.batch_size)
-        # all processes must stop at the same step, whatever their rounding
-        bits = broadcast(torch.tensor(bits, device=self.accelerator.device)).item()
-        self.stopping.update(bits, averaged)
-        self._write({"heldout/bits_per_code": bits}, done)
-        return self.stopping.exhausted
 
     def _averaged(self) -> dict[str, Any]:
         """
@@ -313,49 +406,17 @@ class _Run:
         module: Any = self.stopping.best if best else self.ema.module  # type: ignore[union-attr]
         return {"vqvae": self.objective.vqvae, **dict(module.named_children())}
 
+    def _components(self, device: torch.device | str) -> TrainedComponents:
+        parts = {name: part.to(device).eval() for name, part in self._averaged().items()}
+        return TrainedComponents(**parts, scheduler=getattr(self.objective, "scheduler", None))
+
     def _codebook_metrics(self) -> dict[str, torch.Tensor]:
         quantizer = self.objective.vqvae.quantize
         return {"codebook/usage": quantizer.usage(), "codebook/perplexity": quantizer.perplexity()}
 
-    def _stop_if_bad(self) -> None:
-        step = int(self.bad_step)
-        if step >= 0:
-            terms = ", ".join(f"{k} = {v.item():.4g}" for k, v in self.last_output.losses.items())
-            raise FloatingPointError(
-                f"The loss stopped being a finite number at step {step + 1} ({terms}). A checkpoint, if there is one, "
-                "is from before that; go on from it with a lower learning rate, or in bf16 instead of fp16."
-            )
-
-    @torch.no_grad()
-    def _save_grids(self, done: int) -> None:
-        """Reconstructions (originals beside them) and samples of the averaged weights, as PNG and to the tracker."""
-        self._stop_if_bad()
-        if not self.accelerator.is_main_process:
-            return
-        parts, device = self._averaged(), self.accelerator.device
-        vqvae = parts["vqvae"]
-        with torch.random.fork_rng():  # grids leave the run's randomness as it was
-            torch.manual_seed(self.config.seed)
-            self._save_grid("reconstructions", reconstruct(vqvae, self.images, _GRID_IMAGES // 2, device), done)
-            if "prior" in parts:
-                self._save_grid("samples", sample_pixelcnn(vqvae, parts["prior"], _GRID_IMAGES, device), done)
-            elif "unet" in parts and getattr(self.objective, "joint", True):  # before it joins, its samples are noise
-                scheduler = cast(OUBridgeScheduler, self.objective.scheduler)
-                steps = self.config.num_inference_steps
-                pixels = sample_bridge(vqvae, parts["unet"], scheduler, _GRID_IMAGES, steps, device)
-                self._save_grid("samples", pixels, done)
-
-    def _save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
-        """(n, C, H, W) in [-1, 1] -> output_dir/name-STEP.png, eight a row."""
-        processor = VaeImageProcessor(do_resize=False)
-        grid = image_grid(processor.postprocess(pixels.float(), output_type="pil"), columns=8)
-        grid.save(self.config.output_dir / f"{name}-{done:06d}.png")
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({name: np.asarray(grid.convert("RGB"))[None]}, step=done, **layout)
-
-    def _state_modules(self) -> dict[str, nn.Module]:
-        modules = {"model": _trained_part(self.objective), "ema": self.ema}
+    def state_modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds besides the optimiser."""
+        modules = {"model": self.trained, "ema": self.ema}
         return modules if self.stopping is None else modules | {"best": self.stopping}
 
     def _save(self, done: int) -> Path:
@@ -364,29 +425,35 @@ class _Run:
             "epoch": self.epoch,
             "batches_done": self.batches_done,
             "lr_scheduler": self.lr_scheduler.state_dict(),
+            "data": self.data,
+            "codebook_metrics": {name: value.item() for name, value in self.codebook_metrics.items()},
+            "code_counts": self.accelerator.reduce(self.objective.vqvae.quantize.code_counts, "sum").tolist(),
         }
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         return save_checkpoint(
             self.config.output_dir / "checkpoints",
             self.accelerator,
-            self._state_modules(),
+            self.state_modules(),
             self.optimizer.optimizer,
             state,
             self.config.keep_checkpoints,
         )
 
     def _resume(self) -> None:
-        found = list_checkpoints(self.config.output_dir / "checkpoints")
-        if not found:
-            raise ValueError(f"There is no checkpoint in {self.config.output_dir / 'checkpoints'} to resume from.")
-        state = load_checkpoint(found[-1], self.accelerator, self._state_modules(), self.optimizer.optimizer)
+        folder = self.config.output_dir / "checkpoints"
+        found, state = load_newest(folder, self.accelerator, self.state_modules(), self.optimizer.optimizer)
+        check_data(found, state["data"], self.data)
         self.first_step, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         self.ema.started = True
+        device = self.accelerator.device
+        self.codebook_metrics = {k: torch.tensor(v, device=device) for k, v in state["codebook_metrics"].items()}
+        if self.accelerator.is_main_process:  # counts of all processes
+            self.objective.vqvae.quantize.code_counts.copy_(torch.tensor(state["code_counts"]))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.accelerator.print(f"resumed from {found[-1]}")
+        self.accelerator.print(f"resumed from {found}")
 
 
 def _trained_part(objective: Objective) -> nn.ModuleDict:
@@ -400,12 +467,10 @@ def _trained_part(objective: Objective) -> nn.ModuleDict:
     return nn.ModuleDict({name: getattr(objective, name) for name in names})
 
 
-def _check_output_dir(config: RunConfig) -> None:
-    held = [name for name in ("checkpoints", "pipeline", "vqvae") if (config.output_dir / name).exists()]
-    if held and not config.resume and not config.dry_run:
-        raise ValueError(
-            f"{config.output_dir} already holds {' and '.join(held)} of a run. Give another `output_dir`, or `resume`."
-        )
+def _networks(objective: Objective) -> list[nn.Module]:
+    """What is worth compiling: all that isn't quantizer, normaliser or losses, whose shapes and phases change."""
+    found = [getattr(objective, name) for name in ("unet", "prior") if hasattr(objective, name)]
+    return [*found, objective.vqvae.encoder, objective.vqvae.decoder]
 
 
 def _count_parameters(objective: nn.Module) -> str:

@@ -4,18 +4,51 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from ..models import GumbelVQModel, PixelCNNPrior
 from ..sampling import sample_latents
 from ..schedulers import OUBridgeScheduler
 
+GRID_IMAGES = 64
+
 
 @torch.no_grad()
-def reconstruct(vqvae: GumbelVQModel, images: Dataset, count: int, device: torch.device) -> torch.Tensor:
-    """`count` images from all over the data set, each before its reconstruction: (2 count, C, H, W) in [-1, 1]."""
-    indices = torch.linspace(0, len(images) - 1, count).long().tolist()  # type: ignore[arg-type]
-    originals = torch.stack([images[i]["images"] for i in indices]).to(device).float().div(127.5).sub(1)
+def draw_grids(
+    parts: dict[str, Any],
+    scheduler: OUBridgeScheduler | None,
+    images: torch.Tensor,
+    num_inference_steps: int,
+    seed: int,
+    device: torch.device,
+) -> dict[str, torch.Tensor]:
+    """
+    The pictures of a moment, pixels (`GRID_IMAGES`, C, H, W) about [-1, 1] by name: reconstructions, and samples if
+    there is a prior. The run's randomness stays as it is.
+
+    Args:
+        parts (`dict`): the components by name: vqvae, and unet or prior.
+        scheduler ([`OUBridgeScheduler`], *optional*): of `unet`.
+        images (`torch.Tensor`): what is reconstructed, uint8 (n, C, H, W).
+        num_inference_steps (`int`): of `unet`.
+        seed (`int`): of the samples.
+        device (`torch.device`): of the components.
+    """
+    vqvae = parts["vqvae"]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        grids = {"reconstructions": reconstruct(vqvae, images.to(device))}
+        if "prior" in parts:
+            grids["samples"] = sample_pixelcnn(vqvae, parts["prior"], GRID_IMAGES, device)
+        elif "unet" in parts and scheduler is not None:
+            unet = parts["unet"]
+            grids["samples"] = sample_bridge(vqvae, unet, scheduler, GRID_IMAGES, num_inference_steps, device)
+    return grids
+
+
+@torch.no_grad()
+def reconstruct(vqvae: GumbelVQModel, images: torch.Tensor) -> torch.Tensor:
+    """uint8 images (n, C, H, W), each before its reconstruction: (2 n, C, H, W) in [-1, 1]."""
+    originals = images.float().div(127.5).sub(1)
     pairs = torch.stack([originals, vqvae(originals).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
     return pairs.flatten(0, 1)
 

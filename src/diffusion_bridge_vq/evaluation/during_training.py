@@ -1,0 +1,65 @@
+"""Evaluation at an interval of a run: what `train` calls with the components of a moment."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..data import load_images
+from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
+from .evaluator import Evaluator, RealImages
+from .report import read_results
+
+if TYPE_CHECKING:
+    from ..training import TrainedComponents
+    from ..training.config import PriorRunConfig
+
+
+def evaluation_of(config: "PriorRunConfig") -> "Callable[[TrainedComponents, int], dict[str, float]] | None":
+    """
+    What a run with `config.evaluate_every` passes to `train`: Frechet distances, precision, recall, KL map, PSNR and
+    SSIM of `config.evaluate_images` samples and validation images, appended to output_dir/evaluation/results.json with
+    the step. None if it isn't wanted.
+
+    Raises (when called):
+        ValueError: fewer images than the Frechet distance needs, or an extractor that can't be had.
+    """
+    if not config.evaluate_every:
+        return None
+    real: list[RealImages] = []  # loaded at the first call
+
+    def evaluate(trained: "TrainedComponents", step: int) -> dict[str, float]:
+        device = trained.vqvae.device
+        if not real:
+            real.append(_real_images(config, device))
+        pipe: Any
+        if trained.prior is not None:
+            pipe = PixelCNNVQPipeline(trained.vqvae, trained.prior)
+        else:
+            pipe = DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler)
+        folder = config.output_dir / "evaluation"
+        folder.mkdir(parents=True, exist_ok=True)
+        steps = min(config.num_inference_steps, len(trained.scheduler)) if trained.scheduler is not None else 1
+        evaluator = Evaluator(config.kind, pipe, real[0], folder, steps, config.batch_size, config.seed, step=step)
+        for metric in (evaluator.fid, evaluator.kl, evaluator.reconstruction):
+            metric()
+        results = read_results(folder / "results.json")
+        return {r["name"]: r["value"] for r in results if r.get("step") == step}
+
+    return evaluate
+
+
+def _real_images(config: "PriorRunConfig", device: torch.device) -> RealImages:
+    assert config.validation_split is not None
+    train, validation = (
+        load_images(
+            config.dataset,
+            split=split,
+            resolution=config.resolution,
+            channels=config.channels,
+            image_column=config.image_column,
+            label_column=config.label_column,
+        )
+        for split in (config.split, config.validation_split)
+    )
+    return RealImages(train.name, train, validation, config.evaluate_images, config.evaluate_extractor, device)

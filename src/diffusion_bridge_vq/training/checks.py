@@ -1,0 +1,90 @@
+"""What can be known before the first step: whether the folder is free, the disk large enough, the data the same."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from .checkpoint import list_checkpoints
+from .config import RunConfig
+
+_SPARE_BYTES = 64 * 1024**2  # grids, logs
+
+
+def check_output_dir(config: RunConfig) -> None:
+    """
+    Raises:
+        ValueError: the folder holds another run.
+    """
+    held = [name for name in ("pipeline", "vqvae") if (config.output_dir / name).exists()]
+    if list_checkpoints(config.output_dir / "checkpoints"):  # none yet if the run was killed before its first
+        held.insert(0, "checkpoints")
+    if held and not config.resume and not config.dry_run:
+        raise ValueError(
+            f"{config.output_dir} already holds {' and '.join(held)} of a run. Give another `output_dir`, or `resume`."
+        )
+
+
+def check_disk(config: RunConfig, modules: dict[str, nn.Module]) -> str:
+    """
+    What the run will need on disk: its checkpoints, one of them being written, and the weights at the end.
+
+    Args:
+        config (`RunConfig`): where, and how many are kept.
+        modules (`dict[str, nn.Module]`): what a checkpoint holds, "model" trained by Adam.
+
+    Returns:
+        `str`: a line for people.
+
+    Raises:
+        ValueError: there is less room.
+    """
+    sizes = {name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in modules.items()}
+    moments = sum(2 * p.numel() * p.element_size() for p in modules["model"].parameters() if p.requires_grad)
+    checkpoint = sum(sizes.values()) + moments
+    there = len(list_checkpoints(config.output_dir / "checkpoints"))
+    kept = max(1, config.keep_checkpoints + 1 - there) if config.checkpoint_every else 0
+    needed = kept * checkpoint + sizes["model"] + _SPARE_BYTES
+    place = next(folder for folder in (config.output_dir, *config.output_dir.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    line = f"disk: {_size(needed)} needed ({kept} checkpoints of {_size(checkpoint)}), {_size(free)} free"
+    if free < needed:
+        raise ValueError(
+            f"{line}, in {config.output_dir}. Free some, give another `output_dir`, or lower `keep_checkpoints`."
+        )
+    return line
+
+
+def describe_memory(device: torch.device) -> str:
+    """What memory the run takes and what there is, as a line for people: the peak on a GPU, else of now."""
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        return f"memory: {_size(peak)} of {_size(total)} on {torch.cuda.get_device_name(device)}"
+    used, available = psutil.Process().memory_info().rss, psutil.virtual_memory().available
+    return f"memory: {_size(used)} used, {_size(available)} available"
+
+
+def check_data(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """
+    Args:
+        checkpoint (`Path`): for the message.
+        before, now (`dict`): what describes the data and their order: name, fingerprint, workers of a stream.
+
+    Raises:
+        ValueError: they differ in more than the name: the run wouldn't go on as it would have.
+    """
+    different = [
+        f"{key}: {before[key]} then, {now[key]} now" for key in now if key != "name" and before[key] != now[key]
+    ]
+    if different:
+        raise ValueError(
+            f"The data have changed since {checkpoint} was written ({'; '.join(different)}). Give back what was "
+            "there, or start a new run from these weights with `init_from`."
+        )
+
+
+def _size(count: float) -> str:
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"

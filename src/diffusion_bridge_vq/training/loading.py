@@ -1,0 +1,106 @@
+"""From the settings of a run to its images, and to what its loop iterates over."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import ImageDataset, StreamedImages, load_images, stream_images
+from ..models import GumbelVQModel
+from .config import PixelCNNConfig, PriorConfig, RunConfig
+from .early_stopping import hold_out
+from .encoded import EncodedImages
+from .validation import Validation
+
+
+class Loaded(NamedTuple):
+    """`loader`: of the training batches. `held_out`: codes of the images that a PixelCNN's early stopping looks at."""
+
+    loader: DataLoader
+    held_out: EncodedImages | None = None
+
+
+def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
+    """The images of `config.split`, in memory, on disk or streamed. Raises as `load_images` and `stream_images`."""
+    if config.streaming:
+        return stream_images(
+            config.dataset, split=config.split, seed=config.seed, buffer_size=config.shuffle_buffer, **_options(config)
+        )
+    return load_images(config.dataset, split=config.split, **_options(config))
+
+
+def make_loader(
+    config: RunConfig, accelerator: Accelerator, vqvae: GumbelVQModel, images: ImageDataset | StreamedImages
+) -> Loaded:
+    """
+    Batches of images, or of their latents or codes, which are made here.
+
+    Raises:
+        ValueError: fewer images than one batch of all processes.
+    """
+    workers: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    batch = config.batch_size * accelerator.num_processes
+    too_few = f"{images.name} has {{}} images to train on, fewer than one batch of {batch}."
+    if isinstance(images, StreamedImages):
+        accelerator.print(f"a stream of {images.name}")
+        first = sum(1 for _ in itertools.islice(images, batch))
+        if first < batch:
+            raise ValueError(too_few.format(first))
+        return Loaded(DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers))
+    training: Dataset = images
+    encoding = (config.batch_size, config.num_workers, accelerator.device)
+    held_out = None
+    if isinstance(config, PixelCNNConfig):
+        training, judged = hold_out(images, config.holdout_fraction, config.seed)
+        if not config.dry_run:
+            held_out = EncodedImages(vqvae, judged, "codes", *encoding, mirrored=False)
+    count = len(training)  # type: ignore[arg-type]
+    accelerator.print(f"{count} images of {images.name} to train on")
+    if count < batch:
+        raise ValueError(too_few.format(count))
+    if isinstance(config, PixelCNNConfig) and not config.dry_run:
+        training = EncodedImages(vqvae, training, "codes", *encoding, mirrored=config.random_flip)
+    elif isinstance(config, PriorConfig) and config.cache_latents:
+        training = EncodedImages(vqvae, training, "latents", *encoding, mirrored=config.random_flip)
+    if isinstance(training, EncodedImages):
+        workers = {"collate_fn": EncodedImages.collate}
+    else:
+        workers["collate_fn"] = ImageDataset.collate  # also of a Subset, which passes batches through
+    loader = DataLoader(training, batch_size=config.batch_size, shuffle=True, drop_last=True, **workers)
+    return Loaded(loader, held_out)
+
+
+def make_validation(config: RunConfig, accelerator: Accelerator) -> Validation | None:
+    """
+    Of `config.validation_split`; None without one.
+
+    Raises:
+        ValueError: a split with fewer images than processes, and as `load_images`.
+    """
+    if config.validation_split is None:
+        return None
+    images = load_images(config.dataset, split=config.validation_split, **_options(config))
+    if len(images) < accelerator.num_processes:
+        raise ValueError(
+            f"`validation_split` has {len(images)} images for {accelerator.num_processes} processes; give more."
+        )
+    return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
+
+
+def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.Tensor:
+    """`count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream."""
+    if isinstance(images, StreamedImages):
+        return torch.stack([item["images"] for item, _ in zip(images, range(count), strict=False)])
+    indices = torch.linspace(0, len(images) - 1, count).long().tolist()
+    return torch.stack([images[i]["images"] for i in indices])
+
+
+def _options(config: RunConfig) -> dict[str, Any]:
+    return {
+        "resolution": config.resolution,
+        "channels": config.channels,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+    }

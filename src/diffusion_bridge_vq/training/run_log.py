@@ -1,0 +1,83 @@
+"""What a run writes for people: numbers, pictures, settings; in its folder and to the trackers."""
+
+import json
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.image_processor import VaeImageProcessor
+
+from ..grids import image_grid
+from .config import RunConfig
+
+
+class RunLog:
+    """
+    config.json, metrics.jsonl and PNG grids in `config.output_dir`, and the same for Accelerate's trackers.
+
+    Args:
+        config (`RunConfig`): of the run.
+        accelerator (`Accelerator`): writes on its main process only.
+        resumed_at (`int`): lines of metrics.jsonl from later steps are dropped: the run makes them again.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator, resumed_at: int = 0):
+        self.folder, self.accelerator = config.output_dir, accelerator
+        self._images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+        self._metrics = self.folder / "metrics.jsonl"
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+            if self._metrics.exists():
+                self._drop_after(resumed_at)
+        if config.report_to != "none":
+            settings = {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.to_json().items()}
+            accelerator.init_trackers("diffusion_bridge_vq", config=settings)
+        self._started, self._logged = time.perf_counter(), resumed_at
+
+    def speed(self, done: int) -> dict[str, float]:
+        """Images per second of all processes since the last call, at optimiser step `done`."""
+        now = time.perf_counter()
+        rate = self._images_per_step * (done - self._logged) / (now - self._started)
+        self._started, self._logged = now, done
+        return {"train/images_per_second": rate}
+
+    def write(self, values: Mapping[str, torch.Tensor | float], done: int) -> dict[str, float]:
+        """Numbers of step `done`; scalar tensors are read in one transfer. Returns all as floats."""
+        tensors = {k: v.detach().float() for k, v in values.items() if isinstance(v, torch.Tensor)}
+        read = torch.stack(list(tensors.values())).tolist() if tensors else []
+        record: dict[str, float] = {**values, **dict(zip(tensors, read, strict=True))}  # type: ignore[dict-item]
+        self.accelerator.log(record, step=done)
+        if self.accelerator.is_main_process:
+            with self._metrics.open("a") as file:
+                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
+        return record
+
+    def save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
+        """(n, C, H, W) in [-1, 1] -> name-STEP.png, eight a row."""
+        processor = VaeImageProcessor(do_resize=False)
+        grid = image_grid(processor.postprocess(pixels.float(), output_type="pil"), columns=8)
+        grid.save(self.folder / f"{name}-{done:06d}.png")
+        picture = np.asarray(grid.convert("RGB"))
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: picture[None]}, step=done, dataformats="NHWC")
+            elif tracker.name == "trackio":  # Accelerate's tracker passes no images on
+                import trackio
+
+                tracker.log({name: trackio.Image(picture)}, step=done)
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({name: picture[None]}, step=done)
+
+    def _drop_after(self, step: int) -> None:
+        lines = self._metrics.read_text().splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # cut off by the end of the process that wrote it
+                continue
+        self._metrics.write_text("".join(kept))

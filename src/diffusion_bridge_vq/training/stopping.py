@@ -1,0 +1,62 @@
+"""Ends that come from outside: signals and time limits, on which all processes of a run agree."""
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_TIME = 1  # above 0, no reason, and below the signals, 2 and 15
+
+
+class StopRequest:
+    """
+    While it is entered, SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.
+
+    Processes agree step by step through a group of their own on the CPU, so that nobody waits for the device and all
+    stop after the same step.
+
+    Args:
+        max_seconds (`float`, *optional*): from entering it; then `reason` says so.
+    """
+
+    def __init__(self, max_seconds: float | None = None):
+        self.max_seconds = max_seconds
+        self._signal = 0
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._started = time.monotonic()
+        if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+        if self._group is not None and dist.is_initialized():  # the end of training ends all groups
+            dist.destroy_process_group(self._group)
+
+    def reason(self) -> signal.Signals | str | None:
+        """The signal that any process got, "time" if it is up, or None. All processes call it, and get the same."""
+        late = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
+        found = self._signal or (_TIME if late else 0)
+        if self._group is not None:
+            agreed = torch.tensor(found)
+            dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
+            found = int(agreed)
+        return signal.Signals(found) if found > _TIME else "time" if found else None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,58 @@
+"""Losses on images that the run isn't trained on."""
+
+from collections.abc import Mapping
+from copy import copy
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from .objectives import Objective
+
+
+class Validation:
+    """
+    The objective's losses on a validation split, with averaged weights.
+
+    Noise is drawn from the same seed each time, so that two values differ by the weights alone. Every process takes
+    its share of the images.
+
+    Args:
+        images (`Dataset`): as `load_images` gives them.
+        batch_size (`int`), num_workers (`int`): of each process.
+        seed (`int`): of the noise.
+        accelerator (`Accelerator`): of the run.
+    """
+
+    def __init__(self, images: Dataset, batch_size: int, num_workers: int, seed: int, accelerator: Accelerator):
+        share = range(accelerator.process_index, len(images), accelerator.num_processes)  # type: ignore[arg-type]
+        self.loader = DataLoader(Subset(images, share), batch_size=batch_size, num_workers=num_workers)
+        self.seed, self.accelerator = seed, accelerator
+
+    @torch.no_grad()
+    def __call__(self, objective: Objective, averaged: Mapping[str, nn.Module]) -> dict[str, float]:
+        """
+        Means over all images: {"validation/TERM": value}.
+
+        Args:
+            objective (`Objective`): of the run; stays as it is.
+            averaged (`Mapping[str, nn.Module]`): components that stand in for its own.
+        """
+        judged = copy(objective)
+        judged._modules = {**objective._modules, **averaged}
+        judged.training = False  # not eval(), which would reach the run's own components
+        device, count = self.accelerator.device, 0
+        sums: dict[str, torch.Tensor] = {}
+        with torch.random.fork_rng(), self.accelerator.autocast():
+            torch.manual_seed(self.seed)
+            for batch in self.loader:
+                labels = {"class_labels": batch["labels"].to(device)} if "labels" in batch else {}
+                losses = judged(images=batch["images"].to(device).float().div(127.5).sub(1), **labels).losses
+                weight = len(batch["images"])
+                count += weight
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value.double())) + weight * value.double()
+        totals = torch.stack([*sums.values(), torch.tensor(float(count), device=device, dtype=torch.float64)])
+        *totals, n = self.accelerator.reduce(totals, reduction="sum").tolist()
+        return {f"validation/{name}": total / n for name, total in zip(sums, totals, strict=True)}

@@ -1,0 +1,50 @@
+"""Settings of runs that take a second, on real digits."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from diffusion_bridge_vq.training import VQConfig
+
+TINY = {
+    "vqvae": {
+        "block_out_channels": [8, 8],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+        "num_vq_embeddings": 8,
+        "sample_size": 8,
+    },
+    "unet": {
+        "block_out_channels": [8, 8],
+        "norm_num_groups": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ["DownBlock2D"] * 2,
+        "up_block_types": ["UpBlock2D"] * 2,
+    },
+}
+SETTINGS = {
+    "resolution": 8,
+    "batch_size": 400,  # 3 batches an epoch, 300 images left over
+    "max_train_steps": 8,
+    "lr_warmup_steps": 2,
+    "log_every": 2,
+    "image_every": 0,
+    "num_inference_steps": 2,
+    "checkpoint_every": 4,
+    "report_to": "none",
+}
+
+
+def config(cls, folder: Path, **overrides):
+    """A config of class `cls` that writes into `folder`."""
+    values = {**SETTINGS, **(TINY if cls is not VQConfig else {"vqvae": TINY["vqvae"]}), **overrides}
+    return cls.from_preset("digits", output_dir=folder, **values)
+
+
+def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    """One file of a checkpoint."""
+    return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")

@@ -1,0 +1,297 @@
+"""What the processes of test_processes.py do: they import it by name, or are started with it as their script."""
+
+import itertools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from diffusers import UNet2DModel
+from torch.nn.parallel import DistributedDataParallel
+
+from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.training import (
+    E2EConfig,
+    E2EObjective,
+    Objective,
+    PixelCNNConfig,
+    PixelCNNObjective,
+    PriorConfig,
+    PriorObjective,
+    TrainedComponents,
+    VQConfig,
+    VQObjective,
+    train,
+)
+from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training.config import RunConfig
+
+VQVAE = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": [8, 8],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "num_vq_embeddings": 16,
+    "sample_size": 8,
+}
+UNET = {
+    "sample_size": 4,
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+}
+OBJECTIVE_CLASSES = {"vq": VQObjective, "prior": PriorObjective, "e2e": E2EObjective, "pixelcnn": PixelCNNObjective}
+CONFIGS = {config.kind: config for config in (VQConfig, PriorConfig, E2EConfig, PixelCNNConfig)}
+
+
+def process(rank: int, world: int, folder: str, work: Callable[..., None], *arguments: Any) -> None:
+    """One of `world` processes with gloo, as a launcher would start it."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ |= {name: str(value) for name, value in variables.items()} | {"ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    work(*arguments)
+    if dist.is_initialized():  # `train` ends it itself
+        dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """Rank and number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------- gradients
+
+BATCH = 6  # of all processes together; halves of 3 are told from the 16 codes
+
+
+def _vqvae(quantizer_type: str = "ema") -> GumbelVQModel:
+    return GumbelVQModel(**VQVAE, quantizer_type=quantizer_type, ema_decay=0.9)
+
+
+def _e2e(quantizer_type: str = "ema", classes: bool = False, **kwargs: Any) -> E2EObjective:
+    unet = UNet2DModel(**UNET, num_class_embeds=4 if classes else None)
+    return E2EObjective(_vqvae(quantizer_type), unet, OUBridgeScheduler(), class_dropout=0.5, **kwargs)
+
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "vq, gumbel": lambda: VQObjective(_vqvae("gumbel"), l1_weight=0.1),
+    "vq, ste": lambda: VQObjective(_vqvae("ste")),
+    "vq, ema": lambda: VQObjective(_vqvae("ema")),
+    "prior": lambda: PriorObjective(
+        _vqvae(), UNet2DModel(**UNET, num_class_embeds=4), OUBridgeScheduler(), "elbo", class_dropout=0.5
+    ),
+    "e2e, before joining": lambda: _e2e(joint_from=3),
+    "e2e, joining": lambda: _e2e(classes=True, joint_from=1, ramp_steps=2),
+    "e2e, joint": lambda: _e2e("gumbel", weighting="min_snr"),
+    "e2e, frozen": lambda: _e2e(classes=True, freeze_from=1),
+    "e2e, paper": lambda: _e2e("gumbel", mode="paper", weighting="elbo"),
+    "e2e, paper, eq. 5": lambda: _e2e("gumbel", mode="paper", weighting="elbo", regularization="kl"),
+    "pixelcnn": lambda: PixelCNNObjective(
+        _vqvae(), PixelCNNPrior(16, width=8, num_layers=2, sample_size=4, num_class_embeds=4), class_dropout=0.5
+    ),
+}
+
+
+def save_steps(folder: Path) -> None:
+    """
+    Gradients and state of three steps of every objective, this process having its share of each batch, into `folder`.
+    """
+    rank, world = place()
+    torch.save({name: _three_steps(make) for name, make in OBJECTIVES.items()}, folder / f"{rank}-of-{world}.pt")
+
+
+def _three_steps(make: Callable[[], Objective]) -> dict[str, torch.Tensor]:
+    rank, world = place()
+    torch.manual_seed(0)
+    objective = make().train()
+    model: Any = objective
+    if world > 1:
+        model = DistributedDataParallel(objective, find_unused_parameters=isinstance(objective, E2EObjective))
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+    found: dict[str, torch.Tensor] = {}
+    mine = slice(rank * BATCH // world, (rank + 1) * BATCH // world)
+    for step in range(3):
+        images = torch.rand(BATCH, 1, 8, 8, generator=generator) * (step + 1) - 1
+        labels = torch.randint(3, (BATCH,), generator=generator)
+        objective.set_step(step)
+        with _noise_of_the_whole_batch(rank, world):
+            losses = model(images[mine], labels[mine]).losses
+            sum(losses.values()).backward()
+        found |= {f"{step} {name}": p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+    return found | {f"state {name}": value for name, value in objective.state_dict().items()}
+
+
+@contextmanager
+def _noise_of_the_whole_batch(rank: int, world: int) -> Iterator[None]:
+    """
+    All processes draw the same: the noise of every sample, of which each takes that of its own. Rows are samples, or
+    positions sample by sample.
+    """
+
+    def own(draw: Callable[[tuple[int, ...]], torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
+        return draw((shape[0] * world, *shape[1:]))[rank * shape[0] : (rank + 1) * shape[0]]
+
+    randn, rand, randint, exponential = torch.randn, torch.rand, torch.randint, torch.Tensor.exponential_
+
+    def own_randint(high: int, size: tuple[int, ...], **kwargs: Any) -> torch.Tensor:
+        if size[0] * world != BATCH:  # the codebook's candidates aren't of a sample
+            return randint(high, size, **kwargs)
+        return own(lambda shape: randint(high, shape, **kwargs), size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda x: own(randn, tuple(x.shape)))
+        patch.setattr(torch, "rand", lambda size, **kwargs: own(lambda shape: rand(shape, **kwargs), tuple(size)))
+        patch.setattr(torch, "randint", own_randint)
+        patch.setattr(
+            torch.Tensor,
+            "exponential_",
+            lambda x, **kwargs: x.copy_(own(lambda shape: exponential(torch.empty(shape), **kwargs), tuple(x.shape))),
+        )
+        yield
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents | None:
+    """
+    `train`, and what this process had in folder/seen-RANK-of-WORLD.pt: its state at each checkpoint, the batches, the
+    number of each code that training chose in them, and the random numbers that were next at each of them.
+
+    The clock that `train` looks at gains a second at each look.
+    """
+    rank, world = place()
+    config = configure(kind, folder, **overrides)
+    seen: dict[str, Any] = {"states": {}, "batches": [], "counts": [], "next": []}
+    save, objective = loop_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
+    forward, quantize = objective.forward, GumbelQuantizer.forward
+
+    def spy_on_save(directory, accelerator, modules, optimizer, state, keep):
+        tensors = {
+            f"{name}.{k}": v.clone() for name, module in modules.items() for k, v in module.state_dict().items()
+        }
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{k}": v.clone() for k, v in moments.items()}
+        seen["states"][state["step"]] = tensors
+        return save(directory, accelerator, modules, optimizer, state, keep)
+
+    def spy_on_forward(self, images=None, class_labels=None, **encoded):
+        seen["batches"].append(next(x for x in (images, *encoded.values()) if x is not None).clone())
+        with torch.random.fork_rng(devices=[]):
+            seen["next"].append(torch.rand(8))
+        return forward(self, images, class_labels, **encoded)
+
+    def spy_on_quantize(self, z):
+        result = quantize(self, z)
+        if self.training:
+            seen["counts"].append(torch.bincount(result[2][2].flatten(), minlength=self.n_e))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module, "save_checkpoint", spy_on_save)
+        patch.setattr(objective, "forward", spy_on_forward)
+        patch.setattr(GumbelQuantizer, "forward", spy_on_quantize)
+        patch.setattr(time, "perf_counter", itertools.count().__next__)
+        trained = train(config)
+    torch.save(seen, folder / f"seen-{rank}-of-{world}.pt")
+    return trained
+
+
+def configure(kind: str, folder: Path, **overrides: Any) -> RunConfig:
+    """A run of 24 steps through all phases, with codes that are moved when a batch leaves them out."""
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "resolution": 8,
+        "batch_size": 100,
+        "gradient_accumulation_steps": 2,
+        "max_train_steps": 24,
+        "lr_warmup_steps": 5,
+        "log_every": 4,
+        "checkpoint_every": 12,
+        "image_every": 0,
+        "num_inference_steps": 2,
+        "random_flip": True,
+        "report_to": "none",
+        "vqvae": VQVAE | {"ema_decay": 0.0, "num_vq_embeddings": 256},
+    }
+    bridge = {"unet": UNET, "class_conditional": True}
+    settings |= {
+        "vq": {},
+        "prior": bridge,
+        "e2e": bridge | {"joint_fraction": 0.25, "freeze_fraction": 0.75},
+        "pixelcnn": {
+            "prior": {"width": 8, "num_layers": 2, "dropout": 0.5},
+            "class_conditional": True,
+            "eval_every": 6,
+        },
+    }[kind]
+    return CONFIGS[kind].from_preset("digits", **settings | overrides)
+
+
+def refused(folder: Path) -> None:
+    """A run that must not go on; its message goes into folder/refused-RANK."""
+    with pytest.raises(ValueError) as error:
+        train(configure("vq", folder, resume=True))
+    (folder / f"refused-{place()[0]}").write_text(str(error.value))
+
+
+def run_into_large_latents(folder: Path) -> None:
+    """
+    A run in which process 1 reports too large latents in its 12th batch, the second of step 6. Into
+    folder/RANK-of-WORLD.pt: the error, and the state before that step.
+    """
+    rank, world = place()
+    forward, batches, before = VQObjective.forward, itertools.count(1), {}
+
+    def too_large(self, images, class_labels=None):
+        batch = next(batches)
+        if batch == 11:
+            before.update({f"vqvae.{name}": value.clone() for name, value in self.vqvae.state_dict().items()})
+        output = forward(self, images, class_labels)
+        if rank == 1 and batch == 12:
+            output.metrics["latent_rms"] = torch.tensor(2e4)
+        return output
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FloatingPointError) as error:
+        patch.setattr(VQObjective, "forward", too_large)
+        train(configure("vq", folder))
+    torch.save({"before": before, "message": str(error.value)}, folder / f"{rank}-of-{world}.pt")
+
+
+def main(fault: str, folder: str) -> None:
+    """A launched run in which process 1 comes to grief at its third batch, by an exception or a signal."""
+    forward = VQObjective.forward
+    batches = itertools.count()
+
+    def fail(self, images, class_labels=None):
+        if os.environ["RANK"] == "1" and next(batches) == 2:
+            if fault == "exception":
+                raise RuntimeError(f"the third batch of process 1 of {PartialState().num_processes} is bad")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return forward(self, images, class_labels)
+
+    VQObjective.forward = fail  # type: ignore[method-assign]
+    train(configure("vq", Path(folder)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,68 @@
+"""The guard: what it notices, what it holds, and that a healthy run doesn't notice it."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion_bridge_vq.training.guard import LARGEST_LATENT_RMS, LATENT_RMS, LossGuard
+
+
+def run(values: list[dict[str, float]]) -> tuple[torch.Tensor, torch.Tensor, LossGuard]:
+    """A weight with gradient 1 and a buffer that counts forward passes, over steps with the given values."""
+    weight, buffer = torch.nn.Parameter(torch.zeros(3)), torch.zeros(2)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=True)
+    guard = LossGuard(optimizer, [buffer], torch.device("cpu"))
+    for step, watched in enumerate(values):
+        buffer += 1.0 if all(map(math.isfinite, watched.values())) else math.nan
+        weight.grad = torch.full((3,), sum(watched.values()))
+        guard.watch({k: torch.tensor(v) for k, v in watched.items()}, step)
+        optimizer.step()
+        guard.hold()
+    return weight.detach(), buffer, guard
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_holds_still_from_the_first_bad_step_on(bad):
+    fine, broken = {"prior": 0.5, "codebook": 0.5}, {"prior": 0.5, "codebook": bad}
+    whole, counted, guard = run([fine, fine])
+    assert guard.failure() is None
+    weight, buffer, guard = run([fine, fine, broken, fine, {"prior": math.nan}])
+    assert torch.equal(weight, whole) and torch.equal(buffer, counted)
+    failure = guard.failure()
+    assert failure.step == 2 and failure.culprits == ["codebook"] and failure.values["prior"] == 0.5
+
+
+def test_names_are_those_of_the_bad_step():
+    """Phases have their own terms, as many or others."""
+    guard = run([{"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0}, {"c": math.inf, "d": 2.0}, {"e": 1.0}])[2]
+    assert guard.failure().values == {"c": math.inf, "d": 2.0} and guard.failure().culprits == ["c"]
+
+
+def test_latents_have_a_limit():
+    near = {"prior": 2 * LARGEST_LATENT_RMS, LATENT_RMS: 0.9 * LARGEST_LATENT_RMS}
+    assert run([near])[2].failure() is None  # a loss may be large
+    guard = run([near, {**near, LATENT_RMS: 1.1 * LARGEST_LATENT_RMS}])[2]
+    assert guard.failure().step == 1 and guard.failure().culprits == [LATENT_RMS]
+
+
+def test_a_healthy_run_is_that_of_plain_adam():
+    fine = {"prior": 0.3}
+    weight, _, _ = run([fine] * 5)
+    peer = torch.nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.AdamW([peer], lr=0.1, weight_decay=0.0, fused=True)
+    for _ in range(5):
+        peer.grad = torch.full((3,), 0.3)
+        optimizer.step()
+    assert torch.equal(weight, peer.detach())
+
+
+def test_never_waits_for_the_device():
+    """On the meta device reading a value is an error."""
+    buffer = torch.zeros(2, device="meta")
+    weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    guard = LossGuard(torch.optim.AdamW([weight], fused=False), [buffer], torch.device("meta"))
+    guard.watch({"prior": torch.zeros((), device="meta"), LATENT_RMS: torch.ones((), device="meta")}, 0)
+    guard.hold()
+    with pytest.raises(RuntimeError):
+        guard.failure()

@@ -1,0 +1,231 @@
+"""
+Training on two real processes (gloo, CPU): gradients and statistics are those of one process with both batches, and
+what both hold stays equal bit for bit.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import process_work
+import pytest
+import torch
+import torch.multiprocessing as mp
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
+
+from diffusion_bridge_vq import GumbelVQModel
+
+pytestmark = pytest.mark.slow
+# a process is started once and forked for every other, in 1 s instead of 10
+mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.loop"])
+
+
+def launch(folder: Path, work, *arguments, processes: int = 2) -> None:
+    """`work(*arguments)` on each process."""
+    (folder / "rendezvous").unlink(missing_ok=True)
+    arguments = (processes, str(folder), work, *arguments)
+    mp.start_processes(process_work.process, arguments, nprocs=processes, start_method="forkserver")
+
+
+# ------------------------------------------------------------------------------------------------------- gradients
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory) -> tuple[dict, dict, dict]:
+    """Of one process with whole batches, and of two with a half each: `process_work.save_steps`."""
+    folder = tmp_path_factory.mktemp("steps")
+    process_work.save_steps(folder)
+    launch(folder, process_work.save_steps, folder)
+    return tuple(torch.load(folder / name, weights_only=True) for name in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
+
+
+@pytest.mark.parametrize("name", process_work.OBJECTIVES)
+def test_gradients_and_state_are_those_of_one_process_with_both_batches(steps, name):
+    alone, first, second = (result[name] for result in steps)
+    assert alone.keys() == first.keys() == second.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        tolerance = 1e-6 + 5e-5 * value.abs().max()  # some gradients are 0 but for rounding
+        assert (first[key] - value).abs().max() < tolerance, key
+    moved = {key for key, value in alone.items() if key.startswith("2 ") and value.abs().max() > 1e-5}
+    assert any("unet" in key or "prior" in key for key in moved) == (name[:2] != "vq" and "before" not in name)
+    assert any("encoder" in key for key in moved) == (name not in ("prior", "pixelcnn", "e2e, frozen"))
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+KINDS = ["vq", "prior", "e2e", "pixelcnn"]
+
+
+def start(kind: str, runs: Path) -> dict[str, Path]:
+    """The priors' autoencoder."""
+    return {"init_from": runs / "vq-alone"} if kind in ("prior", "pixelcnn") else {}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a run of each kind on two processes, and "vq-alone", on one with batches of the same images."""
+    folder = tmp_path_factory.mktemp("runs")
+    process_work.run("vq", folder / "vq-alone", {"batch_size": 200}).vqvae.save_pretrained(
+        folder / "vq-alone" / "vqvae"
+    )
+    for kind in KINDS:
+        launch(folder, process_work.run, kind, folder / kind, start(kind, folder))
+    return folder
+
+
+def seen(folder: Path) -> tuple[dict, dict]:
+    return tuple(torch.load(folder / f"seen-{rank}-of-2.pt", weights_only=True) for rank in range(2))
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_processes_hold_the_same_and_draw_differently(runs, kind):
+    first, second = seen(runs / kind)
+    assert first["states"].keys() == second["states"].keys() == {12, 24}
+    for step, state in first["states"].items():
+        different = [key for key, value in state.items() if not torch.equal(value, second["states"][step][key])]
+        assert not different, (step, different[:5])
+    state = first["states"][24]
+    if kind in ("vq", "e2e"):
+        assert (first["states"][12]["model.vqvae.quantize.ema_count"] == 1).any()  # moved just now
+        assert {"model.vqvae.quantize.embedding.weight", "ema.module.vqvae.normalizer.running_var"} <= state.keys()
+    assert any(key.startswith("optimizer.") and key.endswith("exp_avg_sq") for key in state)
+    # 8 numbers before each batch: none twice, on one process or two
+    numbers = torch.cat([*first["next"], *second["next"]])
+    assert len(numbers) == 2 * 48 * 8 and len(numbers.unique()) > 0.99 * len(numbers)
+
+
+def test_batches_are_the_shares_of_one_process(runs):
+    """But for the flips, which each process draws itself: an image and its mirror image count as the same."""
+    alone = torch.load(runs / "vq-alone" / "seen-0-of-1.pt", weights_only=True)["batches"]
+    shares = zip(*(result["batches"] for result in seen(runs / "vq")), strict=True)
+    for whole, (first, second) in zip(alone, shares, strict=True):
+        both = torch.cat([first, second])
+        assert torch.equal(both + both.flip(-1), whole + whole.flip(-1))
+
+
+def test_usage_and_perplexity_are_of_the_codes_that_both_processes_chose(runs):
+    """Of the last whole epoch: 7 batches per process, with 48 in all. Placing the codebook chooses none."""
+    counts = sum(sum(result["counts"][35:42]) for result in seen(runs / "vq"))
+    assert all(len(result["counts"]) == 48 for result in seen(runs / "vq"))
+    p = counts.double() / counts.sum()
+    last = records(runs / "vq")[-1]
+    assert last["codebook/usage"] == pytest.approx((counts > 0).double().mean().item(), abs=1e-5)
+    assert last["codebook/perplexity"] == pytest.approx(torch.special.entr(p).sum().exp().item(), rel=1e-5)
+
+
+def test_steps_and_rates_do_not_depend_on_the_number_of_processes(runs):
+    one, two = records(runs / "vq-alone"), records(runs / "vq")
+    assert [r["step"] for r in one] == [r["step"] for r in two] == [4, 8, 12, 16, 20, 24]
+    for name in ("train/learning_rate", "train/images_per_second"):  # by the same clock
+        assert [r[name] for r in one] == [r[name] for r in two], name
+    assert two[0]["train/learning_rate"] == pytest.approx(0.8e-3)  # 4 of 5 steps of warm-up to 1e-3
+
+
+@pytest.mark.parametrize("kind", ["e2e", "pixelcnn"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(runs, tmp_path, kind):
+    checkpoints = Path("checkpoints") / "step-00000012"
+    shutil.copytree(runs / kind / checkpoints, tmp_path / checkpoints)
+    launch(tmp_path, process_work.run, kind, tmp_path, start(kind, runs) | {"resume": True})
+    for whole, resumed in zip(seen(runs / kind), seen(tmp_path), strict=True):
+        assert resumed["states"].keys() == {24}
+        different = [k for k, v in whole["states"][24].items() if not torch.equal(v, resumed["states"][24][k])]
+        assert not different, different[:5]
+        assert all(map(torch.equal, whole["batches"][24:], resumed["batches"]))
+        assert all(map(torch.equal, whole["next"][24:], resumed["next"]))
+
+
+def test_another_number_of_processes_does_not_resume(runs, tmp_path):
+    for source, name in ((runs / "vq", "by-one"), (runs / "vq-alone", "by-two")):
+        shutil.copytree(source / "checkpoints", tmp_path / name / "checkpoints")
+    process_work.refused(tmp_path / "by-one")
+    launch(tmp_path, process_work.refused, tmp_path / "by-two")
+    for refusal in ("by-one/refused-0", "by-two/refused-0", "by-two/refused-1"):
+        assert "number of processes" in (tmp_path / refusal).read_text()
+
+
+def test_a_bad_batch_on_one_process_leaves_the_state_before_it(tmp_path):
+    """Process 1 alone meets too large latents in the sixth step: both stop there, and what is saved is the fifth's."""
+    launch(tmp_path, process_work.run_into_large_latents, tmp_path / "run")
+    first, second = (torch.load(tmp_path / "run" / f"{rank}-of-2.pt", weights_only=True) for rank in range(2))
+    assert "Step 6 gave latent rms" in second["message"] and "nother process" in first["message"]
+    saved = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
+    for result in (first, second):
+        assert result["before"].keys() == saved.keys()
+        assert all(torch.equal(result["before"][name], value) for name, value in saved.items())
+
+
+# --------------------------------------------------------------------------------------------------------- launched
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "examples" / "accelerate_configs"
+
+
+def accelerate(*command: str) -> subprocess.CompletedProcess:
+    """accelerate launch on two processes of this machine."""
+    command = ("--config_file", str(CONFIGS / "cpu_2.yaml"), "--main_process_port", "0", *command)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.environ.get("PYTHONPATH") or str(ROOT / "src")
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *command],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+
+
+def test_the_configurations_are_accelerates():
+    """Every file, read by what `accelerate launch` reads it with; several processes, and no setting left to guess."""
+    found = {path.name: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
+    assert found.keys() == {"cpu_2.yaml", "multi_gpu.yaml", "multi_node.yaml"}
+    for config in found.values():
+        assert isinstance(config, ClusterConfig) and config.distributed_type == DistributedType.MULTI_GPU
+        assert config.num_processes % config.num_machines == 0 and config.num_processes > 1
+    assert {name for name, config in found.items() if config.use_cpu} == {"cpu_2.yaml"}
+    table = (CONFIGS / "README.md").read_text()
+    assert all(f"`{name}`" in table for name in found)
+
+
+@pytest.mark.parametrize("fault", ["exception", "signal"])
+def test_a_process_that_dies_ends_the_run_and_is_named(tmp_path, fault):
+    done = accelerate(process_work.__file__, fault, str(tmp_path))
+    assert done.returncode != 0
+    summary = done.stderr[done.stderr.index("FAILED") :]  # the launcher's
+    if fault == "exception":
+        cause = summary[summary.index("Root Cause") :]
+        assert "(local_rank: 1)" in cause and "the third batch of process 1 of 2 is bad" in cause
+    else:
+        assert "(local_rank: 1)" in summary and "Signal 9 (SIGKILL)" in summary
+
+
+def test_the_command_line_trains_on_two_processes(tmp_path):
+    """One run, not two: one line per step, images of both processes, and what the next stage needs."""
+    config = process_work.configure("vq", tmp_path)
+    names = (
+        "resolution",
+        "batch_size",
+        "max_train_steps",
+        "log_every",
+        "checkpoint_every",
+        "image_every",
+        "report_to",
+    )
+    options = [f"--{name}={getattr(config, name)}" for name in (*names, "output_dir")]
+    done = accelerate(str(ROOT / "examples" / "train_vqvae.py"), *options, f"--vqvae={json.dumps(config.vqvae)}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [r["step"] for r in records(tmp_path)] == [4, 8, 12, 16, 20, 24]
+    assert {"random-0.safetensors", "random-1.safetensors"} <= {
+        path.name for path in (tmp_path / "checkpoints" / "step-00000024").iterdir()
+    }
+    GumbelVQModel.from_pretrained(tmp_path / "vqvae")

@@ -1,0 +1,199 @@
+"""Options of a run that must not change what is learned, and what they write."""
+
+import functools
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import TINY, config, state
+from torch import nn
+
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.evaluation import evaluation_of, read_results
+from diffusion_bridge_vq.evaluation import evaluator as evaluator_module
+from diffusion_bridge_vq.models import quantizer as quantizer_module
+from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+
+PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
+
+
+@pytest.fixture
+def any_precision():
+    """Accelerate keeps one precision per process; what this gives forgets it, and so does the end of the test."""
+    forget = functools.partial(AcceleratorState._reset_state, reset_partial_state=True)
+    yield forget
+    forget()
+
+
+def records(folder, prefix):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in lines if any(key.startswith(prefix) for key in r)]
+
+
+def assert_same_run(one, other, step=8):
+    for name in ("model", "ema", "optimizer", "random-0"):
+        a, b = state(one, step, name), state(other, step, name)
+        assert [key for key in a if not torch.equal(a[key], b[key])] == [], name
+
+
+def test_validation_is_the_loss_of_what_the_run_returns(tmp_path):
+    overrides = {"validation_split": "test", "validate_every": 3, "ema_decay": 0.5}
+    trained = train(config(VQConfig, tmp_path / "with", **overrides))
+    found = records(tmp_path / "with", "validation/")
+    assert [r["step"] for r in found] == [3, 6, 8]
+    images = load_images("digits", resolution=8, channels=1, split="test")
+    x = torch.stack([images[i]["images"] for i in range(len(images))]).float() / 127.5 - 1
+    with torch.no_grad():
+        z_q, codebook, _ = trained.vqvae.quantize(trained.vqvae.encode(x).latents)
+        pixels = trained.vqvae.decode(z_q, force_not_quantize=True).sample
+    expected = (pixels - x).square().mean() + 0.1 * (pixels - x).abs().mean()  # the preset's l1_weight
+    assert found[-1]["validation/reconstruction"] == pytest.approx(expected.item(), rel=1e-4)
+    assert found[-1]["validation/codebook"] == pytest.approx(codebook.item(), rel=1e-4)
+    train(config(VQConfig, tmp_path / "without", ema_decay=0.5))
+    assert_same_run(tmp_path / "with", tmp_path / "without")
+
+
+def test_validation_draws_the_same_noise_each_time(tmp_path):
+    """Weights that don't change have one value, though the loss is a draw; and the run itself draws as without."""
+    train(config(VQConfig, tmp_path / "vq")).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    still = {"init_from": tmp_path / "vq", "ema_decay": 0.0, "learning_rate": 1e-30}
+    train(config(PriorConfig, tmp_path / "with", validation_split="test", validate_every=2, **still))
+    found = records(tmp_path / "with", "validation/")
+    assert len(found) == 4 and len({r["validation/prior"] for r in found}) == 1
+    train(config(PriorConfig, tmp_path / "without", **still))
+    assert_same_run(tmp_path / "with", tmp_path / "without")
+
+
+def test_evaluation_at_an_interval(tmp_path, monkeypatch):
+    larger = {"resolution": 16, "max_train_steps": 4}  # SSIM has a window of 11
+    train(config(VQConfig, tmp_path / "vq", **larger)).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    larger["unet"] = {**TINY["unet"], "sample_size": 8}
+    overrides = {"init_from": tmp_path / "vq", "validation_split": "test", **larger}
+    with pytest.raises(ValueError, match="validation_split"):
+        config(PriorConfig, tmp_path / "no", init_from=tmp_path / "vq", evaluate_every=4)
+    assert evaluation_of(config(PriorConfig, tmp_path / "no", **overrides)) is None
+    # four mean colours, in place of features that have to be downloaded
+    features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    monkeypatch.setattr(evaluator_module, "load_extractor", lambda *_: lambda images: features(images.float()))
+    evaluated = config(PriorConfig, tmp_path / "with", evaluate_every=3, evaluate_images=32, **overrides)
+    train(evaluated, evaluation_of(evaluated))
+    found = records(tmp_path / "with", "evaluation/")
+    assert [r["step"] for r in found] == [3, 4]
+    saved = read_results(tmp_path / "with" / "evaluation" / "results.json")
+    last = {r["name"]: r["value"] for r in saved if r["step"] == 4}
+    assert {"frechet", "kl", "psnr", "usage_samples"} <= last.keys()
+    assert all(found[-1][f"evaluation/{name}"] == pytest.approx(value, abs=1e-6) for name, value in last.items())
+    train(config(PriorConfig, tmp_path / "without", init_from=tmp_path / "vq", **larger))
+    assert_same_run(tmp_path / "with", tmp_path / "without", 4)
+
+
+def test_gradient_checkpointing_gives_the_same_run_from_less_memory(tmp_path):
+    saved_bytes = {}
+    for on in (False, True):
+        count = [0]
+
+        def pack(tensor, count=count):
+            count[0] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            overrides = {"max_train_steps": 4, "joint_fraction": 0.0}
+            train(config(E2EConfig, tmp_path / str(on), gradient_checkpointing=on, **overrides))
+        saved_bytes[on] = count[0]
+    assert saved_bytes[True] < 0.7 * saved_bytes[False]
+    for name, value in state(tmp_path / "False", 4, "model").items():
+        assert torch.allclose(state(tmp_path / "True", 4, "model")[name].float(), value.float(), atol=1e-5), name
+
+
+def test_compiling_changes_neither_names_nor_weights(tmp_path, monkeypatch):
+    """Through all phases; with the backend that runs the traced graph as it is."""
+    original, compiled = nn.Module.compile, []
+
+    def traced(self, *args, **kwargs):
+        compiled.append(type(self).__name__)
+        return original(self, *args, backend="eager", **kwargs)
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    train(config(E2EConfig, tmp_path / "compiled", compile=True, **PHASES))
+    assert sorted(compiled) == ["Decoder", "Encoder", "UNet2DModel"]
+    train(config(E2EConfig, tmp_path / "plain", **PHASES))
+    plain = state(tmp_path / "plain", 8, "model")
+    with_it = state(tmp_path / "compiled", 8, "model")
+    assert plain.keys() == with_it.keys()
+    assert all(torch.allclose(plain[name].float(), with_it[name].float(), atol=1e-5) for name in plain)
+
+
+def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monkeypatch, any_precision):
+    """Networks compute in half precision; what normalises and chooses codes doesn't, and the run ends alike."""
+    seen = {"networks": set(), "statistics": set(), "distances": set()}
+    conv, statistics, logits = nn.Conv2d.forward, LatentNormalizer._batch_statistics, quantizer_module._logits
+
+    def spy_conv(self, x):
+        y = conv(self, x)
+        seen["networks"].add(y.dtype)
+        return y
+
+    def spy_statistics(z):
+        seen["statistics"].add(z.dtype)
+        return statistics(z)
+
+    def spy_logits(rows, codebook):
+        result = logits(rows, codebook)
+        seen["distances"].add(result.dtype)
+        return result
+
+    train(config(E2EConfig, tmp_path / "float", **PHASES))
+    any_precision()
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Conv2d, "forward", spy_conv)
+        patch.setattr(LatentNormalizer, "_batch_statistics", staticmethod(spy_statistics))
+        patch.setattr(quantizer_module, "_logits", spy_logits)
+        train(config(E2EConfig, tmp_path / "half", mixed_precision="bf16", **PHASES))
+    # grids and the codebook's start are made in float32
+    assert torch.bfloat16 in seen["networks"] and seen["statistics"] == seen["distances"] == {torch.float32}
+    pairs = zip(records(tmp_path / "float", "loss/"), records(tmp_path / "half", "loss/"), strict=True)
+    assert all(b["loss/prior"] == pytest.approx(a["loss/prior"], rel=0.1) for a, b in pairs if "loss/prior" in a)
+    assert {t.dtype for t in state(tmp_path / "half", 8, "ema").values()} == {torch.float32}
+
+
+def test_profile_leaves_a_trace(tmp_path):
+    train(config(VQConfig, tmp_path / "with", profile=True, max_train_steps=9))
+    trace = json.loads((tmp_path / "with" / "profile" / "trace.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 5
+    assert any("convolution" in name for name in names)
+    assert "convolution" in (tmp_path / "with" / "profile" / "operators.txt").read_text()
+
+
+def test_tensorboard_has_numbers_and_pictures(tmp_path):
+    train(config(VQConfig, tmp_path, report_to="tensorboard", validation_split="test"))
+    (folder,) = [p for p in (tmp_path / "logs" / "diffusion_bridge_vq").iterdir() if p.name.startswith("events")]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    assert {"loss/reconstruction", "train/latent_rms", "train/learning_rate", "train/images_per_second"} <= set(
+        tags["scalars"]
+    )
+    assert {"codebook/usage", "codebook/perplexity", "validation/reconstruction"} <= set(tags["scalars"])
+    assert tags["images"] == ["reconstructions"]
+    logged = records(tmp_path, "loss/")[-1]
+    assert events.Scalars("loss/reconstruction")[-1].value == pytest.approx(logged["loss/reconstruction"], abs=1e-5)
+
+
+def test_a_disk_too_small_is_named_before_training(tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)._replace(free=10 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"disk: .* needed .*3 checkpoints.* 10 MiB free"):
+            train(config(VQConfig, tmp_path / "run", dry_run=dry_run))
+    assert not (tmp_path / "run").exists()
+
+
+def test_streaming_is_refused_where_the_whole_set_is_encoded(tmp_path):
+    for cls, extra in ((PriorConfig, {"cache_latents": True}), (PixelCNNConfig, {})):
+        with pytest.raises(ValueError, match="streamed"):
+            cls.from_preset("digits", init_from=tmp_path, streaming=True, **extra)

@@ -1,0 +1,71 @@
+"""Signals and time limits: saved, ended, and gone on with as if nothing had happened."""
+
+import os
+import signal
+
+import pytest
+import torch
+from tiny_run import config, state
+
+from diffusion_bridge_vq.training import E2EConfig, VQConfig, train
+from diffusion_bridge_vq.training import loop as loop_module
+
+RUN = {"gradient_accumulation_steps": 2, "random_flip": True, "max_train_steps": 6, "checkpoint_every": 6}
+RUN |= {"joint_fraction": 0.25, "freeze_fraction": 0.75}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
+    """In the middle of an optimiser step; the resumed run ends bit for bit where the whole one does."""
+    train(config(E2EConfig, tmp_path / "whole", **RUN))
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    original, calls = loop_module._Run.step, []
+
+    def interrupted(self, *args):
+        original(self, *args)
+        calls.append(args)
+        if len(calls) == 7:  # first batch of the fourth optimiser step
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(loop_module._Run, "step", interrupted)
+        train(config(E2EConfig, tmp_path / "parts", **RUN))
+    assert stop.value.code == 128 + number
+    assert f"{number.name}: stopped after step 4" in capsys.readouterr().out
+    assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-00000004"]
+    train(config(E2EConfig, tmp_path / "parts", resume=True, **RUN))
+    for name in ("model", "ema", "optimizer", "random-0"):
+        whole, parts = state(tmp_path / "whole", 6, name), state(tmp_path / "parts", 6, name)
+        assert [key for key in whole if not torch.equal(whole[key], parts[key])] == [], name
+    whole, parts = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts"))
+    assert len(whole) == len(parts)
+
+
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+    original = loop_module._Run.step
+
+    def impatient(self, *args):
+        original(self, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop_module._Run, "step", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(VQConfig, tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_time_is_over(tmp_path, capsys):
+    """As after the last step: grids and components; and what is left can be trained later."""
+    trained = train(config(VQConfig, tmp_path, max_train_time=1e-9))
+    assert "`max_train_time` is over after step 1" in capsys.readouterr().out
+    assert (tmp_path / "reconstructions-000001.png").exists()
+    saved = state(tmp_path, 1, "ema")
+    for name, value in trained.vqvae.state_dict().items():
+        if f"module.vqvae.{name}" in saved:
+            assert torch.equal(saved[f"module.vqvae.{name}"], value), name
+    train(config(VQConfig, tmp_path, resume=True))
+    assert (tmp_path / "checkpoints" / "step-00000008").is_dir()
+    with pytest.raises(ValueError, match="max_train_time"):
+        config(VQConfig, tmp_path, max_train_time=0)
