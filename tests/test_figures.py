@@ -1,5 +1,6 @@
 """Figures from saved results: what is on them, and that nothing breaks without matplotlib."""
 
+import json
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusion_bridge_vq.data.toy import toy_codebook
-from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet, plot_toy
+from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet, plot_runs, plot_toy
 from diffusion_bridge_vq.grids import image_grid
 
 TOY = {
@@ -76,3 +77,18 @@ def test_without_matplotlib_there_is_a_message_and_no_figure(tmp_path, monkeypat
     save_file({k: v.contiguous() for k, v in TOY.items()}, tmp_path / "toy.safetensors")
     assert plot_toy(tmp_path) == []
     assert "[plots]" in capsys.readouterr().out
+
+
+def test_runs_side_by_side_show_the_last_grid_of_each(tmp_path):
+    folders = {name: tmp_path / name for name in ("paper", "stable")}
+    for shade, folder in zip((60, 200), folders.values(), strict=True):
+        folder.mkdir()
+        lines = [{"step": i, "train/latent_rms": 1 / i, "train/batch_perplexity": i} for i in (1, 2)]
+        lines.append({"step": 2, "validation/prior": 1.0})  # lines of other kinds
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        for step, value in ((100, 0), (200, shade)):
+            Image.fromarray(np.full((32, 32), value, np.uint8)).save(folder / f"samples-{step:06d}.png")
+    picture = np.asarray(Image.open(plot_runs(folders, tmp_path / "runs.png")).convert("L"))
+    height, width = picture.shape
+    for column, shade in ((5, 60), (7, 200)):  # centres of the last two of four panels
+        assert abs(int(picture[height // 2, column * width // 8]) - shade) <= 1

@@ -53,6 +53,36 @@ def plot_metrics(run_dir: Path) -> Path | None:
     return path
 
 
+def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
+    """
+    Runs side by side: latent rms, perplexity of the codes in a batch, and the last grid of samples of each.
+
+    Args:
+        run_dirs (`dict[str, Path]`): {name: folder of a run}.
+        path (`Path`): of the picture.
+
+    Returns:
+        `path`; None without matplotlib.
+    """
+    figure = _figure(figsize=(3 * (2 + len(run_dirs)), 3.6))
+    if figure is None:
+        return None
+    axes = figure.subplots(1, 2 + len(run_dirs))
+    for curve, key in zip(axes, ("latent_rms", "batch_perplexity"), strict=False):
+        for name, folder in run_dirs.items():
+            records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            points = [(r["step"], r[f"train/{key}"]) for r in records if f"train/{key}" in r]
+            curve.plot(*zip(*points, strict=True), label=name)
+        curve.set(title=key.replace("_", " "), xlabel="step")
+        curve.set_ylim(bottom=0)
+        curve.legend()
+    for picture, (name, folder) in zip(axes[2:], run_dirs.items(), strict=True):
+        picture.imshow(Image.open(max(folder.glob("samples-*.png"))), cmap="gray", vmin=0, vmax=255)
+        picture.set(title=f"samples, {name}")
+        picture.axis("off")
+    return _save(figure, path)
+
+
 def _names(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record))
 
