@@ -24,7 +24,7 @@ setup(
     license_expression="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"diffusion_bridge_vq": ["py.typed", "data/*.safetensors"]},
+    package_data={"diffusion_bridge_vq": ["py.typed", "*.md", "data/*.safetensors"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -34,6 +34,7 @@ setup(
         "datasets>=4.0",
         "huggingface-hub>=1.0,<3",
         "safetensors>=0.8",
+        "jinja2",  # model cards
         "numpy",
         "pillow",
         "tqdm",

@@ -377,6 +377,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _lfs_verify(self, oid: str) -> None:
         self._send(200 if oid in self.hub.uploads else 404, {})
 
+    def _settings(self, repo_id: str) -> None:
+        repo = self._repo(repo_id, write=True)
+        if repo is not None:
+            asked = json.loads(self.body)
+            repo.private = asked.get("private", asked.get("visibility") == "private")
+            self._send(200, {})
+
     def _commit(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id, write=True)
         if repo is None:
@@ -434,6 +441,7 @@ _ROUTES = [
     (rf"/api/models/{_REPO}/tree/([^/]+)(/.+)?", _Handler._tree),
     (rf"/api/models/{_REPO}/paths-info/(.+)", _Handler._paths_info),
     (rf"/api/models/{_REPO}/preupload/(.+)", _Handler._preupload),
+    (rf"/api/models/{_REPO}/settings", _Handler._settings),
     (rf"/api/models/{_REPO}/commit/(.+)", _Handler._commit),
     (rf"/{_REPO}/resolve/([^/]+)/(.+)", _Handler._resolve),
 ]

@@ -21,8 +21,8 @@ from diffusion_bridge_vq.training import train
 from diffusion_bridge_vq.training.checkpoint import list_checkpoints
 
 mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.loop", "diffusion_bridge_vq"])
-# a clock
-NOT_HELD = {"train/images_per_second"}
+# clocks
+NOT_HELD = {"train/images_per_second", "train/seconds"}
 PATIENCE = 300  # seconds without a word from a process, after which something is wrong
 AFTER_ONE = ("batch", 3)  # after the first checkpoint
 

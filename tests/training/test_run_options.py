@@ -178,6 +178,8 @@ def test_tensorboard_has_numbers_and_pictures(tmp_path):
     assert {"loss/reconstruction", "train/latent_rms", "train/learning_rate", "train/images_per_second"} <= set(
         tags["scalars"]
     )
+    seconds = [r["train/seconds"] for r in records(tmp_path, "loss/")]
+    assert seconds == sorted(seconds) and seconds[0] > 0
     assert {"codebook/usage", "codebook/perplexity", "validation/reconstruction"} <= set(tags["scalars"])
     assert tags["images"] == ["reconstructions"]
     logged = records(tmp_path, "loss/")[-1]

@@ -27,9 +27,12 @@ class RunLog:
         self.folder, self.accelerator = config.output_dir, accelerator
         self._images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self._metrics = self.folder / "metrics.jsonl"
+        self._seconds = 0.0  # of training, over all starts
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
+            machine = {"device": _name(accelerator.device), "processes": accelerator.num_processes}
+            settings = config.to_json() | {"machine": machine | {"torch": torch.__version__}}
+            (self.folder / "config.json").write_text(json.dumps(settings, indent=1))
             if self._metrics.exists():
                 self._drop_after(resumed_at)
         if config.report_to != "none":
@@ -38,11 +41,15 @@ class RunLog:
         self._started, self._logged = time.perf_counter(), resumed_at
 
     def speed(self, done: int) -> dict[str, float]:
-        """Images per second of all processes since the last call, at optimiser step `done`."""
+        """
+        At optimiser step `done`: images per second of all processes since the last call, and seconds in all, over all
+        starts of the run.
+        """
         now = time.perf_counter()
         rate = self._images_per_step * (done - self._logged) / (now - self._started)
+        self._seconds += now - self._started
         self._started, self._logged = now, done
-        return {"train/images_per_second": rate}
+        return {"train/images_per_second": rate, "train/seconds": self._seconds}
 
     def write(self, values: Mapping[str, torch.Tensor | float], done: int) -> dict[str, float]:
         """Numbers of step `done`; scalar tensors are read in one transfer. Returns all as floats."""
@@ -76,8 +83,14 @@ class RunLog:
         kept = []
         for line in lines:
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
+                record = json.loads(line)
             except ValueError:  # cut off by the end of the process that wrote it
                 continue
+            if record["step"] <= step:
+                kept.append(line)
+                self._seconds = record.get("train/seconds", self._seconds)
         self._metrics.write_text("".join(kept))
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,0 +1,52 @@
+"""Code that a repository carries, for people without this package. This file is part of what is carried."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+# What the files of a repository's components find their classes in, whatever diffusers calls the module.
+CODE_MODULE = "diffusers_modules.diffusion_bridge_vq"
+CODE_PREFIX = "diffusion_bridge_vq_"
+PACKAGE_PREFIX = "diffusion_bridge_vq."
+
+
+def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]], code_name: str) -> dict[str, str]:
+    """
+    The small files through which diffusers comes to the code: path in the repository -> content.
+
+    diffusers takes the pipeline's class from pipeline.py and a component's from COMPONENT/MODULE.py, MODULE being what
+    model_index.json says; it runs these again at each load, but `code_name` once, so that a pipeline that was loaded
+    before keeps its classes.
+
+    Args:
+        pipeline_class (`str`): name of the class in `code_name`.
+        components (`Mapping`): name -> module and class, as in model_index.json; diffusers' own need no file.
+        code_name (`str`): of the module beside pipeline.py, without ".py".
+    """
+    files = {
+        # one name for all classes: diffusers runs pipeline.py of several repositories in one namespace
+        "pipeline.py": f"import sys\n\nfrom .{code_name} import {pipeline_class} as Pipeline\n\n"
+        f'sys.modules["{CODE_MODULE}"] = sys.modules[Pipeline.__module__]\n'
+    }
+    for name, (module, class_name) in components.items():
+        if module.startswith(PACKAGE_PREFIX):
+            files[f"{name}/{module}.py"] = f"from {CODE_MODULE} import {class_name}  # see pipeline.py\n"
+    return files
+
+
+def save_with_code(self: DiffusionPipeline, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    """`save_pretrained` of the carried pipelines: the code is written, too, so that the folder loads as this did."""
+    parts = {name: type(part) for name, part in self.components.items()}
+    files = {Path(__file__).name: Path(__file__).read_text(encoding="utf-8")}
+    files |= loader_files(
+        type(self).__name__,
+        {name: (part.__module__, part.__name__) for name, part in parts.items()},
+        Path(__file__).stem,
+    )
+    for path, content in files.items():
+        target = Path(save_directory) / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")
+    DiffusionPipeline.save_pretrained(self, save_directory, *args, **kwargs)

@@ -1,0 +1,95 @@
+"""The package's own source as one file, for repositories that must load without the package."""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import __version__
+from ..pipelines.base import COMPONENTS
+from .carried_code import CODE_PREFIX, PACKAGE_PREFIX, loader_files, save_with_code
+
+_HEADER = """\
+# diffusion-bridge-vq {version}, Apache-2.0: what {name} needs of the package, put into one file from its sources,
+# so that diffusers' `DiffusionPipeline.from_pretrained(..., custom_pipeline="pipeline", trust_remote_code=True)` works
+# without the package. With the package nothing here is ever run.
+"""
+_FREE_NAMES = {"logger"}  # may stand in several modules: the last one serves all
+
+
+def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """
+    All code that a pipeline's repository carries: path -> content. diffusers runs it, if told to trust it, and gets
+    pipelines that draw the same images as the package's.
+
+    Args:
+        pipeline_class (`type`): one of this package.
+        components (`Mapping`): name -> module and class, as in model_index.json.
+    """
+    code = one_file(pipeline_class)
+    code_name = CODE_PREFIX + hashlib.sha256(code.encode()).hexdigest()[:12]
+    return {f"{code_name}.py": code} | loader_files(pipeline_class.__name__, components, code_name)
+
+
+def one_file(pipeline_class: Any) -> str:
+    """
+    Source of a pipeline's class and of all that it needs of the package, in one module without relative imports.
+
+    Raises:
+        ValueError: two of its modules give one name to different things, or rename what they import.
+    """
+    sources: dict[str, str] = {}
+    for root in (pipeline_class, save_with_code):
+        _collect(root.__module__, sources)
+    # model_index.json names the package's modules, here and when such a pipeline is saved again
+    names = {part.__name__: part.__module__ for part in COMPONENTS.values()}
+    ours = {name: module for name, module in names.items() if module in sources}
+    lines = [f'{name}.__module__ = "{module}"' for name, module in ours.items()]
+    lines.append(f"{pipeline_class.__name__}.save_pretrained = {save_with_code.__name__}")
+    header = _HEADER.format(version=__version__, name=pipeline_class.__name__)
+    parts = [f"# {'-' * 20} {module}\n\n{source.strip()}\n" for module, source in sources.items()]
+    code = "\n\n".join([header, *parts, "\n".join(lines) + "\n"])
+    _check_names(code)
+    return code
+
+
+def _collect(module_name: str, sources: dict[str, str]) -> None:
+    """Adds a module's source without its relative imports, after those of the modules that they name."""
+    if module_name in sources:
+        return
+    module = importlib.import_module(module_name)
+    source = inspect.getsource(module)
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        target = importlib.util.resolve_name("." * node.level + (node.module or ""), module.__package__)
+        for alias in node.names:
+            if alias.asname:
+                raise ValueError(f"{module_name} imports {alias.name} as {alias.asname}: one file can't have that.")
+            found = getattr(importlib.import_module(target), alias.name)
+            origin = str(getattr(found, "__module__", ""))  # packages only pass on what their modules define
+            _collect(origin if origin.startswith(PACKAGE_PREFIX) else target, sources)
+        for number in range(node.lineno - 1, node.end_lineno or node.lineno):
+            lines[number] = ""
+    sources[module_name] = "\n".join(lines)
+
+
+def _check_names(code: str) -> None:
+    defined = Counter(_defined_names(ast.parse(code).body))
+    twice = sorted(name for name, count in defined.items() if count > 1 and name not in _FREE_NAMES)
+    if twice:
+        raise ValueError(f"In one file {', '.join(twice)} would stand for two things: rename one of each.")
+
+
+def _defined_names(body: Iterable[ast.stmt]) -> Iterable[str]:
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))

@@ -1,0 +1,204 @@
+"""A run as a repository of the Hub, in one commit."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from diffusers.utils import CONFIG_NAME, logging
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+
+from .. import pipelines
+from ..model_card import RunFiles, make_model_card, read_run, without_paths
+from ..repository import INDEX_NAME, find_weights, read_json
+from .carried_code import CODE_PREFIX
+from .code import carried_files
+
+_ATTEMPTS = 5
+_FIRST_WAIT = 2.0  # seconds, doubled each time
+_PASSING = (408, 409, 412, 429)  # another commit came first, or too many requests; and all of 500 and more
+
+logger = logging.get_logger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Where a run goes: `repo_id` is "user/model"; `license` that of the weights; see [`push_run`] for the rest."""
+
+    repo_id: str
+    public: bool = False
+    license: str | None = None
+
+
+def parse_push_options(arguments: Sequence[str] | None = None) -> tuple[PushOptions | None, list[str]]:
+    """`--push-to-hub`, `--public` and `--license` of a training script (None without the first), and what is left."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    group = parser.add_argument_group("the Hub")
+    group.add_argument(
+        "--push-to-hub", metavar="USER/MODEL", help="upload the run there, while it trains and at its end"
+    )
+    add_repository_options(group)
+    given, rest = parser.parse_known_args(arguments)
+    if {"-h", "--help"} & set(rest):
+        parser.print_help()  # before that of the run's settings
+    if given.push_to_hub is None:
+        if given.public or given.license:
+            parser.error("--public and --license go with --push-to-hub")
+        return None, rest
+    return PushOptions(given.push_to_hub, given.public, given.license), rest
+
+
+def add_repository_options(parser: Any) -> None:
+    """`--public` and `--license`."""
+    parser.add_argument("--public", action="store_true", help="for all to see; without it a new repository is private")
+    parser.add_argument("--license", help="of the weights, by the Hub's name, e.g. apache-2.0")
+
+
+def push_run(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = True,
+    license: str | None = None,
+    evaluated_as: str | None = None,
+    commit_message: str = "Push a run of diffusion-bridge-vq",
+) -> str:
+    """
+    Upload a run (or a saved pipeline alone) in one commit: weights, card, newest grids, settings, metrics, evaluation,
+    and code for people without the package. No path of this machine is in it.
+
+    Errors that pass are waited for; files that an interrupted push has uploaded are not sent again. The card replaces
+    the one that is there.
+
+    Args:
+        folder (`str` or `Path`): of the run, with `pipeline/`; or of a pipeline.
+        repo_id (`str`): "user/model"; made if there is none.
+        token (`str`, *optional*): with the right to write; that of `hf auth login` without it.
+        private (`bool`): of a new repository; False makes one that is there public, too.
+        license, evaluated_as: see [`make_model_card`].
+        commit_message (`str`): first line of the commit.
+
+    Returns:
+        `str`: address of the repository.
+
+    Raises:
+        ValueError: no pipeline in the folder, one of another package, weights that aren't safetensors, or a name that
+            the Hub doesn't take.
+        OSError: the Hub refused (no such token, no right), or couldn't be reached in the end.
+    """
+    files = pipeline_files(read_run(folder), folder, repo_id, license, evaluated_as) | run_files(read_run(folder))
+    return commit_files(files, repo_id, token, private, commit_message)
+
+
+def pipeline_files(
+    run: RunFiles, folder: str | Path, repo_id: str, license: str | None = None, evaluated_as: str | None = None
+) -> dict[str, Path | bytes]:
+    """What makes a repository a pipeline, path in it -> file or content: weights, configurations, code, card."""
+    card = make_model_card(
+        folder,
+        repo_id,
+        license,
+        evaluated_as,
+        samples="samples.png" if "samples" in run.grids else None,
+        carries_code=True,
+    )
+    assert run.pipeline is not None  # or there would be no card
+    pipeline_class = getattr(pipelines, str(run.index.get("_class_name")), None)
+    if pipeline_class is None:
+        raise ValueError(f"{run.pipeline / INDEX_NAME} is of {run.index.get('_class_name')}, not of this package.")
+    found: dict[str, Path | bytes] = {"README.md": str(card).encode(), INDEX_NAME: _to_json(run.index)}
+    for name in run.components:
+        part = run.pipeline / name
+        is_model = (part / CONFIG_NAME).is_file()
+        config = CONFIG_NAME if is_model else SCHEDULER_CONFIG_NAME
+        found[f"{name}/{config}"] = _to_json(without_paths(read_json(part / config)))
+        weights = [path for path in sorted(part.iterdir()) if path.suffix == ".safetensors" or "index" in path.name]
+        if is_model and not find_weights(path.name for path in weights):
+            raise ValueError(f"{part} has no weights in safetensors, and nothing else is pushed: save it again.")
+        found |= {f"{name}/{path.name}": path for path in weights if path.suffix in (".safetensors", ".json")}
+    return found | {path: text.encode() for path, text in carried_files(pipeline_class, run.components).items()}
+
+
+def run_files(run: RunFiles) -> dict[str, Path | bytes]:
+    """What a run tells besides its weights; there from its first steps on."""
+    found: dict[str, Path | bytes] = {f"{name}.png": path.read_bytes() for name, path in run.grids.items()}
+    if run.config:
+        found["training/config.json"] = _to_json(run.config)
+    if run.metrics:
+        found["training/metrics.jsonl"] = "".join(json.dumps(line) + "\n" for line in run.metrics).encode()
+    if run.results:
+        found["evaluation/results.json"] = _to_json({"format": "diffusion-bridge-vq results", "results": run.results})
+    return found
+
+
+def commit_files(
+    files: dict[str, Path | bytes], repo_id: str, token: str | None, private: bool, commit_message: str
+) -> str:
+    """One commit with these files, to a repository that is made if there is none; errors as in [`push_run`]."""
+    api = HfApi(token=token)
+    carries_code = any(path.startswith(CODE_PREFIX) for path in files)
+
+    def push() -> str:
+        repo = api.create_repo(repo_id, private=private, exist_ok=True)
+        info = api.model_info(repo.repo_id)
+        there = [sibling.rfilename for sibling in info.siblings or []]
+        outdated = [name for name in there if name.startswith(CODE_PREFIX) and name not in files and carries_code]
+        api.create_commit(
+            repo.repo_id,
+            [
+                *(CommitOperationAdd(path, content) for path, content in files.items()),
+                *(CommitOperationDelete(path) for path in outdated),
+            ],
+            commit_message=commit_message,
+        )
+        if info.private and not private:
+            api.update_repo_settings(repo.repo_id, private=False)
+        elif private and info.private is False:
+            logger.warning(f"{repo.repo_id} was public before and still is.")
+        return str(repo)
+
+    return _until_it_works(push, repo_id)
+
+
+def open_repository(options: PushOptions, token: str | None) -> None:
+    """Makes the repository if there is none, in one attempt; errors as in [`push_run`], PermissionError for a no."""
+    api = HfApi(token=token)
+    _until_it_works(
+        lambda: api.create_repo(options.repo_id, private=not options.public, exist_ok=True), options.repo_id, 1
+    )
+
+
+def _until_it_works(action: Callable[[], Result], repo_id: str, attempts: int = _ATTEMPTS) -> Result:
+    for attempt in range(attempts):
+        try:
+            return action()
+        except HFValidationError as invalid:
+            raise ValueError(f"{repo_id!r} isn't a repository's name, 'user/model'.") from invalid
+        except (HTTPError, OSError, RuntimeError) as failed:
+            # an upload that fails comes as a RuntimeError that has the reason as its cause
+            error = failed.__cause__ if isinstance(failed, RuntimeError) else failed
+            if not isinstance(error, (HTTPError, OSError)):
+                raise
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if status in (401, 403):
+                raise PermissionError(
+                    f"The Hub doesn't let you write to {repo_id!r}: run `hf auth login` with a token that may write."
+                ) from error
+            passing = status is None or status in _PASSING or status >= 500
+            if not passing or attempt == attempts - 1:
+                raise OSError(
+                    f"{repo_id!r} couldn't be pushed: {error}. What was uploaded is kept; try again."
+                ) from error
+            time.sleep(_FIRST_WAIT * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,350 @@
+"""Model cards from a run's own files. What isn't in them is left out."""
+
+import json
+import math
+import re
+import shlex
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
+
+from .evaluation.report import read_results
+from .models import GumbelVQModel, PixelCNNPrior
+from .repository import INDEX_NAME, find_weights, read_json
+
+_TASK = "unconditional-image-generation"
+_SNIPPET_IMAGES = 16
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ABSOLUTE = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"=,:;()]+)+[/\\]?")
+_OUTSIDE = re.compile(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]")
+# Where a run was started and what it left there is the machine's; the rest is the model's.
+_OF_THE_MACHINE = ("output_dir", "init_from", "resume", "dry_run", "num_workers", "report_to", "profile")
+_SHOWN_SETTINGS = (
+    "preset",
+    "mode",
+    "max_train_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_schedule",
+    "ema_decay",
+    "mixed_precision",
+    "random_flip",
+    "seed",
+)
+_GRIDS = ("samples", "reconstructions")
+
+
+@dataclass
+class RunFiles:
+    """
+    What a run left in its folder, without paths of its machine. All but `folder` may be missing.
+
+    `pipeline` is the folder of the saved pipeline and `index` its model_index.json; `config` the settings, `metrics`
+    the lines of metrics.jsonl, `results` those of evaluation/results.json, `grids` the newest picture of each kind.
+    """
+
+    folder: Path
+    pipeline: Path | None = None
+    index: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    grids: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def components(self) -> dict[str, tuple[str, str]]:
+        """Name -> module and class."""
+        return {name: (entry[0], entry[1]) for name, entry in self.index.items() if isinstance(entry, list)}
+
+
+def read_run(folder: str | Path) -> RunFiles:
+    """
+    The files of a run's folder (which has `pipeline/` in the end), or of a pipeline's folder alone.
+
+    Raises:
+        ValueError: there is no such folder, or a file in it can't be read.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}: give a run's folder or a saved pipeline's.")
+    run = RunFiles(folder)
+    if (folder / INDEX_NAME).is_file():
+        run.pipeline = folder
+    elif (folder / "pipeline" / INDEX_NAME).is_file():
+        run.pipeline = folder / "pipeline"
+    if run.pipeline is not None:
+        run.index = without_paths(read_json(run.pipeline / INDEX_NAME))
+    if run.pipeline == folder:
+        return run
+    if (folder / "config.json").is_file():
+        run.config = _public_config(read_json(folder / "config.json"))
+    if (folder / "metrics.jsonl").is_file():
+        run.metrics = _read_lines(folder / "metrics.jsonl")
+    if (folder / "evaluation" / "results.json").is_file():
+        run.results = without_paths(read_results(folder / "evaluation" / "results.json"))
+    for name in _GRIDS:
+        found = sorted(folder.glob(f"{name}-*.png"))
+        if found:
+            run.grids[name] = found[-1]
+    return run
+
+
+def make_model_card(
+    folder: str | Path,
+    source: str,
+    license: str | None = None,
+    evaluated_as: str | None = None,
+    samples: str | None = None,
+    carries_code: bool = False,
+) -> ModelCard:
+    """
+    The card of a saved pipeline, made from what its run wrote: config.json, metrics.jsonl, evaluation/results.json and
+    the weights' headers.
+
+    Measurements stand in the card's metadata as a `model-index`. The Hub's newer `.eval_results/*.yaml` takes only
+    tasks of data sets that are registered as benchmarks (huggingface.co/docs/hub/eval-results); none of these is.
+
+    Args:
+        folder (`str` or `Path`): of a run or of its pipeline.
+        source (`str`): what people pass to `from_pretrained`: "user/model", or a folder.
+        license (`str`, *optional*): of the weights, by the Hub's name, e.g. "apache-2.0".
+        evaluated_as (`str`, *optional*): the model's name in results.json, if that has several.
+        samples (`str`, *optional*): path of a picture beside the card.
+        carries_code (`bool`): the repository has code for people without the package.
+
+    Raises:
+        ValueError: no pipeline in the folder, or results of several models and no `evaluated_as`.
+    """
+    run = read_run(folder)
+    if run.pipeline is None:
+        raise ValueError(f"There is no pipeline in {folder}: the run isn't over, or it trained an autoencoder alone.")
+    results = _own_results(run, evaluated_as)
+    is_bridge = "unet" in run.index
+    vqvae = read_json(run.pipeline / "vqvae" / GumbelVQModel.config_name)
+    network = read_json(run.pipeline / ("unet" if is_bridge else "prior") / PixelCNNPrior.config_name)
+    dataset = run.config.get("dataset")
+    num_classes = (network.get("num_class_embeds") or 1) - 1
+    name = source.removesuffix("/pipeline").rsplit("/", 1)[-1]
+    rows = [_row(result) for result in results]
+    data = ModelCardData(
+        license=license,
+        library_name="diffusion-bridge-vq",
+        pipeline_tag=_TASK,
+        tags=["vq-vae", *(["diffusion", "ornstein-uhlenbeck-bridge"] if is_bridge else ["pixelcnn"])],
+        datasets=[dataset] if dataset and _HUB_ID.fullmatch(dataset) else None,
+        metrics=sorted({_metric_type(result) for result in results}) or None,
+        model_name=name if results else None,
+        eval_results=[_eval_result(result) for result in results] or None,
+    )
+    kind = "A diffusion bridge VQ-VAE" if is_bridge else "A PixelCNN over the codes of a VQ-VAE"
+    text = (files(__package__) / "model_card_template.md").read_text(encoding="utf-8")
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_str=text,
+        title=name,
+        summary=f"{kind} that draws {_size(vqvae)} images{f' of {dataset}' if dataset else ''}.",
+        samples=samples,
+        components=_describe_components(run, vqvae, network),
+        pipeline_class=run.index["_class_name"],
+        source=source,
+        snippet_images=_SNIPPET_IMAGES,
+        carries_code=carries_code,
+        data=_describe_data(run.config),
+        settings=[(key, run.config[key]) for key in _SHOWN_SETTINGS if run.config.get(key) is not None],
+        cost=_describe_cost(run),
+        last_metrics=_last_metrics(run.metrics),
+        results=rows,
+        provenance=_provenance(results),
+        size=_size(vqvae),
+        classes=num_classes,
+        has_frechet=any(result["name"].startswith("frechet") for result in results),
+        is_fid=any(_metric_type(result) == "fid" for result in results),
+        bridge_steps=run.config.get("num_inference_steps") if is_bridge else None,
+        is_bridge=is_bridge,
+    )
+    card.content = re.sub(r"\n{3,}", "\n\n", card.content)  # what conditions leave behind
+    return card
+
+
+def without_paths(value: Any) -> Any:
+    """JSON without paths of a machine: only the last part of what is absolute or climbs out of its folder is kept."""
+    if isinstance(value, dict):
+        cleaned = {key: without_paths(item) for key, item in value.items() if key != "_name_or_path"}
+        if isinstance(value.get("command"), str):
+            cleaned["command"] = shlex.join(_clean_argument(token) for token in shlex.split(value["command"]))
+        return cleaned
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(lambda match: _last(match[0]), value)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------- reading a run
+
+
+def _public_config(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in _OF_THE_MACHINE}
+    dataset = kept.get("dataset")
+    if isinstance(dataset, str) and (not _HUB_ID.fullmatch(dataset) or dataset[0] in ".~" or Path(dataset).exists()):
+        kept["dataset"] = _last(dataset)
+    return without_paths(kept)
+
+
+def _read_lines(path: Path) -> list[dict[str, float]]:
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # the run is writing it
+            continue
+    return found
+
+
+def _clean_argument(token: str) -> str:
+    return "=".join(
+        _last(part) if re.match(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]", part) else part for part in token.split("=")
+    )
+
+
+def _last(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _own_results(run: RunFiles, evaluated_as: str | None) -> list[dict[str, Any]]:
+    """The newest of each measurement of this model, as it was when the run ended."""
+    last_step = run.metrics[-1]["step"] if run.metrics else None
+    found = [result for result in run.results if result.get("step", last_step) == last_step]
+    if evaluated_as is not None:
+        found = [result for result in found if result.get("model") == evaluated_as]
+    names = sorted({str(result["model"]) for result in found if "step" not in result and "model" in result})
+    if len(names) > 1:
+        raise ValueError(
+            f"{run.folder / 'evaluation' / 'results.json'} has results of {', '.join(names)}: say which is this model "
+            "with `evaluated_as`."
+        )
+    newest = {}
+    for result in found:
+        if isinstance(result["value"], (int, float)) and math.isfinite(result["value"]):
+            newest[tuple(result.get(key) for key in ("name", "dataset", "reference", "extractor", "steps"))] = result
+    return list(newest.values())
+
+
+# ------------------------------------------------------------------------------------------------ what it says
+
+
+def _size(vqvae: dict[str, Any]) -> str:
+    channels = {1: "gray", 3: "RGB"}.get(vqvae["in_channels"], f"{vqvae['in_channels']} channels")
+    return f"{vqvae['sample_size']}x{vqvae['sample_size']} {channels}"
+
+
+def _describe_components(run: RunFiles, vqvae: dict[str, Any], network: dict[str, Any]) -> list[str]:
+    assert run.pipeline is not None
+    side = vqvae["sample_size"] // 2 ** (len(vqvae["block_out_channels"]) - 1)
+    lines = [
+        f"**Autoencoder** (`GumbelVQModel`, {_count_weights(run.pipeline / 'vqvae')}): {_size(vqvae)} -> "
+        f"{side}x{side} positions, {vqvae['latent_channels']} channels, {vqvae['num_vq_embeddings']} codes "
+        f"(`{vqvae['quantizer_type']}`)."
+    ]
+    if "unet" not in run.index:
+        return [*lines, f"**Prior** (`PixelCNNPrior`, {_count_weights(run.pipeline / 'prior')}) over the codes."]
+    bridge = read_json(run.pipeline / "scheduler" / "scheduler_config.json")
+    shown = ("num_train_timesteps", "beta_schedule", "prediction_type", "theta", "eta")
+    settings = ", ".join(f"{key} {bridge[key]}" for key in shown if key in bridge)
+    lines.append(f"**Prior** (`{network['_class_name']}`, {_count_weights(run.pipeline / 'unet')}) on the latents.")
+    return [*lines, f"**Scheduler** (`{bridge['_class_name']}`): {settings}."]
+
+
+def _count_weights(folder: Path) -> str:
+    count = 0
+    for name in find_weights(path.name for path in folder.iterdir()):
+        if name.endswith(".safetensors"):
+            with safe_open(folder / name, framework="pt") as file:
+                count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return f"{count / 1e6:.2g}M numbers" if count < 1e8 else f"{count / 1e6:.0f}M numbers"
+
+
+def _describe_data(config: dict[str, Any]) -> str:
+    if config.get("dataset") == "digits":
+        return (
+            "Split `train` of the package's digits: 1,500 of the 1,797 of *Optical Recognition of Handwritten Digits* "
+            "(Alpaydin and Kaynak, UCI, 1998; CC BY 4.0), upsampled from 8x8."
+        )
+    size = f"{config.get('resolution')}x{config.get('resolution')}"
+    return f"Split `{config.get('split')}` of `{config.get('dataset')}`, as {size} images."
+
+
+def _describe_cost(run: RunFiles) -> str:
+    """Steps, and seconds, device and versions if the run wrote them down."""
+    if not run.metrics:
+        return ""
+    last = run.metrics[-1]
+    told = [f"{int(last['step']):,} steps"]
+    if "batch_size" in run.config:
+        told.append(f"batch {run.config['batch_size']} per process")
+    if "train/seconds" in last:
+        told.append(f"{last['train/seconds']:,.0f} s, pictures and evaluations included")
+    machine = run.config.get("machine")  # of runs that write it
+    if isinstance(machine, dict):
+        told += [f"{key} {value}" for key, value in machine.items()]
+    return ", ".join(told) + "."
+
+
+def _last_metrics(metrics: list[dict[str, float]]) -> str:
+    """The last value of each number that tells of the model, with its step."""
+    last: dict[str, tuple[float, int]] = {}
+    for line in metrics:
+        for name, value in line.items():
+            if name.startswith(("loss/", "codebook/", "validation/", "heldout/")):
+                last[name] = (value, int(line["step"]))
+    return ", ".join(f"{name} {value:.4g} (step {step})" for name, (value, step) in last.items())
+
+
+def _metric_type(result: dict[str, Any]) -> str:
+    is_fid = result["name"].startswith("frechet") and result.get("extractor") == "inception"
+    return str(result["name"]).replace("frechet", "fid") if is_fid else str(result["name"])
+
+
+def _eval_result(result: dict[str, Any]) -> EvalResult:
+    dataset = str(result.get("dataset", "unknown"))
+    facts = {key: value for key, value in result.items() if key not in ("name", "value", "dataset")}
+    against = f" against {result['reference']}" if "reference" in result else ""
+    return EvalResult(
+        task_type=_TASK,
+        dataset_type=dataset,
+        dataset_name=dataset,
+        metric_type=_metric_type(result),
+        metric_name=f"{_metric_type(result)}{against}",
+        metric_value=result["value"],
+        metric_args=facts,
+    )
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    std = f" ({result['std']:.2g})" if "std" in result else ""
+    columns = ("n", "reference", "extractor", "steps", "seed", "device")
+    return [_metric_type(result), f"{result['value']:.4g}{std}", *(str(result.get(key, "")) for key in columns)]
+
+
+def _provenance(results: list[dict[str, Any]]) -> str:
+    commands = dict.fromkeys(result["command"] for result in results if "command" in result)
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+        for result in results
+        if "versions" in result
+    )
+    days = sorted({result["time"][:10] for result in results if "time" in result})
+    return "\n".join(
+        [
+            "Standard deviations over images in parentheses. All of it, with versions and times, is in the metadata "
+            "above and in `evaluation/results.json`.",
+            *([f"Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}."] if days else []),
+            *(f"With {line}." for line in versions),
+            *(f"\n```bash\n{command}\n```" for command in commands),
+        ]
+    )
