@@ -84,6 +84,13 @@ def values(items):
     return [int(item["images"].unique()) for item in items]
 
 
+def test_the_head_is_what_is_stored_first(parquet):
+    streamed = stream_images(str(parquet), **GREY)
+    assert values(streamed.head(9)) == list(range(9))
+    assert len(streamed.head(100)) == sum(SIZES)
+    assert values(streamed) != list(range(sum(SIZES)))
+
+
 def test_every_row_comes_once_an_epoch_with_its_label(parquet):
     streamed = stream_images(str(parquet), **GREY)
     assert isinstance(streamed, IterableDataset) and streamed.name == "gray"

@@ -1,6 +1,7 @@
 """Images read from beginning to end, from shards here or on the Hub, for sets too large to be copied or listed."""
 
 import inspect
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         # Newer ones read ten shards at once, with a row group of each in memory, and sleep 5 s at the end of an epoch.
         one_by_one = "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
         options: dict[str, Any] = {"max_buffer_input_shards": 1} if one_by_one else {}
+        self._unshuffled = stream
         self._stream = stream.shuffle(seed=seed, buffer_size=buffer_size, **options)
 
     @property
@@ -176,8 +178,15 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         """Choose the order of the next iteration."""
         self._stream.set_epoch(epoch)
 
+    def head(self, count: int) -> list[dict[str, Tensor]]:
+        """The first `count` items as they are stored, fewer of a shorter stream, without filling the buffer."""
+        return list(itertools.islice(self._items(self._unshuffled), count))
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for number, row in enumerate(self._stream):
+        return self._items(self._stream)
+
+    def _items(self, stream: "datasets.IterableDataset") -> Iterator[dict[str, Tensor]]:
+        for number, row in enumerate(stream):
             item = {"images": self._decode(row, number)}
             if self._label:
                 label = _field(row, self._label)

@@ -1,6 +1,5 @@
 """From the settings of a run to its images, and to what its loop iterates over."""
 
-import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -45,7 +44,7 @@ def make_loader(
     too_few = f"{images.name} has {{}} images to train on, fewer than one batch of {batch}."
     if isinstance(images, StreamedImages):
         accelerator.print(f"a stream of {images.name}")
-        first = sum(1 for _ in itertools.islice(images, batch))
+        first = len(images.head(batch))
         if first < batch:
             raise ValueError(too_few.format(first))
         return Loaded(DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers))
@@ -92,7 +91,7 @@ def make_validation(config: RunConfig, accelerator: Accelerator) -> Validation |
 def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.Tensor:
     """`count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream."""
     if isinstance(images, StreamedImages):
-        return torch.stack([item["images"] for item, _ in zip(images, range(count), strict=False)])
+        return torch.stack([item["images"] for item in images.head(count)])
     indices = torch.linspace(0, len(images) - 1, count).long().tolist()
     return torch.stack([images[i]["images"] for i in indices])
 
