@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
+from tiny_run import TINY
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
@@ -15,15 +16,7 @@ from diffusion_bridge_vq.training import PRESETS, PixelCNNConfig, PixelCNNObject
 from diffusion_bridge_vq.training import loop as loop_module
 from diffusion_bridge_vq.training.early_stopping import EarlyStopping, hold_out
 
-VQVAE = {
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "num_vq_embeddings": 8,
-    "sample_size": 8,
-}
+VQVAE = TINY["vqvae"]
 SETTINGS = {
     "resolution": 8,
     "batch_size": 256,
