@@ -1,5 +1,5 @@
 """
-What the package costs beside the bare network, measured in one run on one device.
+How fast the package is: beside the bare network, other samplers and the device's limits, in one run on one device.
 
     python examples/benchmark.py --output outputs/benchmark.json
     python examples/benchmark.py --cifar10 path/to/cifar10 --only loading
@@ -20,6 +20,15 @@ What the package costs beside the bare network, measured in one run on one devic
    same steps on one batch that is there already. Images are in memory, decoded on access by workers, or streamed from
    parquet files through workers. Both sides take turns, each with untimed steps first: loading shall neither profit
    from batches that were made during the other's steps, nor slow these.
+6. Samplers: seconds per image of the pipeline's 20 steps (eager, and compiled with --compile), the ancestral chain,
+   diffusers' own DPM-Solver++, stock DDPMPipeline and DDIMPipeline on the same U-Net, and a PixelCNN, cached and
+   naive (one forward pass for each position), at several batch sizes; beside it the floor: the U-Net's FLOPs at the
+   peak rate, or its weights read once a step, by --peak-tflops and --bandwidth-gbs.
+7. Growth with batch, steps and side of the latent grid (sampling), and with codes and positions (quantizing), each
+   alone; the exponent between the two largest values, and a log-log plot beside the JSON.
+
+6 and 7 take --budget seconds each at the most, and about one call more: a row that would go over it is skipped, and
+says so.
 """
 
 import argparse
@@ -29,7 +38,6 @@ import multiprocessing
 import platform
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -43,18 +51,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from benchmark_loading import compare_loading
+from benchmark_sampling import Clock, compare_samplers, measure_growth, plot_growth, slopes
 from diffusers import DDPMScheduler, UNet2DModel
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
-from diffusion_bridge_vq.data import ImageDataset, StreamedImages, load_images, stream_images
-from diffusion_bridge_vq.data import images as images_module
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.models import GumbelQuantizer
 from diffusion_bridge_vq.sampling import sample_latents
-from diffusion_bridge_vq.training import PRESETS, E2EConfig, PriorConfig, PriorObjective, build_objective
+from diffusion_bridge_vq.training import PRESETS, PriorConfig, PriorObjective
 from diffusion_bridge_vq.training.loop import _Run
 
 Call = Callable[[], torch.Tensor]
-SECTIONS = ("overhead", "quantizer", "waits", "loading")
+SECTIONS = ("overhead", "quantizer", "waits", "loading", "samplers", "growth")
 
 
 def main() -> None:
@@ -69,9 +78,17 @@ def main() -> None:
     parser.add_argument("--cifar10", help="CIFAR-10 as parquet files, to measure its loading with cifar10-tiny, too")
     parser.add_argument("--num-workers", type=int, default=2, help="of on-access and streamed images; default: 2")
     parser.add_argument("--loading-steps", type=int, default=8, help="timed steps in a row; default: 8")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of samplers, and of growth; default: 60")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", help="of samplers; default: 1 32 512 on CUDA, else 1 8")
+    parser.add_argument("--sampler-steps", type=int, default=20, help="of every bridge in samplers; default: 20")
+    parser.add_argument("--compile", action="store_true", help="samplers compiled, too: minutes on a CPU")
+    parser.add_argument("--peak-tflops", type=float, help="of the device and dtype, e.g. 790 (H100, bfloat16)")
+    parser.add_argument("--bandwidth-gbs", type=float, help="of the device's memory, e.g. 3350 (H100)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections; default: all")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"), help="figures as JSON")
     args = parser.parse_args()
+    if (args.peak_tflops is None) != (args.bandwidth_gbs is None):
+        parser.error("--peak-tflops and --bandwidth-gbs are given together or not at all")
 
     accelerator = Accelerator(cpu=args.cpu, mixed_precision="no" if args.dtype == "float32" else "bf16")
     device, dtype = accelerator.device, getattr(torch, args.dtype)
@@ -113,7 +130,7 @@ def main() -> None:
         return sample_latents(sampler, bridge, shape, n, device=device, dtype=dtype, **kwargs)
 
     def sample_pipeline() -> torch.Tensor:
-        return pipe(config.batch_size, n, output_type="latent", return_dict=False)[0]
+        return pipe(config.batch_size, n, output_type="latent", return_dict=False, solver="ancestral")[0]
 
     if "overhead" in args.only:
         print(f"\n{'':16}{'package':>12}{'bare':>12}   ratio   quartiles     difference   (target: ratio 1.05)")
@@ -155,7 +172,39 @@ def main() -> None:
                     print(line.format(f"{preset} {kind}", *row["speed_quartiles"], **row), flush=True)
 
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    if "samplers" in args.only:
+        print(f"\n{'':44}{'batch':>6}{'ms per image':>14}   times the floor   ({args.sampler_steps} steps)")
+        size = {"num_codes": vqvae.quantize.n_e, "sample_size": side}
+        prior = PixelCNNPrior(**size | PRESETS[config.preset]["pixelcnn"]["prior"]).to(device).type(dtype).eval()
+        pipe.vqvae.to(device).type(dtype).eval()
+        peaks = None if args.peak_tflops is None else (args.peak_tflops * 1e12, args.bandwidth_gbs * 1e9)
+        sizes = args.batch_sizes or ([1, 32, 512] if cuda else [1, 8])
+        clock = Clock(args.budget, args.repeats, device)
+        rows = compare_samplers(pipe, prior, sizes, args.sampler_steps, clock, args.compile, peaks)
+        report["samplers"] = [print_row(row, "{sampler:44}{batch_size:6}") for row in rows]
+
+    if "growth" in args.only:
+        print(f"\n{'':44}{'':>6}{'ms per call':>14}")
+        axes = {"batch": [1, 4, 16, 64, 256], "steps": [4, 8, 16, 32, 64], "grid": [16, 32, 64]}
+        axes |= {"codes": [1024, 4096, 16_384, 65_536], "positions": [4096, 16_384, 65_536]}
+        if not cuda:
+            axes |= {"batch": [1, 2, 4, 8], "steps": [4, 8, 16], "grid": [4, 8, 16]}
+            axes |= {"codes": [256, 1024, 4096, 16_384], "positions": [256, 1024, 4096]}
+        channels = config.unet["in_channels"]
+        rows = measure_growth(sampler, bridge, axes, (channels, 1024), Clock(args.budget, args.repeats, device))
+        report["growth"] = [print_row(row, "{axis:44}{value:6}") for row in rows]
+        report["growth_exponents"] = slopes(report["growth"])
+        print(*(f"{axis:44}exponent {value:.2f}" for axis, value in report["growth_exponents"].items()), sep="\n")
+        plot_growth(report["growth"], args.output.with_suffix(".png"))
+
     args.output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def print_row(row: dict[str, Any], head: str) -> dict[str, Any]:
+    floor = f"{row['times_the_floor']:18.2f}" if "times_the_floor" in row else ""
+    text = row.get("skipped") or f"{1e3 * row['seconds_per_image']:11.4g} ms{floor}"
+    print(head.format(**row) + text, flush=True)
+    return row
 
 
 def cpu_name() -> str:
@@ -255,78 +304,6 @@ def compare(package: Call, bare: Call, repeats: int, device: torch.device, in_a_
         "ratio": np.median(ratios).item(),
         "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
         "difference": ((results[0] - results[1]).abs().max() / results[1].abs().max()).item(),
-    }
-
-
-def compare_loading(
-    preset: str, dataset: str, args: argparse.Namespace, accelerator: Accelerator
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each kind of loading the times of one training step in ms, and the speed relative to the fixed batch's."""
-    size = {} if args.batch_size is None else {"batch_size": args.batch_size}
-    with tempfile.TemporaryDirectory() as folder:
-        shards = dataset
-        if dataset == "digits":
-            shards = folder
-            write_digits(Path(folder) / "train-00000-of-00001.parquet")
-        for kind, workers in (("in memory", 0), ("on access", args.num_workers), ("streamed", args.num_workers)):
-            config = E2EConfig.from_preset(preset, dataset=dataset, num_workers=workers, **size)
-            options = {"resolution": config.resolution, "channels": config.channels}
-            limit = images_module.IN_MEMORY_BYTES
-            if kind == "on access":
-                images_module.IN_MEMORY_BYTES = 0
-            try:
-                images: ImageDataset | StreamedImages = (
-                    stream_images(shards, **options) if kind == "streamed" else load_images(dataset, **options)
-                )
-            finally:
-                images_module.IN_MEMORY_BYTES = limit
-            run = _Run(config, accelerator, build_objective(config, images.num_classes), images)
-            run.model.train()
-            yield kind, time_loading(run, args.repeats, args.loading_steps, warm=2 * workers + 1)
-
-
-def write_digits(file: Path) -> None:
-    from datasets import Dataset, Features
-    from datasets import Image as ImageFeature
-
-    from diffusion_bridge_vq.data.digits import read_digits
-
-    records, labels, _ = read_digits("train")
-    table = Dataset.from_dict({"image": records}, features=Features({"image": ImageFeature()}))
-    table.to_parquet(file, batch_size=len(labels) // 8)
-
-
-def time_loading(run: _Run, repeats: int, in_a_row: int, warm: int) -> dict[str, Any]:
-    batches = run.batches()
-    fixed = {name: tensor.clone() for name, tensor in next(batches).items()}
-    late = run.config.max_train_steps // 2  # all terms of the loss have joined
-    wait = torch.accelerator.synchronize if run.accelerator.device.type != "cpu" else lambda: None
-
-    def step(loaded: bool) -> None:
-        run.step(next(batches) if loaded else fixed, late)
-        run.lr_scheduler.step()
-        run.ema.update_parameters(run.trained)
-
-    times = np.empty((repeats, 2))
-    for i in range(-1, repeats):  # the first is a rehearsal
-        for which in (0, 1) if i % 2 else (1, 0):
-            for _ in range(warm):
-                step(which == 0)
-            wait()
-            started = time.perf_counter()
-            for _ in range(in_a_row):
-                step(which == 0)
-            wait()
-            if i >= 0:
-                times[i, which] = (time.perf_counter() - started) / in_a_row * 1e3
-    batches.close()  # type: ignore[attr-defined]
-    speeds = times[:, 1] / times[:, 0]
-    return {
-        "loaded_ms": np.median(times[:, 0]).item(),
-        "fixed_ms": np.median(times[:, 1]).item(),
-        "speed": np.median(speeds).item(),
-        "speed_quartiles": np.quantile(speeds, [0.25, 0.75]).tolist(),
-        "workers": run.config.num_workers,
     }
 
 

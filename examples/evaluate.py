@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--num-nll-images", type=int, default=256, help="images whose codes are masked")
     parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
     parser.add_argument("--num-inference-steps", type=int, default=50, help="reverse steps of a bridge")
+    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
     parser.add_argument("--extractor", choices=EXTRACTORS, default="inception", help="inception makes a FID")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -55,6 +56,7 @@ def main() -> None:
                 num_nll_images=args.num_nll_images,
                 num_nll_samples=args.num_nll_samples,
                 num_inference_steps=args.num_inference_steps,
+                solver=args.solver,
                 extractor=args.extractor,
                 batch_size=args.batch_size,
                 seed=args.seed,

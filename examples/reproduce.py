@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
     parser.add_argument("--num-nll-images", type=int, default=256)
     parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
-    parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--num-inference-steps", type=int, default=50, help="of the bridges' samples")
+    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
     parser.add_argument("--extractor", default="inception", help="inception, dinov2 or efficientnet-lite0")
     parser.add_argument("--metrics", nargs="+", default=None, help="of examples/evaluate.py's verbs; all by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -64,7 +65,7 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
         "bridge-e2e": (E2EConfig, {"init_from": tokenizer, "joint_fraction": 0.0}),
     }[stage]
     shared: dict[str, Any] = {"dataset": args.dataset, "split": args.train_split}
-    shared |= {"output_dir": folder, "seed": args.seed}
+    shared |= {"output_dir": folder, "seed": args.seed, "num_inference_steps": args.num_inference_steps}
     for option in ("mixed_precision", "batch_size"):
         if getattr(args, option) is not None:
             shared[option] = getattr(args, option)
@@ -111,6 +112,7 @@ def evaluate(args: argparse.Namespace) -> None:
         num_nll_images=args.num_nll_images,
         num_nll_samples=args.num_nll_samples,
         num_inference_steps=args.num_inference_steps,
+        solver=args.solver,
         extractor=args.extractor,
         seed=args.seed,
         device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",

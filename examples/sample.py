@@ -19,7 +19,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("pipeline", help="folder of a saved pipeline")
     parser.add_argument("--num-images", type=int, default=64)
-    parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--num-inference-steps", type=int, default=20)
+    parser.add_argument(
+        "--solver",
+        choices=("dpmsolver++", "ddim", "ancestral"),
+        help="ancestral is the paper's, for 50 steps or more; none: dpmsolver++, or a stock scheduler's own",
+    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile: worth it for many batches")
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--class-label", type=int, help="class of all images, for a class-conditional model")
@@ -33,6 +39,8 @@ def main() -> None:
 
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    if args.compile:
+        pipe.compile(args.batch_size)
     generator = torch.Generator(pipe.device).manual_seed(args.seed)
     steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
     chain = DenoisingChain(steps, output_type="pt") if steps else None
@@ -41,6 +49,7 @@ def main() -> None:
         images += pipe(
             batch_size=min(args.batch_size, args.num_images - len(images)),
             num_inference_steps=args.num_inference_steps,
+            solver=args.solver,
             generator=generator,
             class_labels=args.class_label,
             guidance_scale=args.guidance_scale,

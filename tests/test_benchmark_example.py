@@ -1,5 +1,6 @@
 """examples/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
 
+import importlib
 import json
 import math
 import os
@@ -8,13 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from tiny_pipeline import make_pipeline
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior
 
 
 @pytest.mark.slow
 def test_every_section_has_finite_figures(tmp_path):
     root, output = Path(__file__).parents[1], tmp_path / "benchmark.json"
     arguments = ["--cpu", "--batch-size=2", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
-    arguments += ["--num-workers=1", "--loading-steps=2"]
+    arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
+    arguments += ["--peak-tflops=1", "--bandwidth-gbs=10"]
     done = subprocess.run(
         [
             sys.executable,
@@ -44,4 +51,89 @@ def test_every_section_has_finite_figures(tmp_path):
         assert row["loaded_ms"] > 0 and row["fixed_ms"] > 0 and 0 < low <= row["speed"] <= high < math.inf
     kinds = {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
     assert set(report["quantizer_memory"]) == (kinds if Path("/proc/self/clear_refs").exists() else set())
+    samplers = {row["sampler"]: row for row in report["samplers"]}
+    assert {"bridge", "stock DDPMPipeline, no decoding", "PixelCNN, cached", "PixelCNN, naive"} <= set(samplers)
+    for row in report["samplers"] + report["growth"]:
+        assert "skipped" in row or row["seconds"] > 0  # by how busy the machine is
+    for row in report["samplers"]:
+        if "floor_seconds" in row:  # two steps of the network at 1 TFLOP/s, or its weights at 10 GB/s
+            assert row["times_the_floor"] == row["seconds"] / row["floor_seconds"] > 1
+            assert row["floor_seconds"] == max(row["gflops"] / 1e3, row["weights_gb"] / 10)
+    assert {row["axis"] for row in report["growth"]} == {"batch", "steps", "grid", "codes", "positions"}
     assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"
+
+
+@pytest.fixture
+def sections(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    return importlib.import_module("benchmark_sampling")
+
+
+def test_the_naive_pixelcnn_draws_the_cached_ones_law(sections):
+    """The share of every code at the last position, given all others by a sharp prior: chi-squared."""
+    torch.manual_seed(0)
+    prior = PixelCNNPrior(4, width=8, num_layers=2, sample_size=2).eval()
+    for weights in prior.parameters():
+        torch.nn.init.normal_(weights, std=0.5)
+    n = 4000
+    maps = [
+        codes.flatten(1) @ (4 ** torch.arange(4))
+        for codes in (sections.naive_pixelcnn(prior, n, 2, 2), prior.generate(n))
+    ]
+    naive, cached = (torch.bincount(m, minlength=256).double() for m in maps)
+    both = naive + cached
+    seen = both > 10
+    statistic = ((naive - cached) ** 2 / both)[seen].sum()
+    assert seen.sum() > 20 and statistic < seen.sum() + 4 * (2 * seen.sum()) ** 0.5
+
+
+def test_flops_of_the_floor(sections):
+    """Against the count of a network that one can count by hand: convolutions and linear layers of the U-Net."""
+    unet = make_pipeline().unet
+    counted = 0
+
+    def count(module, inputs, output):
+        nonlocal counted
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            counted += 2 * output.numel() * module.weight[0].numel()
+
+    for module in unet.modules():
+        module.register_forward_hook(count)
+    with torch.no_grad():
+        unet(torch.zeros(5, 3, 4, 4), 0)
+    attention = (
+        sum(isinstance(m, Attention) for m in unet.modules()) * 2 * 2 * 5 * 4 * 4 * 8
+    )  # 2 x 2 positions, 8 wide
+    row = sections.floor(unet, (5, 3, 3, 3), 7, 2.0, (1e9, 1e12))
+    assert row["gflops"] == pytest.approx(7 * (counted + attention) / 1e9)
+    assert row["floor_seconds"] == pytest.approx(row["gflops"]) and row["times_the_floor"] == 2 / row["floor_seconds"]
+
+
+def test_what_would_go_over_the_budget_is_not_started(sections):
+    clock = sections.Clock(5.0, 3, torch.device("cpu"))
+    assert clock.time(lambda: None, 1)["repeats"] == 3
+    assert "skipped" in clock.time(lambda: pytest.fail("started"), 1, expected=6.0)
+
+
+def test_exponents(sections):
+    rows = [{"axis": "batch", "value": v, "seconds": 3 * v**1.5} for v in (1, 2, 8)]
+    assert sections.slopes([*rows, {"axis": "batch", "value": 9, "skipped": "why"}]) == {"batch": pytest.approx(1.5)}
+
+
+def test_compiled_samplers_are_timed_last_and_only_if_they_are_compiled(sections, monkeypatch):
+    pipe = make_pipeline()
+    prior = PixelCNNPrior(32, width=8, num_layers=2, sample_size=3).eval()
+    compiled = []
+    for works in (True, False):
+
+        def compile_(self, batch_size, works=works):
+            compiled.append(self.unet is pipe.unet)
+            self.unet._compiled_call_impl = self.unet._call_impl if works else None
+
+        monkeypatch.setattr(DiffusionBridgeVQPipeline, "compile", compile_)
+        rows = list(sections.compare_samplers(pipe, prior, [1], 2, sections.Clock(60, 1, pipe.device), True, None))
+        assert [row["sampler"] for row in rows[-2:]] == ["bridge, compiled", "bridge, compiled, no decoding"]
+        assert all(("seconds" in row) == works for row in rows[-2:])
+        skipped = {row["sampler"] for row in rows[:-2] if "skipped" in row}  # they fail on this 3 x 3 grid
+        assert skipped == {"stock DDPMPipeline, no decoding", "stock DDIMPipeline, no decoding"}
+    assert compiled[0] is False and pipe.unet._compiled_call_impl is None  # a copy of the network

@@ -16,6 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from torch import nn
+from waits import Waits
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
@@ -272,3 +273,60 @@ def test_steps_that_a_solver_puts_on_one_level_are_refused():
     bridge, scheduler = make("dpm")
     with pytest.raises(ValueError, match="coincide"):
         sample_latents(GaussianDenoiser(bridge), scheduler, (1, 2, 3), T)
+
+
+class Head(nn.Module):
+    """A network on the "meta" device."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x * t
+
+
+def waits_in_the_loop(scheduler, **kwargs) -> list[str]:
+    """What would wait for the device from the second step to the last, see tests/waits.py."""
+    waits = Waits()
+
+    def counted(steps):
+        for number, step in enumerate(steps):
+            if number == 1:
+                waits.__enter__()
+            yield step
+        waits.__exit__(None, None, None)
+
+    sample_latents(Head(), scheduler, (2, 2, 3), 6, device="meta", progress_bar=counted, **kwargs)
+    return waits.seen
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("solver", ["ancestral", "dpmsolver++", "ddim"])
+def test_sampling_steps_never_wait_for_the_device(solver, prediction_type):
+    bridge = OUBridgeScheduler(**BRIDGE, prediction_type=prediction_type)
+    assert waits_in_the_loop(bridge, solver=solver) == []
+    known, mask = torch.zeros(2, 2, 3, device="meta"), torch.ones(3, dtype=torch.bool, device="meta")
+    waits = Waits()
+    sampling = {"jump_n_sample": 2, "jump_length": 2, "solver": solver, "num_inference_steps": 4}
+
+    def counted(steps):
+        with waits:
+            yield from steps
+
+    with pytest.MonkeyPatch.context() as patch:  # "meta" has no value of `unknown.all()`, read before the loop
+        patch.setattr(torch.Tensor, "all", lambda self: torch.zeros(()))
+        inpaint_latents(Head(), bridge, known, mask, progress_bar=counted, **sampling)
+    assert waits.seen == []
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm", "pndm", "euler", "heun"])
+def test_nor_do_those_of_most_stock_schedulers(name):
+    assert waits_in_the_loop(make(name)[1]) == []
+
+
+def test_waits_are_seen():
+    """UniPC copies a small table to the device at every step, and a callback may read a value."""
+    assert waits_in_the_loop(make("unipc")[1]) != []
+
+    def read(step, timestep, sample):
+        if step > 0:
+            float(sample.sum())
+
+    assert len(waits_in_the_loop(make("dpm")[1], callback=read)) == 5

@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -15,6 +15,8 @@ from .models.denoiser import denoise
 from .schedulers import OUBridgeScheduler
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
+Solver = Literal["ancestral", "dpmsolver++", "ddim"]
+Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 
 
 @torch.no_grad()
@@ -29,6 +31,8 @@ def sample_latents(
     latents: torch.Tensor | None = None,
     class_labels: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
+    solver: Solver | None = None,
+    timestep_spacing: Spacing | None = None,
     callback: Callback | None = None,
     progress_bar: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
@@ -47,6 +51,10 @@ def sample_latents(
         device, dtype: of the latents.
         latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
         class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`denoise`].
+        solver (`str`, *optional*): how an [`OUBridgeScheduler`] is walked: "ancestral" (its `step`, as with None),
+            or without noise, in few steps, by "dpmsolver++" or "ddim" (`OUBridgeScheduler.solver_steps`).
+        timestep_spacing (`str`, *optional*): see `OUBridgeScheduler.set_timesteps`; by default "logsnr" with
+            "dpmsolver++" and "ddim", the scheduler's own otherwise.
         callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
             returns, if anything, replaces the latents.
         progress_bar (`Callable`, *optional*): wraps the iterable over steps, e.g. `tqdm`.
@@ -56,7 +64,7 @@ def sample_latents(
 
     Raises:
         ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape,
-            or there are too few or too many steps.
+            or there are too few or too many steps, or a stock scheduler, which is a solver itself, is given another.
     """
     if latents is None:
         noise = randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
@@ -72,6 +80,8 @@ def sample_latents(
         generator,
         class_labels=class_labels,
         guidance_scale=guidance_scale,
+        solver=solver,
+        timestep_spacing=timestep_spacing,
         callback=callback,
         progress_bar=progress_bar,
     )
@@ -90,6 +100,8 @@ def inpaint_latents(
     guidance_scale: float = 1.0,
     jump_length: int = 10,
     jump_n_sample: int = 1,
+    solver: Solver | None = None,
+    timestep_spacing: Spacing | None = None,
     callback: Callback | None = None,
     progress_bar: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
@@ -104,8 +116,8 @@ def inpaint_latents(
     [`sample_latents`], number for number.
 
     Args:
-        unet, scheduler, num_inference_steps, generator, latents, class_labels, guidance_scale, progress_bar: see
-            [`sample_latents`].
+        unet, scheduler, num_inference_steps, generator, latents, class_labels, guidance_scale, solver,
+            timestep_spacing, progress_bar: see [`sample_latents`].
         known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
         mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
             `known_latents`, e.g. (B, 1, h, w) or (N,).
@@ -143,6 +155,8 @@ def inpaint_latents(
         jump_n_sample=jump_n_sample,
         class_labels=class_labels,
         guidance_scale=guidance_scale,
+        solver=solver,
+        timestep_spacing=timestep_spacing,
         callback=callback,
         progress_bar=progress_bar,
     )
@@ -156,6 +170,8 @@ def _reverse_chain(
     generator: torch.Generator | list[torch.Generator] | None,
     class_labels: torch.Tensor | None,
     guidance_scale: float,
+    solver: Solver | None,
+    timestep_spacing: Spacing | None,
     callback: Callback | None,
     progress_bar: Callable[[Iterable], Iterable],
     known: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -169,7 +185,17 @@ def _reverse_chain(
         raise ValueError(
             f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), got {num_inference_steps}."
         )
-    scheduler.set_timesteps(num_inference_steps)  # before init_noise_sigma, which Euler's spacing changes
+    deterministic = solver not in (None, "ancestral")
+    if isinstance(scheduler, OUBridgeScheduler):
+        spacing = timestep_spacing or ("logsnr" if deterministic else None)
+        scheduler.set_timesteps(num_inference_steps, timestep_spacing=spacing)
+    elif solver is not None or timestep_spacing is not None:
+        raise ValueError(
+            f"`solver` and `timestep_spacing` are for an OUBridgeScheduler; {type(scheduler).__name__} is a solver "
+            "with a spacing of its own: leave both out."
+        )
+    else:
+        scheduler.set_timesteps(num_inference_steps)  # before init_noise_sigma, which Euler's spacing changes
     timesteps = scheduler.timesteps.cpu()
     if len(timesteps.unique()) < num_inference_steps:
         raise ValueError(
@@ -184,9 +210,13 @@ def _reverse_chain(
     # z_0-networks predict z_0 = z* + x_0
     offset = shift if scheduler.config.prediction_type == "sample" else 0.0
 
+    steps = scheduler.solver_steps(solver) if deterministic else []
+    earlier: torch.Tensor | None = None  # z_0 - z* that the step before predicted
+
     stretch, resampling = jump_length * scheduler.order, jump_n_sample > 1
     marginals = _marginals(scheduler) if known or resampling else []
-    fresh = saved = copy.deepcopy(scheduler) if resampling else scheduler
+    stateful = resampling and not isinstance(scheduler, OUBridgeScheduler)
+    fresh = saved = copy.deepcopy(scheduler) if stateful else scheduler
 
     def draw() -> torch.Tensor:
         return randn_tensor(noise.shape, generator=generator, device=noise.device, dtype=noise.dtype)
@@ -201,6 +231,25 @@ def _reverse_chain(
         signal, sigma = marginals[level]
         return torch.where(unknown, sample, centre + signal * (z_0 - z_star) + sigma * draw())
 
+    def predict(i: int, x: torch.Tensor) -> torch.Tensor:
+        """The network's output; `x` is scaled already, by numbers on the host: no step waits for the device."""
+        return denoise(unet, _AS_IT_IS, x, on_device[i], class_labels, guidance_scale)
+
+    def solve(i: int, sample: torch.Tensor, earlier: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of a solver, in float32 at least, and what it predicts for the next one."""
+        step = steps[i]
+        d = sample.to(torch.promote_types(sample.dtype, torch.float32)) - z_star
+        output = predict(i, (d / step.scale).to(sample.dtype))
+        predicted = output - z_star if scheduler.config.prediction_type == "sample" else output
+        original = torch.add(step.from_sample * d, predicted, alpha=step.from_output)
+        if scheduler.config.clip_sample:
+            half_width = scheduler.config.clip_sample_range
+            original = (original + z_star).clamp(-half_width, half_width) - z_star
+        target = original
+        if earlier is not None and step.extrapolation:
+            target = torch.lerp(earlier, original, 1 + step.extrapolation)
+        return torch.add(step.sample * d, target, alpha=step.original).add(z_star).to(sample.dtype), original
+
     sample, level = with_known(noise * scheduler.init_noise_sigma + centre, 0), 0
     for i in progress_bar(_walk(len(timesteps), stretch, jump_n_sample)):
         if i < level:  # a jump back, by the forward process q(z_t | z_s)
@@ -208,17 +257,30 @@ def _reverse_chain(
             a = signal / signal_s
             std = math.sqrt(max(0.0, sigma**2 - (a * sigma_s) ** 2))
             sample = with_known(centre + a * (sample - centre) + std * draw(), i)
-            scheduler = _restart(fresh, saved, i)
-        elif resampling and i % stretch == 0:
+            scheduler, earlier = _restart(fresh, saved, i) if stateful else scheduler, None
+        elif stateful and i % stretch == 0:
             saved = copy.deepcopy(scheduler)
-        model_output = denoise(unet, scheduler, sample, on_device[i], class_labels, guidance_scale) - offset
-        sample = scheduler.step(model_output, timesteps[i], sample, **step_kwargs).prev_sample
+        if deterministic:
+            sample, earlier = solve(i, sample, earlier)
+        else:
+            model_output = predict(i, scheduler.scale_model_input(sample, timesteps[i])) - offset
+            sample = scheduler.step(model_output, timesteps[i], sample, **step_kwargs).prev_sample
         level = i + 1
         sample = with_known(sample, level)
         if callback is not None:
             replaced = callback(i, timesteps[i], sample)
             sample = sample if replaced is None else replaced
     return to_latents(scheduler, sample)
+
+
+class _NoScaling:
+    """Stands for the scheduler in [`denoise`] where the sample is scaled already."""
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return sample
+
+
+_AS_IT_IS: Any = _NoScaling()
 
 
 def _restart(fresh: SchedulerMixin, saved: SchedulerMixin, step: int) -> SchedulerMixin:

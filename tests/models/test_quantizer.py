@@ -510,6 +510,23 @@ def test_memory_is_that_of_a_block(monkeypatch, kind):
     assert whole.largest == n * K
 
 
+@pytest.mark.parametrize("kind", ["gumbel", "ema"])
+def test_16384_codes_on_64_by_64_positions(kind):
+    """In a sixteenth of the dense memory; codes as by dense distances in float64, but for a few that are as near."""
+    model = GumbelQuantizer(16_384, 2, kind).eval()
+    z = torch.randn(1, 2, 64, 64)
+    with torch.no_grad(), Recorder() as blocks:
+        codes = model(z)[2][2].flatten()
+    assert blocks.largest <= 4096 * 16_384 // 16
+    with torch.no_grad(), Recorder() as dense:
+        rows = z[0].flatten(1).T.double()
+        distances = torch.cdist(rows, model.embedding.weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert dense.largest == 4096 * 16_384
+    assert (distances.argmin(dim=1) == codes).float().mean() > 0.99
+    chosen = distances.square().gather(1, codes[:, None])[:, 0]
+    torch.testing.assert_close(chosen, distances.square().amin(dim=1), atol=1e-5, rtol=0)
+
+
 # --------------------------------------------------------------------------------------- codes, interface, errors
 
 

@@ -1,6 +1,7 @@
 """The pipeline against loops by hand, diffusers' DDPMPipeline, and itself after saving, in parts and elsewhere."""
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -65,7 +66,7 @@ def test_defaults_are_a_ddpm():
         ddpm.set_timesteps(steps)
         for t in ddpm.timesteps.tolist():
             x = ddpm.step(predict(pipe.unet, x, t), t, x, generator=g).prev_sample
-        z_0 = run(pipe, seed=7, num_inference_steps=steps, output_type="latent")
+        z_0 = run(pipe, seed=7, solver="ancestral", num_inference_steps=steps, output_type="latent")
         assert z_0.std() > 0.3
         torch.testing.assert_close(z_0, x, atol=1e-4, rtol=1e-4)
 
@@ -76,7 +77,7 @@ def test_latents_are_those_of_diffusers_ddpm_pipeline():
     stock = DDPMPipeline(pipe.unet, DDPMScheduler(**BRIDGE, clip_sample=False))
     stock.set_progress_bar_config(disable=True)
     expected = stock(batch_size=2, generator=rng(7), num_inference_steps=STEPS, output_type="np").images
-    z_0 = run(pipe, seed=7, output_type="latent")
+    z_0 = run(pipe, seed=7, solver="ancestral", output_type="latent")
     clipped = (z_0 / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
     assert ((clipped > 0) & (clipped < 1)).mean() > 0.1
     np.testing.assert_allclose(clipped, expected, atol=1e-4)
@@ -100,7 +101,8 @@ def test_the_bridge_written_out():
         z = z_star + (math.sqrt(then) * (1 - a) * x_0 + math.sqrt(a) * (1 - then) * (z - z_star)) / (1 - now)
         if prev >= 0:
             z = z + math.sqrt(s2 * (1 - then) * (1 - a) / (1 - now)) * torch.randn(2, 3, 3, 3, generator=g)
-    torch.testing.assert_close(run(pipe, seed=7, output_type="latent"), z, atol=1e-4, rtol=1e-4)
+    z_0 = run(pipe, seed=7, solver="ancestral", output_type="latent")
+    torch.testing.assert_close(z_0, z, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("z_star", [0.0, [0.3, -0.2, 0.5]])
@@ -125,6 +127,60 @@ def test_swapped_schedulers(z_star):
         x = math.sqrt(abar[prev + 1]) * x_0 + math.sqrt(1 - abar[prev + 1]) * eps
     shift = torch.tensor(z_star).reshape(1, -1, 1, 1)
     torch.testing.assert_close(results[DDIMScheduler], x + shift, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    ("solver", "spacing", "cls"),
+    [("dpmsolver++", None, DPMSolverMultistepScheduler), ("ddim", "leading", DDIMScheduler)],
+)
+def test_solvers_are_the_stock_schedulers(prediction_type, solver, spacing, cls):
+    """Step by step, with theta, eta and z* away from DDPM's: z_t = z* + m_t x_t. Stock DDIM knows even steps only."""
+    pipe, noise, seen = make_pipeline(**SKEWED, prediction_type=prediction_type), torch.randn(2, 3, 3, 3), []
+    stock, steps = pipe.scheduler.to_diffusers(cls), 5 if solver == "ddim" else 7
+    z_star = torch.tensor(SKEWED["z_star"]).reshape(1, 3, 1, 1)
+
+    def note(pipeline, step, timestep, kwargs):
+        seen.append((int(timestep), kwargs["latents"]))
+
+    options = {"solver": solver, "timestep_spacing": spacing, "num_inference_steps": steps}
+    z_0 = run(pipe, latents=noise, output_type="latent", callback_on_step_end=note, **options)
+    times = [t for t, _ in seen]
+    assert len(times) == steps and times[-1] == 0
+    stock.set_timesteps(**{"num_inference_steps": steps} if solver == "ddim" else {"timesteps": times})
+    assert stock.timesteps.tolist() == times
+
+    def m(t: int) -> float:
+        abar, s2 = float((1 - pipe.scheduler.betas[: t + 1].double()).prod()), 1.2**2 / (2 * 2.0)
+        return math.sqrt(abar + s2 * (1 - abar))
+
+    x = noise * pipe.scheduler.stationary_std / m(times[0])  # z_T ~ N(z*, s^2), as the paper starts
+    for t, prev, (_, z) in zip(times, [*times[1:], -1], seen, strict=True):
+        output = predict(pipe.unet, x, t) - (z_star if prediction_type == "sample" else 0.0)
+        x = stock.step(output, t, x).prev_sample
+        torch.testing.assert_close(z, z_star + m(prev) * x, atol=1e-4, rtol=1e-4)
+    assert torch.equal(z_0, z)
+
+
+def test_twenty_steps_of_dpm_solver_are_the_default():
+    pipe, noise = make_pipeline(), torch.randn(2, 3, 3, 3)
+    default = pipe(2, latents=noise, output_type="latent").images
+    assert pipe.num_timesteps == 20
+    options = {"latents": noise, "output_type": "latent", "num_inference_steps": 20}
+    assert torch.equal(default, run(pipe, **options, solver="dpmsolver++"))
+    for solver in ("ddim", "ancestral"):
+        assert not torch.equal(default, run(pipe, **options, solver=solver))
+    even = run(pipe, **options | {"num_inference_steps": 5}, timestep_spacing="trailing")
+    assert pipe.scheduler.timesteps.tolist() == [19, 15, 11, 7, 3]
+    assert not torch.equal(even, run(pipe, **options | {"num_inference_steps": 5}))
+
+
+@pytest.mark.parametrize("option", [{"solver": "ddim"}, {"timestep_spacing": "trailing"}])
+def test_a_stock_scheduler_takes_no_solver(option):
+    pipe = make_pipeline()
+    pipe.scheduler = pipe.scheduler.to_diffusers(DDIMScheduler)
+    with pytest.raises(ValueError, match="leave both out"):
+        run(pipe, **option)
 
 
 @pytest.mark.parametrize("cls", [DDIMScheduler, DPMSolverMultistepScheduler])
@@ -288,15 +344,16 @@ def test_callback_sees_every_step():
         seen.append((step, int(timestep), kwargs["latents"].clone()))
         return kwargs
 
-    expected = run(pipe, output_type="latent")
-    z_0 = run(pipe, output_type="latent", callback_on_step_end=look)
+    ancestral = {"solver": "ancestral", "output_type": "latent"}
+    expected = run(pipe, **ancestral)
+    z_0 = run(pipe, **ancestral, callback_on_step_end=look)
     assert torch.equal(z_0, expected)
     assert [entry[:2] for entry in seen] == [(0, 15), (1, 10), (2, 5), (3, 0)]
     assert torch.equal(seen[-1][2], z_0)
     assert len({float(entry[2].sum()) for entry in seen}) == STEPS
 
     for nothing in (None, {}):
-        assert torch.equal(run(pipe, output_type="latent", callback_on_step_end=lambda *_, n=nothing: n), expected)
+        assert torch.equal(run(pipe, **ancestral, callback_on_step_end=lambda *_, n=nothing: n), expected)
     names = []
     run(
         pipe,
@@ -314,16 +371,17 @@ def test_latents_from_the_callback_are_used(cls):
     pipe = make_pipeline(**SKEWED, variance_type="zero")
     if cls is not None:
         pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    options = {"solver": None if cls else "ancestral", "output_type": "latent"}  # DPM-Solver++ remembers a step
     replacement = torch.randn(2, 3, 3, 3)
 
     def replace_at(when: int):
         return lambda pipeline, step, timestep, kwargs: {"latents": replacement} if step == when else {}
 
     # from a replaced first step on nothing is left of the seed, in a chain without noise
-    first = [run(pipe, seed=s, output_type="latent", callback_on_step_end=replace_at(0)) for s in (0, 1)]
+    first = [run(pipe, seed=s, **options, callback_on_step_end=replace_at(0)) for s in (0, 1)]
     assert torch.equal(*first) and not torch.equal(first[0], replacement)
-    assert not torch.equal(run(pipe, 0, output_type="latent"), run(pipe, 1, output_type="latent"))
-    last = run(pipe, output_type="latent", callback_on_step_end=replace_at(STEPS - 1))
+    assert not torch.equal(run(pipe, 0, **options), run(pipe, 1, **options))
+    last = run(pipe, **options, callback_on_step_end=replace_at(STEPS - 1))
     z_star = torch.tensor(SKEWED["z_star"]).reshape(1, 3, 1, 1)
     # a stock scheduler walks in x and z* is added at the end
     torch.testing.assert_close(last, replacement + (z_star if cls else 0.0))
@@ -469,6 +527,60 @@ def test_hooks_are_freed_after_a_call(monkeypatch, output_type):
     assert freed == [True]
 
 
+# ----------------------------------------------------------------------------------------------------- compiling
+
+
+class Counting:
+    """A backend for `torch.compile` that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+@pytest.fixture
+def no_compiled_code_left():
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("no_compiled_code_left")
+@pytest.mark.parametrize("classes", [None, 4])
+def test_compiled_images_are_the_same(tmp_path, classes):
+    """Within 1e-5 in float32, with shapes compiled once; the layout is no part of what is saved."""
+    pipe, backend = make_pipeline(classes=classes), Counting()
+    labels = {"class_labels": [0, 2]} if classes else {}
+    expected = run(pipe, **labels)
+    pipe.compile(batch_size=2, backend=backend)
+    graphs = backend.graphs
+    assert graphs >= 2 and pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    for solver in (None, "ancestral", "ddim"):
+        for steps in (STEPS, 7):
+            run(pipe, solver=solver, num_inference_steps=steps, **labels)
+    torch.testing.assert_close(run(pipe, **labels), expected, atol=1e-5, rtol=0)
+    assert backend.graphs == graphs  # neither steps, solvers nor noise compile anything again
+    pipe.save_pretrained(tmp_path)
+    loaded = DiffusionBridgeVQPipeline.from_pretrained(tmp_path)
+    torch.testing.assert_close(run(loaded, **labels), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.usefixtures("no_compiled_code_left")
+def test_what_cannot_be_compiled_goes_on_with_a_warning(caplog):
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    pipe = make_pipeline()
+    expected = run(pipe)
+    logging.getLogger("diffusers").addHandler(caplog.handler)
+    pipe.compile(batch_size=2, backend=broken)
+    logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert "goes on as it was" in caplog.text and "no compiler here" in caplog.text
+    assert torch.equal(run(pipe), expected)
+
+
 # ------------------------------------------------------------------------------------------------------ errors
 
 
@@ -482,6 +594,8 @@ def test_hooks_are_freed_after_a_call(monkeypatch, output_type):
         ({"num_inference_steps": 21}, r"1\.\.20"),
         ({"num_inference_steps": 0}, r"1\.\.20"),
         ({"num_inference_steps": -1}, r"1\.\.20"),
+        ({"solver": "heun"}, "dpmsolver\\+\\+ or ddim, got 'heun'"),
+        ({"timestep_spacing": "even"}, "logsnr, got 'even'"),
     ],
 )
 def test_bad_arguments(kwargs, message):

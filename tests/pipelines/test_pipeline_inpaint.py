@@ -82,15 +82,19 @@ def test_nothing_known_is_unconditional_sampling(cls):
         pipe.scheduler = pipe.scheduler.to_diffusers(cls)
     unconditional = DiffusionBridgeVQPipeline(**pipe.components)
     unconditional.set_progress_bar_config(disable=True)
-    expected = unconditional(batch_size=2, num_inference_steps=STEPS, generator=rng(), output_type="pt").images
-    assert torch.equal(run(pipe, mask=torch.ones(6, 6)), expected)
+    options = {"num_inference_steps": STEPS, "output_type": "pt"}
+    for solver in ("ancestral", "dpmsolver++") if cls is None else (None,):
+        expected = unconditional(batch_size=2, generator=rng(), solver=solver, **options).images
+        assert torch.equal(run(pipe, mask=torch.ones(6, 6), solver=solver), expected)
+    if cls is None:
+        assert torch.equal(run(pipe, seed=1), run(pipe, seed=1, solver="ancestral"))  # its default
 
 
 def test_classes():
     pipe = make(classes=4)
     unconditional = DiffusionBridgeVQPipeline(**pipe.components)
     unconditional.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": STEPS, "output_type": "pt", "guidance_scale": 2.0}
+    options = {"num_inference_steps": STEPS, "output_type": "pt", "guidance_scale": 2.0, "solver": "ancestral"}
     expected = unconditional(batch_size=4, class_labels=[0, 0, 2, 2], generator=rng(), **options).images
     got = run(pipe, mask=torch.ones(6, 6), class_labels=[0, 2], num_completions=2, **options)
     assert torch.equal(got, expected)

@@ -40,7 +40,7 @@ def evaluation_of(config: "PriorRunConfig") -> "Callable[[TrainedComponents, int
         folder = config.output_dir / "evaluation"
         folder.mkdir(parents=True, exist_ok=True)
         steps = min(config.num_inference_steps, len(trained.scheduler)) if trained.scheduler is not None else 1
-        evaluator = Evaluator(config.kind, pipe, real[0], folder, steps, config.batch_size, config.seed, step=step)
+        evaluator = Evaluator(config.kind, pipe, real[0], folder, steps, seed=config.seed, step=step)
         for metric in (evaluator.fid, evaluator.kl, evaluator.reconstruction):
             metric()
         results = read_results(folder / "results.json")

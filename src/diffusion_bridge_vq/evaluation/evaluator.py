@@ -16,6 +16,7 @@ from ..data.masks import paper_mask
 from ..figures import FIGURES_FILE, plot_kl_maps, sample_sheets
 from ..models import PixelCNNPrior
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
+from ..sampling import Solver
 from ..schedulers import OUBridgeScheduler
 from .elbo import bridge_elbo
 from .features import extract, load_extractor
@@ -46,6 +47,7 @@ def evaluate_pipelines(
     num_nll_images: int = 256,
     num_nll_samples: int = 4,
     num_inference_steps: int = 50,
+    solver: Solver = "ancestral",
     extractor: str = "inception",
     batch_size: int = 64,
     seed: int = 0,
@@ -64,7 +66,7 @@ def evaluate_pipelines(
         num_images (`int`), extractor (`str`): see [`RealImages`].
         num_nll_images (`int`): images of which codes are masked, and of the ELBO.
         num_nll_samples (`int`): draws per masked image.
-        num_inference_steps, batch_size, seed, facts: see [`Evaluator`].
+        num_inference_steps, solver, batch_size, seed, facts: see [`Evaluator`].
         device (`torch.device`): of everything.
 
     Raises:
@@ -85,7 +87,7 @@ def evaluate_pipelines(
             size = {"resolution": config.sample_size, "channels": config.in_channels}
             train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
             real = RealImages(dataset_name or train.name, train, test, num_images, extractor, device)
-        evaluator = Evaluator(model, pipe, real, output_dir, num_inference_steps, batch_size, seed, **facts)
+        evaluator = Evaluator(model, pipe, real, output_dir, num_inference_steps, solver, batch_size, seed, **facts)
         calls = {"nll": (num_nll_images, num_nll_samples), "elbo": (num_nll_images,)}
         for metric in metrics:
             getattr(evaluator, metric)(*calls.get(metric, ()))
@@ -154,6 +156,8 @@ class Evaluator:
         real ([`RealImages`]): what it is compared with.
         output_dir (`Path`): exists.
         num_inference_steps (`int`): reverse steps of a bridge; a PixelCNN has none.
+        solver (`str`): of a bridge's samples, as the pipeline takes it; likelihoods are always "ancestral", the
+            paper's.
         batch_size (`int`): images per call of the networks.
         seed (`int`): of every draw.
         facts: stand beside every result, e.g. preset.
@@ -166,6 +170,7 @@ class Evaluator:
         real: RealImages,
         output_dir: Path,
         num_inference_steps: int = 50,
+        solver: Solver = "ancestral",
         batch_size: int = 64,
         seed: int = 0,
         **facts: Any,
@@ -174,7 +179,9 @@ class Evaluator:
         self.vqvae = pipe.vqvae.eval()
         self.batch_size, self.seed, self.facts = batch_size, seed, facts
         self.is_bridge = hasattr(pipe, "unet")
-        self.call = {"num_inference_steps": num_inference_steps} if self.is_bridge else {}
+        self.call: dict[str, Any] = {"num_inference_steps": num_inference_steps} if self.is_bridge else {}
+        if self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler):  # a stock scheduler is its own solver
+            self.call["solver"] = solver
         pipe.set_progress_bar_config(disable=True)
 
     # --------------------------------------------------------------------------------------------------- collecting
@@ -351,6 +358,8 @@ class Evaluator:
 
     def _append(self, name: str, value: float, n: int, **facts: Any) -> None:
         steps = {"steps": self.call["num_inference_steps"]} if self.is_bridge else {}
+        if "solver" in self.call:
+            steps["solver"] = self.call["solver"]
         own = {"model": self.model, "dataset": self.real.dataset} | steps | self.facts
         path = self.output_dir / "results.json"
         append_result(path, name, value, n=n, seed=self.seed, device=self.real.device, **own, **facts)

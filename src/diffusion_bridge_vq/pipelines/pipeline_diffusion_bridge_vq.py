@@ -5,13 +5,15 @@ from typing import Literal
 import torch
 from diffusers import ImagePipelineOutput
 
-from ..sampling import sample_latents
+from ..sampling import Solver, Spacing, sample_latents
+from ..schedulers import OUBridgeScheduler
 from .base import BridgePipeline, StepCallback
 
 
 class DiffusionBridgeVQPipeline(BridgePipeline):
     r"""
-    Generate images with a diffusion bridge VQ-VAE (Algorithm 2 of Cohen et al., ICML 2022).
+    Generate images with a diffusion bridge VQ-VAE (Cohen et al., ICML 2022): by default in 20 steps of
+    DPM-Solver++(2M), and with `solver="ancestral"` by the paper's Algorithm 2.
 
     Example:
 
@@ -36,13 +38,15 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         latents: torch.Tensor | None = None,
         class_labels: torch.Tensor | list[int] | int | None = None,
         guidance_scale: float = 1.0,
+        solver: Solver | None = None,
+        timestep_spacing: Spacing | None = None,
         sample_codes: bool = False,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
@@ -60,6 +64,10 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             latents (`torch.Tensor`, *optional*): standard normal noise (B, d, h, w) to start from.
             class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
             guidance_scale (`float`): 1 is no guidance; larger follows the class more closely.
+            solver (`str`, *optional*): "dpmsolver++" (the default: DPM-Solver++(2M), made for about 20 steps), "ddim",
+                or "ancestral", the paper's, which wants 50 to `num_train_timesteps` steps. A stock scheduler is a
+                solver itself and takes none.
+            timestep_spacing (`str`, *optional*): see [`sample_latents`].
             sample_codes (`bool`): draw the codes from softmax(-||z_0 - e_k||^2) (last lines of Algorithm 2) instead of
                 taking the nearest.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
@@ -78,6 +86,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
+        if solver is None and isinstance(self.scheduler, OUBridgeScheduler):
+            solver = "dpmsolver++"
         height, width = self._latent_size()
         z_0 = sample_latents(
             self.unet,
@@ -90,6 +100,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             latents=latents,
             class_labels=labels,
             guidance_scale=guidance_scale,
+            solver=solver,
+            timestep_spacing=timestep_spacing,
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self.progress_bar,
         )

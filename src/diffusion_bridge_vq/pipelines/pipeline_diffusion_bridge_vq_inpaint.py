@@ -9,7 +9,7 @@ from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput
 from PIL import Image
 
-from ..sampling import inpaint_latents
+from ..sampling import Solver, Spacing, inpaint_latents
 from .base import BridgePipeline, StepCallback
 
 
@@ -52,6 +52,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         latents: torch.Tensor | None = None,
         class_labels: torch.Tensor | list[int] | int | None = None,
         guidance_scale: float = 1.0,
+        solver: Solver | None = None,
+        timestep_spacing: Spacing | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
     ) -> ImagePipelineOutput | tuple:
@@ -82,6 +84,9 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             latents (`torch.Tensor`, *optional*): standard normal noise to start from, (B num_completions, d, h, w).
             class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
             guidance_scale (`float`): 1 is no guidance; larger follows the class more closely.
+            solver (`str`, *optional*), timestep_spacing (`str`, *optional*): see [`sample_latents`]. The default is
+                the paper's "ancestral", other than in [`DiffusionBridgeVQPipeline`]: its noise lets what is drawn
+                agree with what is known, where "dpmsolver++" and "ddim" follow the conditional law less closely.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
                 step; `latents` in the dict it returns are used.
             callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
@@ -121,6 +126,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             latents=latents,
             class_labels=None if labels is None else labels.repeat_interleave(num_completions),
             guidance_scale=guidance_scale,
+            solver=solver,
+            timestep_spacing=timestep_spacing,
             jump_length=jump_length,
             jump_n_sample=jump_n_sample,
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),

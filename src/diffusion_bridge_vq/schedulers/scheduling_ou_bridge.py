@@ -5,7 +5,7 @@ The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the r
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,27 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+
+# Half log-SNR (of unit-variance latents) that "logsnr" spacing starts from at the lowest: 0.6 % of z_0 are left there,
+# and a cosine schedule has many levels below. diffusers recommends the same number as `lambda_min_clipped`.
+_LOWEST_LOG_SNR = -5.1
+
+
+class SolverStep(NamedTuple):
+    """
+    One step of a solver as plain numbers, see [`OUBridgeScheduler.solver_steps`]: with d = z - z*,
+
+        network input  x_t = d_t / scale
+        z_0 - z*  =  from_sample d_t + from_output output        (output - z* where the network predicts z_0)
+        d_s  =  sample d_t + original (z_0 - z* + extrapolation (z_0 - z_0 of the step before))
+    """
+
+    scale: float
+    from_sample: float
+    from_output: float
+    sample: float
+    original: float
+    extrapolation: float
 
 
 @dataclass
@@ -304,6 +325,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: list[int] | None = None,
+        timestep_spacing: Literal["linspace", "leading", "trailing", "logsnr"] | None = None,
     ) -> None:
         """
         Choose the timesteps of the reverse chain; any subset works, since the bridge holds for any skip.
@@ -313,11 +335,18 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             device (`torch.device`, *optional*): where `timesteps` is put. Leave it on the CPU for a loop that never
                 waits for the device.
             timesteps (`list[int]`, *optional*): the timesteps themselves, descending, instead of their number.
+            timestep_spacing (`str`, *optional*): instead of the config's; "logsnr" places the steps evenly in
+                log(abar' / (1 - abar')), which few-step solvers want (Lu et al. 2022). It leaves out levels that are
+                noise alone, and ends at timestep 0.
 
         Raises:
-            ValueError: both or none given, a number outside 1..T, timesteps not descending or outside 0..T-1.
+            ValueError: both or none given, a number outside 1..T, timesteps not descending or outside 0..T-1, an
+                unknown spacing.
         """
         num_train = self.config.num_train_timesteps
+        spacing = timestep_spacing or self.config.timestep_spacing
+        if spacing not in ("linspace", "leading", "trailing", "logsnr"):
+            raise ValueError(f"`timestep_spacing` must be linspace, leading, trailing or logsnr, got {spacing!r}.")
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("Give `num_inference_steps` or `timesteps`, one of the two.")
         if timesteps is not None:
@@ -333,15 +362,25 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                     f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), "
                     f"got {num_inference_steps}."
                 )
-            if self.config.timestep_spacing == "linspace":
+            if spacing == "linspace":
                 chosen = np.linspace(0, num_train - 1, n).round()[::-1].astype(np.int64)
-            elif self.config.timestep_spacing == "leading":
+            elif spacing == "leading":
                 chosen = (np.arange(n) * (num_train // n))[::-1].astype(np.int64) + self.config.steps_offset
-            else:
+            elif spacing == "trailing":
                 chosen = np.round(num_train - np.arange(n) * (num_train / n)).astype(np.int64) - 1
+            else:
+                chosen = self._even_in_log_snr(n)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
         self.timesteps = torch.from_numpy(chosen.copy()).to(device)
+
+    def _even_in_log_snr(self, n: int) -> np.ndarray:
+        """n descending timesteps, the nearest to even half log-SNRs; pushed apart where levels are too few."""
+        log_snr = 0.5 * self.signal_to_noise(torch.arange(len(self))).log().numpy()  # falls with the timestep
+        wanted = np.linspace(np.clip(_LOWEST_LOG_SNR, log_snr[-1], log_snr[0]), log_snr[0], n)
+        nearest = np.abs(log_snr - wanted[:, None]).argmin(axis=1)
+        i = np.arange(n)
+        return np.minimum.accumulate(np.maximum(nearest, n - 1 - i) + i) - i
 
     def previous_timestep(self, timestep: torch.Tensor | int) -> int:
         """The timestep that follows `timestep` in the reverse chain; -1 (the clean end) after the last."""
@@ -398,6 +437,40 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return prev_sample, pred_original_sample
         return OUBridgeSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
+
+    def solver_steps(self, solver: Literal["dpmsolver++", "ddim"]) -> list[SolverStep]:
+        """
+        Coefficients of a deterministic solver at every one of `timesteps`, down to z_0, for [`sample_latents`].
+
+        With lambda = log(sqrt(abar) / sqrt(1 - abar)) and h = lambda_s - lambda_t,
+        d_s = sqrt((1 - abar_s) / (1 - abar_t)) d_t + sqrt(abar_s) (1 - exp(-h)) D. DDIM (Song et al. 2021, eta = 0)
+        has D = z_0 - z*; DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) extrapolates it from the step before by
+        h / (2 h_before), but in the last step. s cancels: it shifts every lambda alike.
+
+        Raises:
+            ValueError: another solver.
+        """
+        if solver not in ("dpmsolver++", "ddim"):
+            raise ValueError(f"`solver` must be dpmsolver++ or ddim, got {solver!r}.")
+        timesteps = self.timesteps.cpu()
+        abar = self._abar[torch.cat([timesteps, timesteps.new_tensor([-1])]) + 1]
+        now, then = abar[:-1], abar[1:]
+        sample = ((1 - then) / (1 - now)).sqrt()
+        original = then.sqrt() - sample * now.sqrt()
+        extrapolation = torch.zeros_like(now)
+        if solver == "dpmsolver++":
+            h = 0.5 * torch.logit(abar).diff()
+            extrapolation[1:-1] = h[1:-1] / (2 * h[:-2])
+        s = self.stationary_std
+        scale = (now + s**2 * (1 - now)).sqrt()
+        if self.config.prediction_type == "sample":
+            from_sample, from_output = torch.zeros_like(now), torch.ones_like(now)
+        elif self.config.prediction_type == "epsilon":
+            from_sample, from_output = now.rsqrt(), -s * (1 / now - 1).sqrt()
+        else:
+            from_sample, from_output = now.sqrt() / scale**2, -s * (1 - now).sqrt() / scale
+        columns = (scale, from_sample, from_output, sample, original, extrapolation)
+        return [SolverStep(*row) for row in torch.stack(columns, dim=1).tolist()]
 
     def to_diffusers(self, scheduler_class: type[SchedulerMixin], **kwargs: Any) -> SchedulerMixin:
         """
