@@ -1,5 +1,6 @@
 """Signals and time limits: saved, ended, and gone on with as if nothing had happened."""
 
+import functools
 import os
 import signal
 
@@ -42,7 +43,10 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
     assert len(whole) == len(parts)
 
 
-def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, request):
+    """By the handler that was there before."""
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers have another
     original = loop_module._Run.step
 
     def impatient(self, *args):
