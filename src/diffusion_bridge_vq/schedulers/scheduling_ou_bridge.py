@@ -451,7 +451,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             ValueError: another solver.
         """
         if solver not in ("dpmsolver++", "ddim"):
-            raise ValueError(f"`solver` must be dpmsolver++ or ddim, got {solver!r}.")
+            raise ValueError(f"`solver` must be ancestral, dpmsolver++ or ddim, got {solver!r}.")
         timesteps = self.timesteps.cpu()
         abar = self._abar[torch.cat([timesteps, timesteps.new_tensor([-1])]) + 1]
         now, then = abar[:-1], abar[1:]
