@@ -88,6 +88,18 @@ def test_bad_arguments():
         load_images("digits", resolution=8, label_column="label")
 
 
+@pytest.mark.parametrize("resolution", [0, -4, 2.0, "8", True, None])
+def test_bad_resolution(resolution):
+    with pytest.raises(ValueError, match=rf"resolution is {resolution!r}; give a positive whole number"):
+        load_images("digits", resolution=resolution)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, "3"])
+def test_bad_channels(channels):
+    with pytest.raises(ValueError, match=rf"channels is {channels!r}; choose 3 for RGB or 1 for gray"):
+        load_images("digits", resolution=8, channels=channels)
+
+
 def test_importing_and_digits_do_without_the_datasets_library():
     code = (
         "import sys; from diffusion_bridge_vq.data import load_images; load_images('digits', resolution=8); "

@@ -5,31 +5,24 @@ import json
 import tarfile
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from gray_images import GREY, flat, values
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-datasets = pytest.importorskip("datasets")
+from diffusion_bridge_vq.data import load_images, stream_images
 
-from diffusion_bridge_vq.data import StreamedImages, load_images, stream_images  # noqa: E402
-
-GREY = {"resolution": 2, "channels": 1}
 SIZES = (7, 13, 22)  # rows of the files: workers end at different times
 NAMES = datasets.ClassLabel(names=["even", "odd", "never"])
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
 def encoded(value):
     buffer = io.BytesIO()
-    Image.new("L", (2, 2), value).save(buffer, "PNG")
+    flat(value).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -78,10 +71,6 @@ def tars(tmp_path):
         members = [member for i in range(6) for member in sample(f"{shard}-{i}", 6 * shard + i)]
         write_tar(tmp_path / "shards" / f"train-{shard:04}.tar", members)
     return tmp_path / "shards"
-
-
-def values(items):
-    return [int(item["images"].unique()) for item in items]
 
 
 def test_the_head_is_what_is_stored_first(parquet):
@@ -296,23 +285,13 @@ def test_what_cannot_be_streamed(tmp_path, parquet):
                 source(str(tmp_path / name), **GREY)
 
 
-def test_a_dataset_of_the_hub(monkeypatch, tmp_path):
-    """Its id goes to `load_dataset`; images that are files of their own are opened by their address."""
-    (tmp_path / "b.png").write_bytes(encoded(2))
-    rows = [{"bytes": encoded(1), "path": "a.png"}, {"bytes": None, "path": f"file://{tmp_path / 'b.png'}"}]
-    features = datasets.Features({"img": datasets.Image(decode=False), "fine": NAMES})
-    table = datasets.Dataset.from_list([{"img": row, "fine": i} for i, row in enumerate(rows)], features=features)
-    asked = []
-
-    def load_dataset(dataset, split, streaming):
-        asked.append((dataset, split, streaming))
-        return table.to_iterable_dataset()
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    streamed = stream_images("some/set", split="test", **GREY)
-    assert isinstance(streamed, StreamedImages) and streamed.name == "some/set" and streamed.num_classes == 3
-    assert asked == [("some/set", "test", True)]
-    assert sorted((int(item["images"].unique()), int(item["labels"])) for item in streamed) == [(1, 0), (2, 1)]
+def test_a_file_that_is_gone_is_named(parquet):
+    streamed = stream_images(str(parquet), buffer_size=1, **GREY)
+    (parquet / "train-1.parquet").unlink()
+    found = []
+    with pytest.raises(OSError, match=r"gray can't be read on: .*train-1\.parquet.*`resume`") as caught:
+        found.extend(values([item]) for item in streamed)
+    assert f"({len(found)} images read before it" in str(caught.value) and len(found) < sum(SIZES)
 
 
 def test_fingerprint(parquet):

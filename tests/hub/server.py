@@ -1,6 +1,7 @@
 """
 A small Hub on 127.0.0.1 for the real huggingface_hub client: model repositories with branches, tags, private
-repositories and tokens, downloads with ranges, uploads by commit and by LFS, and errors on demand.
+repositories and tokens, downloads with ranges, uploads by commit and by LFS, and errors on demand. All of them can be
+read as datasets, too.
 
     hub = HubServer()
     os.environ.update(hub.environment(tmp_path))     # before the first Hugging Face import of the process
@@ -428,6 +429,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _REPO = r"([^/]+/[^/]+)"
+_READ = "/api/(?:models|datasets)/"
 _ROUTES = [
     (r"/api/whoami-v2", _Handler._whoami),
     (r"/api/validate-yaml", _Handler._validate_yaml),
@@ -435,13 +437,13 @@ _ROUTES = [
     (rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler._lfs_batch),
     (r"/lfs/([0-9a-f]{64})", _Handler._lfs_upload),
     (r"/lfs/([0-9a-f]{64})/verify", _Handler._lfs_verify),
-    (rf"/api/models/{_REPO}", _Handler._model),
-    (rf"/api/models/{_REPO}/revision/(.+)", _Handler._model),
+    (rf"{_READ}{_REPO}", _Handler._model),
+    (rf"{_READ}{_REPO}/revision/(.+)", _Handler._model),
     (rf"/api/models/{_REPO}/(branch|tag)/(.+)", _Handler._ref),
-    (rf"/api/models/{_REPO}/tree/([^/]+)(/.+)?", _Handler._tree),
-    (rf"/api/models/{_REPO}/paths-info/(.+)", _Handler._paths_info),
+    (rf"{_READ}{_REPO}/tree/([^/]+)(/.+)?", _Handler._tree),
+    (rf"{_READ}{_REPO}/paths-info/(.+)", _Handler._paths_info),
     (rf"/api/models/{_REPO}/preupload/(.+)", _Handler._preupload),
     (rf"/api/models/{_REPO}/settings", _Handler._settings),
     (rf"/api/models/{_REPO}/commit/(.+)", _Handler._commit),
-    (rf"/{_REPO}/resolve/([^/]+)/(.+)", _Handler._resolve),
+    (rf"(?:/datasets)?/{_REPO}/resolve/([^/]+)/(.+)", _Handler._resolve),
 ]

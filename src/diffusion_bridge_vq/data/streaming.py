@@ -4,29 +4,19 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from .folders import find_shards, local_folder
 from .images import Record, decode_image, reason, short_hash
-from .sources import (
-    check_arguments,
-    check_folder,
-    find_image_column,
-    find_label_column,
-    find_shards,
-    load_table,
-    local_folder,
-)
+from .sources import check_arguments
+from .tables import find_image_column, find_label_column, first_line, stream_table
 
 if TYPE_CHECKING:
     import datasets
-
-# With fewer files, their row groups are the shards, so that workers can share them.
-FEW_SHARDS = 16
 
 
 def stream_images(
@@ -55,7 +45,7 @@ def stream_images(
 
     Raises:
         ValueError: a bad argument, a missing folder, split or column, or no image at all.
-        ConnectionError: the Hub can't be reached.
+        OSError: the Hub can't be reached, or a file can't be read.
     """
     from datasets import ClassLabel
 
@@ -63,18 +53,12 @@ def stream_images(
     if isinstance(buffer_size, bool) or not isinstance(buffer_size, int) or buffer_size < 1:
         raise ValueError(f"buffer_size is {buffer_size!r}; give a positive number of images")
     folder = None if dataset == "digits" else local_folder(dataset)
-    files: list[Path] = []
-    if folder is not None:
-        check_folder(folder)
-        files = find_shards(folder)
-    if dataset == "digits" or (folder is not None and not files):
+    if dataset == "digits" or (folder is not None and not find_shards(folder)):
         raise ValueError(
             f"{dataset!r} can't be streamed; give a folder of parquet files or tar shards (also in data/) or the id "
             "of a dataset on the Hub, or load it without streaming"
         )
-    stream: datasets.IterableDataset = load_table(dataset if folder is None else str(folder), split, streaming=True)
-    if stream.features is None:
-        raise ValueError(f"{dataset!r} doesn't say which columns it has; load it without streaming")
+    stream, files = stream_table(dataset if folder is None else str(folder), split)
     column = find_image_column(stream, image_column)
     label, feature = find_label_column(stream, label_column)
     if label and not isinstance(feature, ClassLabel) and "string" in feature.dtype:
@@ -93,7 +77,7 @@ def stream_images(
         class_names=list(feature.names) if isinstance(feature, ClassLabel) else None,
         seed=seed,
         buffer_size=buffer_size,
-        files=[(str(file.relative_to(folder)), file.stat().st_size) for file in files] if folder else [],
+        files=files,
     )
 
 
@@ -118,10 +102,11 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         label (`list[str]`): the column of labels and the names of the fields inside; none if empty.
         label_required (`bool`): whether a first row without label is an error rather than a set without labels.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
-        files (`list[tuple[str, int]]`): names and sizes of local shards, for the fingerprint.
+        files (`list`): what is known of the dataset's files, for the fingerprint.
 
     Raises:
         ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.
+        OSError: here or on iteration, images can't be read after all attempts that `datasets` makes.
     """
 
     def __init__(
@@ -137,32 +122,27 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         class_names: list[str] | None,
         seed: int,
         buffer_size: int,
-        files: list[tuple[str, int]],
+        files: list[Any],
     ) -> None:
-        from datasets import Image
-
         self.name = name
         self._shape = (channels, resolution, resolution)
         self._image_column = image_column
         # The tar file, of webdataset shards.
         self._url_column = "__url__" if "__url__" in stream.features else None
-        columns = {image_column: None, **dict.fromkeys(label[:1]), **dict.fromkeys([self._url_column or image_column])}
-        described = [files, self._shape, stream.num_shards, _known_size(stream), stream.features.to_dict()]
-        # `datasets` would decode to images; we decode ourselves, so that a broken one can be named.
-        stream = stream.select_columns(list(columns)).cast_column(image_column, Image(decode=False))
-        first = next(iter(stream), None)
+        described = [files, self._shape, stream.features.to_dict()]
+        columns = [image_column, *label[:1], *([self._url_column] if self._url_column else [])]
+        stream = stream.select_columns(list(dict.fromkeys(columns)))
+        _, first = next(self._rows(stream), (0, None))
         if first is None:
             raise ValueError(f"split {str(stream.split)!r} of {name!r} is empty; choose another or add images to it")
         # A split whose labels are kept back has None or -1 throughout.
         self._label = label if label_required or (label and _is_label(_field(first, label))) else []
         self.class_names = class_names if self._label else None
         image = first[image_column] or {}
-        #: 16 hexadecimal digits that tell one set from another: over the columns, the classes, the first image, the
-        #: number of shards, what the dataset says of its size, and names and sizes of local files.
+        #: 16 hexadecimal digits that tell one set from another: over the columns, the classes, the first image, and
+        #: names and sizes of all files, on the Hub with the hashes of their content.
         described += [self._label, self.class_names]
         self.fingerprint = short_hash(json.dumps(described).encode(), image.get("bytes") or b"")
-        if stream.num_shards < FEW_SHARDS and hasattr(stream, "reshard"):  # not in older ones
-            stream = stream.reshard()
         # Newer ones read ten shards at once, with a row group of each in memory, and sleep 5 s at the end of an epoch.
         one_by_one = "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
         options: dict[str, Any] = {"max_buffer_input_shards": 1} if one_by_one else {}
@@ -185,8 +165,25 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return self._items(self._stream)
 
+    def _rows(self, stream: "datasets.IterableDataset") -> Iterator[tuple[int, dict[str, Any]]]:
+        from huggingface_hub.errors import HTTPError
+
+        number = 0
+        try:
+            for row in stream:
+                record: Record | None = row[self._image_column]
+                if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
+                    record["bytes"] = _read(record["path"])
+                yield number, row
+                number += 1
+        except (HTTPError, OSError) as error:
+            raise OSError(
+                f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process). "
+                "When it can be read again, `resume` takes a run on from its last checkpoint, with the same images."
+            ) from error
+
     def _items(self, stream: "datasets.IterableDataset") -> Iterator[dict[str, Tensor]]:
-        for number, row in enumerate(stream):
+        for number, row in self._rows(stream):
             item = {"images": self._decode(row, number)}
             if self._label:
                 label = _field(row, self._label)
@@ -199,11 +196,9 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             yield item
 
     def _decode(self, row: dict[str, Any], number: int) -> Tensor:
-        record: Record | None = row[self._image_column]
+        channels, _, resolution = self._shape
         try:
-            if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
-                record = {**record, "bytes": _read(record["path"])}
-            return torch.from_numpy(decode_image(record, self._shape[-1], self._shape[0]).copy())  # writable
+            return torch.from_numpy(decode_image(row[self._image_column], resolution, channels).copy())  # writable
         except Exception as error:
             raise ValueError(
                 f"{self._describe(row, number)} can't be decoded ({reason(error)}); remove or replace it "
@@ -226,12 +221,6 @@ def _field(row: dict[str, Any], path: list[str]) -> Any:
 
 def _is_label(value: Any) -> bool:
     return value is not None and value >= 0
-
-
-def _known_size(stream: "datasets.IterableDataset") -> list[int | None]:
-    """Number of rows and of bytes as the dataset's card has them; local files have none."""
-    split = (stream.info.splits or {}).get(str(stream.split))
-    return [] if split is None else [split.num_examples, split.num_bytes]
 
 
 def _read(url: str) -> bytes:

@@ -1,0 +1,187 @@
+"""Tables of `datasets`, in its cache or streamed: their files, their column of images, and their labels."""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import datasets
+
+Table: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+
+# With fewer files, their row groups are the shards of a stream, so that workers can share them.
+FEW_SHARDS = 16
+
+
+def load_table(dataset: str, split: str) -> "datasets.Dataset":
+    """
+    One split of a dataset of the Hub, or of a folder of parquet files or tar shards, in the cache of `datasets`.
+
+    Raises:
+        ValueError: no such dataset or split, or a file that is no parquet or tar.
+        ConnectionError: the Hub can't be reached.
+    """
+    from datasets import load_dataset
+
+    with _explained(dataset, split):
+        return load_dataset(dataset, split=split)
+
+
+def stream_table(dataset: str, split: str) -> "tuple[datasets.IterableDataset, list[Any]]":
+    """
+    One split as `load_table` takes it, not copied, with its images not decoded. Name and size of each file of the
+    dataset, and on the Hub the hash of its content, come with it.
+
+    Raises:
+        ValueError, ConnectionError: as `load_table`.
+    """
+    from datasets import load_dataset_builder
+
+    with _explained(dataset, split):
+        builder = load_dataset_builder(dataset)
+        stream = builder.as_streaming_dataset(split=split)
+        if stream.features is None:
+            raise ValueError("it doesn't say which columns it has; load it without streaming")
+        stream = stream.decode(False)  # as in `ImageColumn`; a cast isn't enough for image files of the Hub
+        files = _describe_files([file for files in builder.config.data_files.values() for file in files])
+        if stream.num_shards < FEW_SHARDS and hasattr(stream, "reshard"):  # not in older ones
+            stream = stream.reshard()
+    return stream, files
+
+
+def _describe_files(files: list[str]) -> list[Any]:
+    from fsspec.core import url_to_fs
+    from huggingface_hub import HfFileSystem
+
+    listed: dict[str, dict[str, Any]] = {}
+    described = []
+    for system, path in map(url_to_fs, files):
+        folder, _, name = path.rpartition("/")
+        if isinstance(system, HfFileSystem) and path not in listed:  # its `info` looks through the folder each time
+            listed |= {entry["name"]: entry for entry in cast(list[Any], system.ls(folder, detail=True))}
+        info = listed.get(path) or system.info(path)
+        described.append((name, info["size"], info.get("blob_id")))
+    return described
+
+
+@contextmanager
+def _explained(dataset: str, split: str) -> Iterator[None]:
+    from datasets.exceptions import DatasetGenerationError
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        yield
+    except (HTTPError, ConnectionError) as error:
+        raise ConnectionError(
+            f"{dataset!r} can't be read from the Hub: {first_line(error)}. Try again when it answers."
+        ) from error
+    except (ValueError, FileNotFoundError, tarfile.TarError, DatasetGenerationError) as error:
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise ValueError(f"can't load split {split!r} of {dataset!r}: {reason}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Of the message of an error, or of what caused it: an HTTP status with its address, or a broken connection."""
+    return (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
+
+
+class ImageColumn:
+    """The images of a table as records; the other columns stay unread."""
+
+    def __init__(self, table: "datasets.Dataset", column: str) -> None:
+        from datasets import Image
+
+        # `datasets` would decode to images; we decode ourselves, so that a broken one can be named.
+        self._table = table.select_columns([column]).cast_column(column, Image(decode=False))
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: Any, /) -> Any:
+        return self._table[index][self._column]
+
+
+def _columns(table: Table) -> str:
+    return ", ".join(f"{name} ({_kind(feature)})" for name, feature in table.features.items())
+
+
+def _kind(feature: Any) -> str:
+    return getattr(feature, "dtype", "") if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def find_image_column(table: Table, image_column: str | None) -> str:
+    """The name of the only column of images, or of the one that was asked for."""
+    from datasets import Image
+
+    found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
+    if image_column is not None:
+        if image_column not in found:
+            raise ValueError(f"image_column {image_column!r} holds no images; the columns are {_columns(table)}")
+        return image_column
+    if not found:
+        raise ValueError(
+            f"no column holds images: the columns are {_columns(table)}; pass as image_column one of type Image"
+        )
+    if len(found) > 1:
+        raise ValueError(f"several columns hold images: {', '.join(found)}; pass one of them as image_column")
+    return found[0]
+
+
+def find_label_column(table: Table, label_column: str | None) -> tuple[list[str], Any]:
+    """
+    The column of classes, integers or strings as its name and the names of the fields inside, and its feature; by
+    default the only ClassLabel column, or ([], None).
+    """
+    from datasets import ClassLabel
+
+    if label_column is None:
+        found = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
+        return (found, table.features[found[0]]) if len(found) == 1 else ([], None)
+    path = [label_column] if label_column in table.features else label_column.split(".")
+    feature: Any = table.features
+    for name in path:
+        if not isinstance(feature, dict) or name not in feature:
+            raise ValueError(f"there is no label_column {label_column!r}; the columns are {_columns(table)}")
+        feature = feature[name]
+    if not isinstance(feature, ClassLabel) and not _kind(feature).startswith(
+        ("int", "uint", "string", "large_string")
+    ):
+        raise ValueError(
+            f"label_column {label_column!r} has type {_kind(feature)}; pass a column of classes, integers or strings: "
+            f"{_columns(table)}"
+        )
+    return path, feature
+
+
+def read_labels(table: "datasets.Dataset", label_column: str | None) -> tuple[Tensor | None, list[str] | None]:
+    """The class of each row, (N,) int64, and the names of the classes; None without labels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import ClassLabel
+
+    path, feature = find_label_column(table, label_column)
+    if not path:
+        return None, None
+    values = table.select_columns(path[:1]).with_format("arrow")[:][path[0]]  # not Python's objects: 10 million rows
+    if len(path) > 1:
+        values = pc.struct_field(values, path[1:])
+    named = isinstance(feature, ClassLabel)
+    missing = values.null_count + ((pc.sum(pc.less(values, 0)).as_py() or 0) if named else 0)
+    if missing == len(values) and label_column is None:
+        return None, None  # a test split whose labels are kept back, -1 throughout
+    if missing:
+        column = ".".join(path)
+        raise ValueError(f"{missing} of {len(values)} rows have no label in {column!r}; complete or remove them")
+    if named:
+        names = list(feature.names)
+    else:
+        classes = sorted(pc.unique(values).to_pylist())
+        values = pc.index_in(values, value_set=pa.array(classes, values.type))
+        names = [str(value) for value in classes]
+    return torch.from_numpy(values.to_numpy().astype(np.int64)), names

@@ -1,0 +1,13 @@
+"""Images of a single gray value, which tells which one it is."""
+
+from PIL import Image
+
+GREY = {"resolution": 2, "channels": 1}
+
+
+def flat(value):
+    return Image.new("L", (2, 2), value)
+
+
+def values(items):
+    return [int(item["images"].unique()) for item in items]
