@@ -5,7 +5,7 @@ The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the r
 import inspect
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,26 +14,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-# Half log-SNR (of unit-variance latents) that "logsnr" spacing starts from at the lowest: 0.6 % of z_0 are left there,
-# and a cosine schedule has many levels below. diffusers recommends the same number as `lambda_min_clipped`.
-_LOWEST_LOG_SNR = -5.1
-
-
-class SolverStep(NamedTuple):
-    """
-    One step of a solver as plain numbers, see [`OUBridgeScheduler.solver_steps`]: with d = z - z*,
-
-        network input  x_t = d_t / scale
-        z_0 - z*  =  from_sample d_t + from_output output        (output - z* where the network predicts z_0)
-        d_s  =  sample d_t + original (z_0 - z* + extrapolation (z_0 - z_0 of the step before))
-    """
-
-    scale: float
-    from_sample: float
-    from_output: float
-    sample: float
-    original: float
-    extrapolation: float
+from .reverse_steps import SolverStep, place_timesteps, solver_coefficients
 
 
 @dataclass
@@ -362,25 +343,11 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                     f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), "
                     f"got {num_inference_steps}."
                 )
-            if spacing == "linspace":
-                chosen = np.linspace(0, num_train - 1, n).round()[::-1].astype(np.int64)
-            elif spacing == "leading":
-                chosen = (np.arange(n) * (num_train // n))[::-1].astype(np.int64) + self.config.steps_offset
-            elif spacing == "trailing":
-                chosen = np.round(num_train - np.arange(n) * (num_train / n)).astype(np.int64) - 1
-            else:
-                chosen = self._even_in_log_snr(n)
+            log_snr = 0.5 * self.signal_to_noise(torch.arange(num_train)).log().numpy()
+            chosen = place_timesteps(n, spacing, self.config.steps_offset, log_snr)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
         self.timesteps = torch.from_numpy(chosen.copy()).to(device)
-
-    def _even_in_log_snr(self, n: int) -> np.ndarray:
-        """n descending timesteps, the nearest to even half log-SNRs; pushed apart where levels are too few."""
-        log_snr = 0.5 * self.signal_to_noise(torch.arange(len(self))).log().numpy()  # falls with the timestep
-        wanted = np.linspace(np.clip(_LOWEST_LOG_SNR, log_snr[-1], log_snr[0]), log_snr[0], n)
-        nearest = np.abs(log_snr - wanted[:, None]).argmin(axis=1)
-        i = np.arange(n)
-        return np.minimum.accumulate(np.maximum(nearest, n - 1 - i) + i) - i
 
     def previous_timestep(self, timestep: torch.Tensor | int) -> int:
         """The timestep that follows `timestep` in the reverse chain; -1 (the clean end) after the last."""
@@ -440,37 +407,12 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
     def solver_steps(self, solver: Literal["dpmsolver++", "ddim"]) -> list[SolverStep]:
         """
-        Coefficients of a deterministic solver at every one of `timesteps`, down to z_0, for [`sample_latents`].
-
-        With lambda = log(sqrt(abar) / sqrt(1 - abar)) and h = lambda_s - lambda_t,
-        d_s = sqrt((1 - abar_s) / (1 - abar_t)) d_t + sqrt(abar_s) (1 - exp(-h)) D. DDIM (Song et al. 2021, eta = 0)
-        has D = z_0 - z*; DPM-Solver++(2M) (Lu et al. 2022, algorithm 2) extrapolates it from the step before by
-        h / (2 h_before), but in the last step. s cancels: it shifts every lambda alike.
-
-        Raises:
-            ValueError: another solver.
+        Coefficients of a deterministic solver at every one of `timesteps`, down to z_0, for [`sample_latents`]; see
+        [`solver_coefficients`], which raises a ValueError for another solver.
         """
-        if solver not in ("dpmsolver++", "ddim"):
-            raise ValueError(f"`solver` must be ancestral, dpmsolver++ or ddim, got {solver!r}.")
         timesteps = self.timesteps.cpu()
         abar = self._abar[torch.cat([timesteps, timesteps.new_tensor([-1])]) + 1]
-        now, then = abar[:-1], abar[1:]
-        sample = ((1 - then) / (1 - now)).sqrt()
-        original = then.sqrt() - sample * now.sqrt()
-        extrapolation = torch.zeros_like(now)
-        if solver == "dpmsolver++":
-            h = 0.5 * torch.logit(abar).diff()
-            extrapolation[1:-1] = h[1:-1] / (2 * h[:-2])
-        s = self.stationary_std
-        scale = (now + s**2 * (1 - now)).sqrt()
-        if self.config.prediction_type == "sample":
-            from_sample, from_output = torch.zeros_like(now), torch.ones_like(now)
-        elif self.config.prediction_type == "epsilon":
-            from_sample, from_output = now.rsqrt(), -s * (1 / now - 1).sqrt()
-        else:
-            from_sample, from_output = now.sqrt() / scale**2, -s * (1 - now).sqrt() / scale
-        columns = (scale, from_sample, from_output, sample, original, extrapolation)
-        return [SolverStep(*row) for row in torch.stack(columns, dim=1).tolist()]
+        return solver_coefficients(solver, abar, self.stationary_std, self.config.prediction_type)
 
     def to_diffusers(self, scheduler_class: type[SchedulerMixin], **kwargs: Any) -> SchedulerMixin:
         """
