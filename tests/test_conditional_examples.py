@@ -1,27 +1,14 @@
 """examples/inpaint.py, sample.py and toy_bridge.py as commands, with tiny settings."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from run_example import run_example
 from safetensors.torch import load_file
 from tiny_pipeline import make_gray_pipeline
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(script: str, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +23,7 @@ def test_inpaint(pipeline, tmp_path):
     mask = tmp_path / "mask.png"
     Image.new("L", (16, 16), 255).save(mask)
     options = ["--num-images", 2, "--num-completions", 3, "--num-inference-steps", 4, "--output-dir", tmp_path]
-    done = run("inpaint.py", pipeline, "--mask", mask, "--chain-steps", 2, *options)
+    done = run_example("inpaint.py", pipeline, "--mask", mask, "--chain-steps", 2, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     saved = load_file(tmp_path / "inpainting.safetensors")
     assert saved["completions"].shape == (2, 3, 1, 16, 16)
@@ -45,14 +32,14 @@ def test_inpaint(pipeline, tmp_path):
     assert Image.open(tmp_path / "inpainting.png").size == (5 * 68, 2 * 68)
     assert json.loads((tmp_path / "inpainting.json").read_text())["chain_steps"] == [0, 3]
 
-    failed = run("inpaint.py", pipeline, *options, "--mask", "middle")
+    failed = run_example("inpaint.py", pipeline, *options, "--mask", "middle")
     assert failed.returncode == 2 and "middle is neither" in failed.stderr
 
 
 @pytest.mark.slow
 def test_sample_writes_the_chain(pipeline, tmp_path):
     options = ["--num-images", 5, "--batch-size", 4, "--num-inference-steps", 4, "--output", tmp_path / "samples.png"]
-    done = run("sample.py", pipeline, "--chain-steps", 3, *options)
+    done = run_example("sample.py", pipeline, "--chain-steps", 3, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert load_file(tmp_path / "chain.safetensors")["chain"].shape == (3, 4, 1, 16, 16)
     assert Image.open(tmp_path / "samples.png").size == (3 * 68, 2 * 68)
@@ -60,7 +47,7 @@ def test_sample_writes_the_chain(pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_toy_bridge(tmp_path):
-    done = run("toy_bridge.py", "--max-train-steps", 20, "--num-samples", 50, "--output-dir", tmp_path)
+    done = run_example("toy_bridge.py", "--max-train-steps", 20, "--num-samples", 50, "--output-dir", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "toy.json").read_text())
     assert record["results"]["exact denoiser"]["successes"] >= 49
@@ -71,5 +58,5 @@ def test_toy_bridge(tmp_path):
     assert saved["forward"].shape == saved["reverse"].shape == (51, 2, 5)
     torch.testing.assert_close(saved["completions"][:, :, 0], torch.tensor([[1.0, 0.0]]).expand(3, 2))
 
-    failed = run("toy_bridge.py", "--fix", *[f"{s}=0" for s in range(1, 7)], "--output-dir", tmp_path)
+    failed = run_example("toy_bridge.py", "--fix", *[f"{s}=0" for s in range(1, 7)], "--output-dir", tmp_path)
     assert failed.returncode == 2 and "a walk has only 5" in failed.stderr

