@@ -51,7 +51,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a saved pipeline, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
+        help="a saved pipeline or autoencoder, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
     )
     parser.add_argument("--dataset", default="digits", help="as for the training scripts")
     add_evaluation_arguments(parser)

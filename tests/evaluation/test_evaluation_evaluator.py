@@ -12,6 +12,7 @@ from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
     Evaluator,
     RealImages,
+    autoencoder_evaluator,
     code_kl,
     evaluate_pipelines,
     frechet_distance,
@@ -38,7 +39,7 @@ def real(monkeypatch) -> RealImages:
         halves = images.float().mean(dim=1).unflatten(1, (2, 8)).unflatten(3, (2, 8))
         return halves.mean(dim=(2, 4)).flatten(1)
 
-    monkeypatch.setattr(module, "load_extractor", lambda name, device: features)
+    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda name, device: features)
     splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
     return RealImages("digits", *splits, N, "halves", "cpu")
 
@@ -105,6 +106,19 @@ def test_saved_pipelines_to_tables_and_figures(tmp_path):
     assert names == ["tables.md", "kl_maps.png"]
     value = next(r["value"] for r in found if r["name"] == "kl" and r["model"] == "bridge")
     assert f"{value:.3g}" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_an_autoencoder_alone_is_measured_as_that_of_its_pipeline(tmp_path):
+    pipe = make_gray_pipeline()
+    pipe.save_pretrained(tmp_path / "pipeline")
+    folders = {"whole": tmp_path / "pipeline", "alone": tmp_path / "pipeline" / "vqvae"}
+    evaluate_pipelines(folders, "digits", tmp_path, ("reconstruction", "kl"), num_images=30, num_inference_steps=2)
+    found = {(r["model"], r["name"]): r["value"] for r in read_results(tmp_path / "results.json")}
+    assert {name for model, name in found if model == "alone"} == {"psnr", "ssim", "usage", "perplexity"}
+    for name in ("psnr", "ssim", "usage", "perplexity"):
+        assert found["alone", name] == found["whole", name]
+    with pytest.raises(ValueError, match="is an autoencoder: its metrics are rfid, reconstruction"):
+        evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, ("nll",))
 
 
 def test_bad_input(tmp_path):

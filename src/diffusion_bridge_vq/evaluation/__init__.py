@@ -1,8 +1,9 @@
 """Measuring what models make."""
 
+from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages
 from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
-from .evaluator import METRICS, Evaluator, RealImages, evaluate_pipelines, write_report
+from .evaluator import METRICS, Evaluator, evaluate_pipelines, write_report
 from .features import EXTRACTORS, FeatureExtractor, extract, load_extractor
 from .frechet import frechet_distance
 from .images import PrecisionRecall, precision_recall, psnr, ssim
@@ -13,8 +14,10 @@ from .tables import paper_tables
 from .timing import SecondsPerSample, seconds_per_sample
 
 __all__ = [
+    "AUTOENCODER_METRICS",
     "EXTRACTORS",
     "METRICS",
+    "AutoencoderEvaluator",
     "BridgeELBO",
     "BridgeNLL",
     "Evaluator",

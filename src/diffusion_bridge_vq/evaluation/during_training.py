@@ -41,7 +41,7 @@ def evaluation_of(config: "PriorRunConfig") -> "Callable[[TrainedComponents, int
         folder.mkdir(parents=True, exist_ok=True)
         steps = min(config.num_inference_steps, len(trained.scheduler)) if trained.scheduler is not None else 1
         evaluator = Evaluator(config.kind, pipe, real[0], folder, steps, seed=config.seed, step=step)
-        for metric in (evaluator.fid, evaluator.kl, evaluator.reconstruction):
+        for metric in (evaluator.fid, evaluator.rfid, evaluator.kl, evaluator.reconstruction):
             metric()
         results = read_results(folder / "results.json")
         return {r["name"]: r["value"] for r in results if r.get("step") == step}

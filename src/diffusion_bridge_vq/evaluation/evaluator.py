@@ -1,6 +1,5 @@
 """From saved pipelines and real images to results in a file: every metric of the paper's section 4."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,30 +8,28 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
-from torch.utils.data import Dataset
 
 from ..data import load_images
 from ..data.masks import paper_mask
 from ..figures import FIGURES_FILE, plot_kl_maps, sample_sheets
-from ..models import PixelCNNPrior
+from ..models import GumbelVQModel, PixelCNNPrior
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
 from ..sampling import Solver
 from ..schedulers import OUBridgeScheduler
+from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages
 from .elbo import bridge_elbo
-from .features import extract, load_extractor
 from .frechet import frechet_distance
-from .images import precision_recall, psnr, ssim
+from .images import precision_recall
 from .latents import bridge_nll, code_kl, code_perplexity, code_usage, pixelcnn_nll
-from .report import append_result, read_results
+from .report import read_results
 from .tables import all_results, paper_tables
 from .timing import seconds_per_sample
 
 _KL_IMAGES = 1000  # the paper's M
 _TIMING_BATCH = 32  # the paper's
 _SHEET_IMAGES = 64
-_EXTRACTOR_BATCH = 32
 _MASKS = ("center", "top-left")
-METRICS = ("fid", "nll", "kl", "reconstruction", "elbo", "timing")
+METRICS = ("fid", "rfid", "nll", "kl", "reconstruction", "elbo", "timing")
 
 
 def evaluate_pipelines(
@@ -58,7 +55,8 @@ def evaluate_pipelines(
     Measure saved pipelines on one data set; results go to `output_dir`/results.json, see [`Evaluator`].
 
     Args:
-        folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN}.
+        folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN, or of an autoencoder,
+            which has those of the metrics that are in `AUTOENCODER_METRICS`}.
         dataset (`str`): as `load_images` takes it.
         metrics (`Sequence[str]`): of `METRICS`.
         dataset_name (`str`, *optional*): in the results, see [`RealImages`].
@@ -70,7 +68,7 @@ def evaluate_pipelines(
         device (`torch.device`): of everything.
 
     Raises:
-        ValueError: no pipeline or an unknown metric, and what the metrics raise.
+        ValueError: no pipeline, an unknown metric or only such as an autoencoder lacks, and what the metrics raise.
     """
     if not folders:
         raise ValueError("No pipeline is given: name at least one, e.g. bridge=outputs/demo/pipeline.")
@@ -80,17 +78,37 @@ def evaluate_pipelines(
     output_dir.mkdir(parents=True, exist_ok=True)
     real = None
     for model, folder in folders.items():
-        cls = PixelCNNVQPipeline if (Path(folder) / "prior").is_dir() else DiffusionBridgeVQPipeline
-        pipe = cls.from_pretrained(folder).to(device)
+        evaluated = _load(Path(folder)).to(device)
+        alone = isinstance(evaluated, GumbelVQModel)
+        own = [metric for metric in metrics if not alone or metric in AUTOENCODER_METRICS]
+        if not own:
+            raise ValueError(f"{folder} is an autoencoder: its metrics are {', '.join(AUTOENCODER_METRICS)}.")
         if real is None:
-            config = pipe.vqvae.config
+            config = (evaluated if alone else evaluated.vqvae).config
             size = {"resolution": config.sample_size, "channels": config.in_channels}
             train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
             real = RealImages(dataset_name or train.name, train, test, num_images, extractor, device)
-        evaluator = Evaluator(model, pipe, real, output_dir, num_inference_steps, solver, batch_size, seed, **facts)
+        shared: dict[str, Any] = {
+            "real": real,
+            "output_dir": output_dir,
+            "batch_size": batch_size,
+            "seed": seed,
+            **facts,
+        }
+        if alone:
+            evaluator = AutoencoderEvaluator(model, evaluated, **shared)
+        else:
+            evaluator = Evaluator(model, evaluated, num_inference_steps=num_inference_steps, solver=solver, **shared)
         calls = {"nll": (num_nll_images, num_nll_samples), "elbo": (num_nll_images,)}
-        for metric in metrics:
+        for metric in own:
             getattr(evaluator, metric)(*calls.get(metric, ()))
+
+
+def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:
+    if (folder / "config.json").is_file():  # a pipeline has its own in folders
+        return GumbelVQModel.from_pretrained(folder)
+    cls = PixelCNNVQPipeline if (folder / "prior").is_dir() else DiffusionBridgeVQPipeline
+    return cls.from_pretrained(folder)
 
 
 def write_report(output_dir: Path) -> list[Path]:
@@ -109,58 +127,18 @@ def write_report(output_dir: Path) -> list[Path]:
     return [tables, *plot_kl_maps(output_dir), *sample_sheets(output_dir)]
 
 
-class RealImages:
+class Evaluator(AutoencoderEvaluator):
     """
-    Images that models are held against, evenly taken from the train and test splits, and their features.
-
-    Args:
-        dataset (`str`): its name in the results; "cifar10" and "miniimagenet" have places in the paper's tables.
-        train, test (`Dataset`): as `load_images` gives them.
-        num_images (`int`): of each split, at least 1.
-        extractor (`str`): see [`load_extractor`].
-        device (`torch.device`): of extractor and models.
-
-    Raises:
-        ValueError: a split with fewer images, or an extractor that can't be had.
-    """
-
-    def __init__(
-        self, dataset: str, train: Dataset, test: Dataset, num_images: int, extractor: str, device: torch.device | str
-    ):
-        self.dataset, self.device, self.extractor_name = dataset, torch.device(device), extractor
-        self.train, self.test = (_take(split, num_images) for split in (train, test))
-        self._features: dict[bytes, torch.Tensor] = {}
-
-    @cached_property
-    def extractor(self) -> Any:
-        return load_extractor(self.extractor_name, self.device)
-
-    def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Of uint8 images (n, C, H, W), kept: models with one autoencoder share their reconstructions."""
-        key = hashlib.sha256(images.numpy().tobytes()).digest()
-        if key not in self._features:
-            self._features[key] = extract(self.extractor, images, batch_size=_EXTRACTOR_BATCH)
-        return self._features[key]
-
-
-class Evaluator:
-    """
-    All metrics of one model, each appended to `output_dir`/results.json with what it takes to read it.
-
-    The model's samples are drawn once, as its reconstructions of the test images are made once. Figures' data go to
-    `output_dir`/figures.safetensors: samples/MODEL, kl/MODEL and kl_floor/MODEL.
+    All metrics of one model. Its samples are drawn once. Figures' data go to `output_dir`/figures.safetensors:
+    samples/MODEL, kl/MODEL and kl_floor/MODEL.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
         pipe: [`DiffusionBridgeVQPipeline`] or [`PixelCNNVQPipeline`], on the device of `real`.
-        real ([`RealImages`]): what it is compared with.
-        output_dir (`Path`): exists.
+        real, output_dir, batch_size, seed, facts: see [`AutoencoderEvaluator`].
         num_inference_steps (`int`): reverse steps of a bridge; a PixelCNN has none.
         solver (`str`): of a bridge's samples, as the pipeline takes it; likelihoods are always "ancestral", the
             paper's.
-        batch_size (`int`): images per call of the networks.
-        seed (`int`): of every draw.
-        facts: stand beside every result, e.g. preset.
     """
 
     def __init__(
@@ -175,13 +153,14 @@ class Evaluator:
         seed: int = 0,
         **facts: Any,
     ):
-        self.model, self.pipe, self.real, self.output_dir = model, pipe, real, output_dir
-        self.vqvae = pipe.vqvae.eval()
-        self.batch_size, self.seed, self.facts = batch_size, seed, facts
-        self.is_bridge = hasattr(pipe, "unet")
+        self.pipe, self.is_bridge = pipe, hasattr(pipe, "unet")
         self.call: dict[str, Any] = {"num_inference_steps": num_inference_steps} if self.is_bridge else {}
         if self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler):  # a stock scheduler is its own solver
             self.call["solver"] = solver
+        steps = {"steps": num_inference_steps} if self.is_bridge else {}
+        if "solver" in self.call:
+            steps["solver"] = solver
+        super().__init__(model, pipe.vqvae, real, output_dir, batch_size, seed, **steps, **facts)
         pipe.set_progress_bar_config(disable=True)
 
     # --------------------------------------------------------------------------------------------------- collecting
@@ -202,27 +181,12 @@ class Evaluator:
         """Decoded, uint8 (n, C, H, W)."""
         return self._decode(self.sampled_codes)
 
-    @cached_property
-    def test_latents(self) -> torch.Tensor:
-        """z_e of the test images, (n, d, h, w) on the CPU."""
-        return self._encode(self.real.test)
-
-    @cached_property
-    def test_codes(self) -> torch.Tensor:
-        return self._codes(self.test_latents)
-
-    @cached_property
-    def reconstructions(self) -> torch.Tensor:
-        """Of the test images, uint8 (n, C, H, W)."""
-        return self._decode(self.test_codes)
-
     # ------------------------------------------------------------------------------------------------------ metrics
 
     def fid(self) -> None:
         """
-        Samples against reconstructions (the paper's FID) and against real images, reconstructions against real images
-        (what no prior can get below), and precision and recall, so that memorising and mode dropping show. Keeps the
-        first 64 samples for a sheet as Figure 5.
+        Samples against reconstructions (the paper's FID) and against real images, and precision and recall, so that
+        memorising and mode dropping show. Keeps the first 64 samples for a sheet as Figure 5.
         """
         features, reconstruction_features, test_features = (
             self.real.features(images) for images in (self.samples, self.reconstructions, self.real.test)
@@ -231,7 +195,6 @@ class Evaluator:
         for name, rows, reference_rows, reference in (
             ("frechet", features, reconstruction_features, "reconstructions of test images"),
             ("frechet_real", features, test_features, "test images"),
-            ("frechet_reconstruction", reconstruction_features, test_features, "test images"),
         ):
             self._append(name, frechet_distance(rows, reference_rows), len(rows), reference=reference, **names)
         found = precision_recall(features, reconstruction_features)
@@ -286,15 +249,9 @@ class Evaluator:
         self._keep(**maps)
         self._append("kl", maps["kl"].mean().item(), count, reference="test images")
         self._append("kl_floor", maps["kl_floor"].mean().item(), count, reference="train against test images")
-        for name, codes in (("", real), ("_samples", self.sampled_codes[:count])):
-            self._append(f"usage{name}", code_usage(codes, num_codes), count)
-            self._append(f"perplexity{name}", code_perplexity(codes, num_codes), count)
-
-    def reconstruction(self) -> None:
-        """PSNR in dB and SSIM of reconstructions."""
-        pairs = [images.float() / 255 for images in (self.reconstructions, self.real.test)]
-        self._append_mean("psnr", psnr(*pairs), reference="test images")
-        self._append_mean("ssim", ssim(*pairs), reference="test images")
+        sampled = self.sampled_codes[:count]
+        self._append("usage_samples", code_usage(sampled, num_codes), count)
+        self._append("perplexity_samples", code_perplexity(sampled, num_codes), count)
 
     def elbo(self, num_images: int = 256, timesteps_per_image: int = 32) -> None:
         """-ELBO in bits per dimension with its terms; a PixelCNN has none, nor a bridge with a stock scheduler."""
@@ -323,52 +280,7 @@ class Evaluator:
         quartiles = [found.lower_quartile, found.upper_quartile]
         self._append("seconds_per_sample", found.median, repeats, batch_size=_TIMING_BATCH, quartiles=quartiles)
 
-    # ---------------------------------------------------------------------------------------------------- internals
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(self.real.device).manual_seed(self.seed)
-
-    def _batches(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        return [part.to(self.real.device) for part in tensor.split(self.batch_size)]
-
-    @torch.no_grad()
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        batches = self._batches(images)
-        return torch.cat([self.vqvae.encode(x.float().div(127.5).sub(1)).latents.cpu() for x in batches])
-
-    @torch.no_grad()
-    def _codes(self, latents: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.vqvae.encode_codes(z).cpu() for z in self._batches(latents)])
-
-    @torch.no_grad()
-    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
-        pixels = []
-        for k in self._batches(codes):
-            decoded = self.vqvae.decode(self.vqvae.decode_codes(k), force_not_quantize=True).sample
-            pixels.append(decoded.add(1).mul(127.5).round().clamp(0, 255).byte().cpu())
-        return torch.cat(pixels)
-
     def _keep(self, **tensors: torch.Tensor) -> None:
         path = self.output_dir / FIGURES_FILE
         kept = load_file(path) if path.is_file() else {}
         save_file(kept | {f"{name}/{self.model}": value.contiguous() for name, value in tensors.items()}, path)
-
-    def _append_mean(self, name: str, values: torch.Tensor, **facts: Any) -> None:
-        self._append(name, values.mean().item(), len(values), std=values.std().item(), **facts)
-
-    def _append(self, name: str, value: float, n: int, **facts: Any) -> None:
-        steps = {"steps": self.call["num_inference_steps"]} if self.is_bridge else {}
-        if "solver" in self.call:
-            steps["solver"] = self.call["solver"]
-        own = {"model": self.model, "dataset": self.real.dataset} | steps | self.facts
-        path = self.output_dir / "results.json"
-        append_result(path, name, value, n=n, seed=self.seed, device=self.real.device, **own, **facts)
-        print(f"{self.model:<12} {name:<24} {value:.4g}", flush=True)
-
-
-def _take(split: Any, count: int) -> torch.Tensor:
-    """`count` images evenly from a data set, uint8 (count, C, H, W)."""
-    if not 1 <= count <= len(split):
-        raise ValueError(f"{split.name} has {len(split)} images, {count} of them are asked for.")
-    indices = torch.linspace(0, len(split) - 1, count).long().tolist()
-    return torch.stack([item["images"] for item in split.__getitems__(indices)])
