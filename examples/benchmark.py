@@ -20,27 +20,31 @@ How fast the package is: beside the bare network, other samplers and the device'
    same steps on one batch that is there already. Images are in memory, decoded on access by workers, or streamed from
    parquet files through workers. Both sides take turns, each with untimed steps first: loading shall neither profit
    from batches that were made during the other's steps, nor slow these.
-6. Samplers: seconds per image of the pipeline's 20 steps (eager, and compiled with --compile), the ancestral chain,
+6. Training: images a second of the prior's step as `train` does it (from its loader, latents cached on the device:
+   those of the embedded digits, whatever the preset), in either layout of memory, compiled with --compile, and of
+   what a step of diffusers' unconditional training example consists of, written again here. The bare loop of 1 takes
+   turns with each; the ratio is of times. Peak memory on CUDA, without the bare loop's.
+7. Samplers: seconds per image of the pipeline's 20 steps (eager, and compiled with --compile), the ancestral chain,
    diffusers' own DPM-Solver++, stock DDPMPipeline and DDIMPipeline on the same U-Net, and a PixelCNN, cached and
-   naive (one forward pass for each position), at several batch sizes; beside it the floor: the U-Net's FLOPs at the
-   peak rate, or its weights read once a step, by --peak-tflops and --bandwidth-gbs.
-7. Growth with batch, steps and side of the latent grid (sampling), and with codes and positions (quantizing), each
+   naive (one forward pass for each position), at several batch sizes; on a CPU also in bfloat16 and with linear
+   layers in int8, and with --pipeline the share of codes that are as in float32, 64 images from the same noise.
+   Beside it the floor: the U-Net's FLOPs at the peak rate, or its weights read once a step, by --peak-tflops and
+   --bandwidth-gbs.
+8. Growth with batch, steps and side of the latent grid (sampling), and with codes and positions (quantizing), each
    alone; the exponent between the two largest values, and a log-log plot beside the JSON.
 
-6 and 7 take --budget seconds each at the most, and about one call more: a row that would go over it is skipped, and
-says so.
+6, 7 and 8 take --budget seconds each at the most, and about one call more: a row that would go over it is skipped,
+and says so.
 """
 
 import argparse
 import json
 import math
-import multiprocessing
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -49,21 +53,18 @@ import accelerate
 import diffusers
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from benchmark_loading import compare_loading
+from benchmark_quantizer import in_fresh_process, quantizer_memory
 from benchmark_sampling import Clock, compare_samplers, measure_growth, plot_growth, slopes
+from benchmark_training import Call, bare_step, compare_training, package_step
 from diffusers import DDPMScheduler, UNet2DModel
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
-from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.models import GumbelQuantizer
 from diffusion_bridge_vq.sampling import sample_latents
 from diffusion_bridge_vq.training import PRESETS, PriorConfig, PriorObjective
-from diffusion_bridge_vq.training.loop import _Run
 
-Call = Callable[[], torch.Tensor]
-SECTIONS = ("overhead", "quantizer", "waits", "loading", "samplers", "growth")
+SECTIONS = ("overhead", "quantizer", "waits", "loading", "training", "samplers", "growth")
 
 
 def main() -> None:
@@ -78,10 +79,11 @@ def main() -> None:
     parser.add_argument("--cifar10", help="CIFAR-10 as parquet files, to measure its loading with cifar10-tiny, too")
     parser.add_argument("--num-workers", type=int, default=2, help="of on-access and streamed images; default: 2")
     parser.add_argument("--loading-steps", type=int, default=8, help="timed steps in a row; default: 8")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of samplers, and of growth; default: 60")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of sections 6, 7, 8 each; default: 60")
     parser.add_argument("--batch-sizes", type=int, nargs="+", help="of samplers; default: 1 32 512 on CUDA, else 1 8")
     parser.add_argument("--sampler-steps", type=int, default=20, help="of every bridge in samplers; default: 20")
-    parser.add_argument("--compile", action="store_true", help="samplers compiled, too: minutes on a CPU")
+    parser.add_argument("--compile", action="store_true", help="training and samplers compiled, too: minutes on a CPU")
+    parser.add_argument("--pipeline", help="samplers of a saved bridge instead of the preset's with random weights")
     parser.add_argument("--peak-tflops", type=float, help="of the device and dtype, e.g. 790 (H100, bfloat16)")
     parser.add_argument("--bandwidth-gbs", type=float, help="of the device's memory, e.g. 3350 (H100)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections; default: all")
@@ -114,7 +116,8 @@ def main() -> None:
     print(*(f"{key:10} {value}" for key, value in report.items()), sep="\n")
 
     torch.manual_seed(0)
-    vqvae, unet = GumbelVQModel(**config.vqvae), UNet2DModel(**config.unet)
+    pixels = {"in_channels": config.channels, "out_channels": config.channels}
+    vqvae, unet = GumbelVQModel(**pixels | config.vqvae), UNet2DModel(**config.unet)
     bridge = OUBridgeScheduler(**config.scheduler)
     bridge.set_timesteps(n)
     ddpm = bridge.to_diffusers(DDPMScheduler)  # the same process in DDPM's coordinates
@@ -171,16 +174,30 @@ def main() -> None:
                     line = "{:26}{loaded_ms:9.4g} ms{fixed_ms:9.4g} ms{speed:8.3f}   {:.3f}-{:.3f}"
                     print(line.format(f"{preset} {kind}", *row["speed_quartiles"], **row), flush=True)
 
+    if "training" in args.only:
+        print(f"\n{'':34}{'images/s':>10}{'bare':>10}   ratio of times, quartiles")
+        report["training"] = []
+        line = "{images_per_second:10.4g}{bare_images_per_second:10.4g}{ratio:8.3f}   {:.3f}-{:.3f}"
+        clock = Clock(args.budget, args.repeats, device)
+        for row in compare_training(vqvae, unet, bridge, config, accelerator, args.compile, clock):
+            report["training"].append(row)
+            text = row.get("skipped") or line.format(*row.get("ratio_quartiles", ()), **row)
+            print(f"{row['step']:34}{text}", flush=True)
+
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if "samplers" in args.only:
+        if args.pipeline is not None:
+            pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+            pipe.unet.to(device).type(dtype)
         print(f"\n{'':44}{'batch':>6}{'ms per image':>14}   times the floor   ({args.sampler_steps} steps)")
-        size = {"num_codes": vqvae.quantize.n_e, "sample_size": side}
+        size = {"num_codes": pipe.vqvae.quantize.n_e, "sample_size": pipe._latent_size()[0]}
         prior = PixelCNNPrior(**size | PRESETS[config.preset]["pixelcnn"]["prior"]).to(device).type(dtype).eval()
         pipe.vqvae.to(device).type(dtype).eval()
         peaks = None if args.peak_tflops is None else (args.peak_tflops * 1e12, args.bandwidth_gbs * 1e9)
         sizes = args.batch_sizes or ([1, 32, 512] if cuda else [1, 8])
         clock = Clock(args.budget, args.repeats, device)
-        rows = compare_samplers(pipe, prior, sizes, args.sampler_steps, clock, args.compile, peaks)
+        trained = args.pipeline is not None
+        rows = compare_samplers(pipe, prior, sizes, args.sampler_steps, clock, args.compile, peaks, trained)
         report["samplers"] = [print_row(row, "{sampler:44}{batch_size:6}") for row in rows]
 
     if "growth" in args.only:
@@ -202,7 +219,8 @@ def main() -> None:
 
 def print_row(row: dict[str, Any], head: str) -> dict[str, Any]:
     floor = f"{row['times_the_floor']:18.2f}" if "times_the_floor" in row else ""
-    text = row.get("skipped") or f"{1e3 * row['seconds_per_image']:11.4g} ms{floor}"
+    same = f"   {row['same_codes']:.1%} of codes as in float32" if "same_codes" in row else ""
+    text = row.get("skipped") or f"{1e3 * row['seconds_per_image']:11.4g} ms{floor}{same}"
     print(head.format(**row) + text, flush=True)
     return row
 
@@ -211,48 +229,6 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def package_step(
-    objective: PriorObjective, config: PriorConfig, accelerator: Accelerator, latents: torch.Tensor
-) -> Call:
-    """One optimiser step, as `train` does it."""
-    unused = load_images("digits", resolution=config.resolution, channels=config.channels)
-    run = _Run(config, accelerator, objective, unused)
-    run.model.train()
-
-    def step() -> torch.Tensor:
-        run.step({"latents": latents}, 0)
-        run.lr_scheduler.step()
-        run.ema.update_parameters(run.trained)
-        return run.last_output.losses["prior"].detach()
-
-    return step
-
-
-def bare_step(
-    unet: UNet2DModel, ddpm: DDPMScheduler, config: PriorConfig, latents: torch.Tensor, dtype: torch.dtype
-) -> Call:
-    """The same without the package."""
-    parameters = list(unet.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    averages = [p.detach().clone() for p in parameters]
-
-    def step() -> torch.Tensor:
-        timesteps = torch.randint(len(ddpm), (len(latents),), device=latents.device)
-        noise = torch.randn_like(latents)
-        with torch.autocast(latents.device.type, dtype, enabled=dtype != torch.float32):
-            output = unet(ddpm.add_noise(latents, noise, timesteps), timesteps).sample
-        loss = F.mse_loss(output.float(), latents if ddpm.config.prediction_type == "sample" else noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - config.ema_decay)
-        return loss.detach()
-
-    return step
 
 
 def bare_sampler(unet: UNet2DModel, ddpm: DDPMScheduler, timesteps: list[int], shape: tuple[int, ...]) -> Call:
@@ -305,47 +281,6 @@ def compare(package: Call, bare: Call, repeats: int, device: torch.device, in_a_
         "ratio_quartiles": np.quantile(ratios, [0.25, 0.75]).tolist(),
         "difference": ((results[0] - results[1]).abs().max() / results[1].abs().max()).item(),
     }
-
-
-def quantizer_memory(kind: Any, mode: str, shape: list[int], device: str) -> dict[str, float]:
-    """Peak in MB of quantizing one batch; `shape` is B, d, h, w, K."""
-    torch.manual_seed(0)
-    training = mode == "train"
-    quantizer = GumbelQuantizer(shape[-1], shape[1], kind).to(device).train(training)
-    single, latents = (torch.randn(b, *shape[1:-1], device=device, requires_grad=training) for b in (1, shape[0]))
-
-    def call(z: torch.Tensor) -> None:
-        with torch.set_grad_enabled(training):
-            z_q, loss, _ = quantizer(z)
-        if training:
-            (z_q.mean() + loss).backward()
-
-    call(single)
-    quantizer.zero_grad()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(latents)
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-        before = resident("VmRSS")
-        call(latents)
-        peak = resident("VmHWM")
-    gradients = [t.grad.nbytes for t in (latents, quantizer.embedding.weight) if t.grad is not None]
-    return {"peak_mb": (peak - before) / 1e6, "gradients_mb": sum(gradients) / 1e6}
-
-
-def in_fresh_process(kind: str, mode: str, shape: list[int], device: str) -> dict[str, float]:
-    context = multiprocessing.get_context("forkserver")  # forks from a process that has only done imports
-    context.set_forkserver_preload([_Run.__module__])
-    with ProcessPoolExecutor(1, context) as pool:
-        return pool.submit(quantizer_memory, kind, mode, shape, "cpu").result()
-
-
-def resident(key: str) -> int:
-    """Bytes: VmRSS now, VmHWM at the peak."""
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
 
 
 def first_wait(call: Call, everywhere: bool) -> str:

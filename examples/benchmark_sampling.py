@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_formats import in_other_formats, same_codes
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -69,8 +70,12 @@ def compare_samplers(
     clock: Clock,
     compiled: bool,
     peaks: tuple[float, float] | None,
+    trained: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each sampler and batch size; `peaks` are FLOP/s and bytes/s of the device, for the floor."""
+    """
+    A row for each sampler and batch size; `peaks` are FLOP/s and bytes/s of the device, for the floor. Whether other
+    number formats give the same codes is asked of `trained` networks only.
+    """
     unet, bridge = pipe.unet, pipe.scheduler
     height, width = pipe._latent_size()
     pixelcnn = PixelCNNVQPipeline(pipe.vqvae, prior)
@@ -78,7 +83,8 @@ def compare_samplers(
     ddim = DDIMPipeline(unet, bridge.to_diffusers(DDIMScheduler))
     swapped = DiffusionBridgeVQPipeline(pipe.vqvae, unet, bridge.to_diffusers(DPMSolverMultistepScheduler))
     fast = DiffusionBridgeVQPipeline(deepcopy(pipe.vqvae), deepcopy(unet), bridge) if compiled else pipe
-    for each in (pipe, pixelcnn, ddpm, ddim, swapped, fast):
+    other_formats = in_other_formats(pipe) if unet.device.type == "cpu" and unet.dtype == torch.float32 else {}
+    for each in (pipe, pixelcnn, ddpm, ddim, swapped, fast, *other_formats.values()):
         each.set_progress_bar_config(disable=True)
 
     def samplers(n: int) -> dict[str, Draw]:
@@ -87,6 +93,7 @@ def compare_samplers(
         return {
             "bridge": lambda: pipe(**images),
             "bridge, no decoding": lambda: pipe(**images | {"output_type": "latent"}),
+            **{name: lambda other=other: other(**images) for name, other in other_formats.items()},
             "bridge, compiled": lambda: fast(**images),
             "bridge, compiled, no decoding": lambda: fast(**images | {"output_type": "latent"}),
             "bridge, ancestral": lambda: pipe(**images, solver="ancestral"),
@@ -117,9 +124,11 @@ def compare_samplers(
                 row["skipped"] = f"diffusers' pipelines take no {height} x {width} grid"
             else:
                 row |= clock.time(samplers(n)[name], n, expected)
+            if "seconds" in row and trained and name in other_formats:
+                row["same_codes"] = same_codes(pipe, other_formats[name], steps)
             if "seconds" in row:
                 before[name] = (n, row["seconds"])
-                if not name.startswith("PixelCNN"):
+                if not name.startswith("PixelCNN") and name not in other_formats:  # they have a floor of their own
                     shape = (n, unet.config.in_channels, height, width)
                     row |= floor(unet, shape, steps, row["seconds"], peaks)
             yield row

@@ -6,20 +6,25 @@ import math
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from tiny_pipeline import make_pipeline
+from tiny_run import config
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.training import PriorConfig, PriorObjective
 
 
 @pytest.mark.slow
 def test_every_section_has_finite_figures(tmp_path):
     root, output = Path(__file__).parents[1], tmp_path / "benchmark.json"
-    arguments = ["--cpu", "--batch-size=2", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
+    arguments = ["--cpu", "--batch-size=8", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
     arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
     arguments += ["--peak-tflops=1", "--bandwidth-gbs=10"]
     done = subprocess.run(
@@ -51,7 +56,15 @@ def test_every_section_has_finite_figures(tmp_path):
         assert row["loaded_ms"] > 0 and row["fixed_ms"] > 0 and 0 < low <= row["speed"] <= high < math.inf
     kinds = {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
     assert set(report["quantizer_memory"]) == (kinds if Path("/proc/self/clear_refs").exists() else set())
+    assert [row["step"] for row in report["training"]] == [
+        "package",
+        "package, channels last",
+        "diffusers' example",
+    ]
+    for row in report["training"]:
+        assert "skipped" in row or (row["images_per_second"] > 0 and math.isfinite(row["ratio"]))
     samplers = {row["sampler"]: row for row in report["samplers"]}
+    assert {"bridge, bfloat16", "bridge, linear layers int8"} <= set(samplers)
     assert {"bridge", "stock DDPMPipeline, no decoding", "PixelCNN, cached", "PixelCNN, naive"} <= set(samplers)
     for row in report["samplers"] + report["growth"]:
         assert "skipped" in row or row["seconds"] > 0  # by how busy the machine is
@@ -64,9 +77,80 @@ def test_every_section_has_finite_figures(tmp_path):
 
 
 @pytest.fixture
-def sections(monkeypatch):
+def examples(monkeypatch):
+    """A function that imports a script."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
-    return importlib.import_module("benchmark_sampling")
+    return importlib.import_module
+
+
+@pytest.fixture
+def sections(examples):
+    return examples("benchmark_sampling")
+
+
+def test_all_training_steps_learn_the_same(examples, tmp_path):
+    """From the same weights, latents and draws: the losses of three steps."""
+    training = examples("benchmark_training")
+    settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=50, lr_schedule="constant")
+    accelerator = Accelerator(cpu=True)
+    bridge = OUBridgeScheduler(prediction_type="sample", eta=3.0)
+    ddpm = bridge.to_diffusers(DDPMScheduler)
+    latents = torch.randn(50, 4, 4, 4)
+    vqvae, unet = GumbelVQModel(in_channels=1, out_channels=1, **settings.vqvae), UNet2DModel(**settings.unet)
+    nets = [deepcopy(unet).train() for _ in range(3)]
+    steps = [
+        training.package_step(PriorObjective(vqvae, nets[0], bridge, "simple"), settings, accelerator, latents),
+        training.bare_step(nets[1], ddpm, settings, latents, torch.float32),
+        training.stock_step(nets[2], ddpm, settings, latents, accelerator),
+    ]
+    losses = []
+    for step in steps:
+        torch.manual_seed(0)
+        losses.append(torch.stack([step() for _ in range(3)]))
+    assert losses[0].diff().abs().min() > 1e-4
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[2], losses[1])
+
+
+def test_training_rows(examples, tmp_path, monkeypatch):
+    training = examples("benchmark_training")
+    settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=400)
+    vqvae, unet = GumbelVQModel(in_channels=1, out_channels=1, **settings.vqvae), UNet2DModel(**settings.unet)
+    seen = []
+    encoded = training._Run.step
+
+    def step(self, batch, number):
+        seen.append((batch["latents"].shape, self.objective.unet.conv_in.weight.stride(1)))
+        return encoded(self, batch, number)
+
+    monkeypatch.setattr(training._Run, "step", step)
+    for budget in (60, 0):
+        clock = training.Clock(budget, 2, torch.device("cpu"))
+        arguments = (vqvae, unet, OUBridgeScheduler(), settings, Accelerator(cpu=True), False, clock)
+        rows = list(training.compare_training(*arguments))
+        assert len(rows) == 3 and all(("skipped" in row) == (budget == 0) for row in rows)
+    # from the loader, each time in its layout: the stride of the input channels is 1 with the channels last
+    assert {shape for shape, _ in seen} == {(400, 4, 4, 4)} and [stride for _, stride in seen] == [9] * 5 + [1] * 5
+
+
+def test_formats_of_a_cpu(examples):
+    """bfloat16 and int8 give other numbers, but mostly the same codes; int8 is where it is said to be."""
+    formats = examples("benchmark_formats")
+    pipe = make_pipeline()
+    other = formats.in_other_formats(pipe)
+    latents = torch.randn(4, 3, 3, 3)
+    exact = pipe(4, 3, latents=latents, output_type="latent").images
+    for each in other.values():
+        each.set_progress_bar_config(disable=True)
+        found = each(4, 3, latents=latents, output_type="latent").images.float()
+        assert 1e-6 < (found - exact).abs().max() < 0.05 * exact.abs().max()
+        assert 0.8 < formats.same_codes(pipe, each, 3) <= 1.0
+    assert formats.same_codes(pipe, pipe, 3) == 1.0
+    kinds = {
+        type(m).__module__ for m in other["bridge, linear layers int8"].unet.modules() if hasattr(m, "in_features")
+    }
+    assert kinds == {"torch.ao.nn.quantized.dynamic.modules.linear"}
+    assert pipe.unet.dtype == torch.float32 and other["bridge, bfloat16"].vqvae.dtype == torch.bfloat16
 
 
 def test_the_naive_pixelcnn_draws_the_cached_ones_law(sections):

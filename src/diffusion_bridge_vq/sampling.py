@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from .models.denoiser import denoise
+from .models.denoiser import denoise, embed_timesteps
 from .schedulers import OUBridgeScheduler
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
@@ -203,6 +203,7 @@ def _reverse_chain(
             f"timestep_spacing={scheduler.config.get('timestep_spacing')!r}: some would coincide. Take fewer."
         )
     on_device = timesteps.to(noise.device)
+    embedded, rows = embed_timesteps(unet, on_device)
     step_kwargs = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     z_star = _z_star(scheduler, noise)
     # a stock scheduler walks in x = z - z*, around 0
@@ -233,7 +234,8 @@ def _reverse_chain(
 
     def predict(i: int, x: torch.Tensor) -> torch.Tensor:
         """The network's output; `x` is scaled already, by numbers on the host: no step waits for the device."""
-        return denoise(unet, _AS_IT_IS, x, on_device[i], class_labels, guidance_scale)
+        rows.step = i
+        return denoise(embedded, _AS_IT_IS, x, on_device[i], class_labels, guidance_scale)
 
     def solve(i: int, sample: torch.Tensor, earlier: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of a solver, in float32 at least, and what it predicts for the next one."""

@@ -1,5 +1,6 @@
 """The one call of the eps-network, shared by training and sampling."""
 
+import copy
 from typing import Any
 
 import torch
@@ -60,6 +61,47 @@ def denoise(
 def _call(unet: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
     output = unet(*args, **kwargs)
     return output if isinstance(output, torch.Tensor) else output.sample
+
+
+class TimeRows(nn.Module):
+    """Embeddings of the timesteps of a loop; called with those of a batch, it gives row `step` to every sample."""
+
+    def __init__(self, table: torch.Tensor | None = None):
+        super().__init__()
+        self.table, self.step = table, 0
+
+    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+        assert self.table is not None
+        return self.table[self.step].expand(len(timesteps), -1)
+
+
+def embed_timesteps(unet: nn.Module, timesteps: torch.Tensor) -> tuple[nn.Module, TimeRows]:
+    """
+    Embed all timesteps of a loop at once: every call would compute the same for all samples of its batch.
+
+    The network given back has the same weights, and the rows where `time_proj` and `time_embedding` were; the one that
+    was given stays as it is, whoever else uses it at the same time. Networks that aren't a plain `UNet2DModel` come
+    back themselves, and so do those that are compiled (a replayed graph gains nothing) or have Accelerate's hooks.
+
+    Args:
+        unet (`nn.Module`): the network.
+        timesteps (`torch.Tensor`): (n,), on its device.
+
+    Returns:
+        `(unet, rows)`: set `rows.step` to 0..n-1 before each call.
+    """
+    network: Any = unet
+    if (
+        type(network) is not UNet2DModel
+        or network.config.class_embed_type == "timestep"  # time_proj has another use then
+        or network._compiled_call_impl is not None
+        or "forward" in vars(network)
+    ):
+        return network, TimeRows()
+    rows = TimeRows(network.time_embedding(network.time_proj(timesteps).to(network.dtype)))
+    embedded = copy.copy(network)
+    embedded._modules = network._modules | {"time_proj": rows, "time_embedding": nn.Identity()}
+    return embedded, rows
 
 
 def check_channels(unet: UNet2DModel, vqvae: VQModel) -> None:

@@ -1,0 +1,231 @@
+"""
+How many steps of which solver one trained bridge wants: Frechet distance and KL of codes for every number of steps,
+solver and spacing, as results.json, steps.md and steps.png. What is measured already is skipped, so that a study that
+was cut off goes on and one that is done can be widened.
+
+    python examples/study_steps.py outputs/demo/pipeline --seeds 0 1 2 --output-dir outputs/steps
+
+The Frechet distance is that of samples and training images that went through the codes, too: of the latents of the
+codes, all positions together ("latents", for small models: it takes more images than there are coordinates), or of
+what an extractor of evaluate.py sees in the decoded images. With as many steps as the scheduler has levels there is
+one spacing, "all".
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.evaluation import (
+    EXTRACTORS,
+    append_result,
+    code_kl,
+    extract,
+    frechet_distance,
+    load_extractor,
+    read_results,
+)
+
+SOLVERS = ("dpmsolver++", "ddim", "ancestral")
+SPACINGS = ("logsnr", "trailing", "linspace", "leading")
+TITLES = {"frechet": "Frechet distance", "kl": "KL of codes, nats"}
+KEYS = ("name", "model", "features", "solver", "spacing", "steps", "n", "seed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", help="folder or Hub id of a saved bridge")
+    parser.add_argument("--dataset", default="digits", help="as for the training scripts; default: digits")
+    parser.add_argument("--split", default="train", help="images that the model was trained on; default: train")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50, 250, 1000])
+    parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=SOLVERS)
+    parser.add_argument("--spacings", nargs="+", choices=SPACINGS, default=SPACINGS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="sets of samples, averaged in the table")
+    parser.add_argument("--num-images", type=int, default=1000, help="samples of each; default: 1000")
+    parser.add_argument("--features", choices=("latents", *EXTRACTORS), default="latents", help="default: latents")
+    parser.add_argument("--batch-size", type=int, default=250)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/steps"))
+    parser.add_argument("--plot", type=Path, help="the figure; default: steps.png in the output folder")
+    args = parser.parse_args()
+    try:
+        path = study(args)
+    except ValueError as error:
+        parser.error(str(error))
+    found = [r for r in read_results(path) if (r["n"], r["features"]) == (args.num_images, args.features)]
+    rows = [r for r in found if r["model"] == args.pipeline]
+    text = "\n".join(table(rows, name) for name in TITLES)
+    (args.output_dir / "steps.md").write_text(text)
+    print(text)
+    plot(rows, args.plot or args.output_dir / "steps.png")
+
+
+def study(args: argparse.Namespace) -> Path:
+    """Measures what results.json lacks, the fewest steps first; returns its path."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "results.json"
+    done = {tuple(r[key] for key in KEYS) for r in (read_results(path) if path.is_file() else [])}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    judge = Judge(pipe, args)
+    facts = {"model": args.pipeline, "features": args.features, "dataset": args.dataset, "device": device}
+
+    def add(solver: str, spacing: str, steps: int, seed: int, values: dict[str, float]) -> None:
+        own = {"solver": solver, "spacing": spacing, "steps": steps, "n": args.num_images, "seed": seed}
+        for name, value in values.items():
+            append_result(path, name, value, **own, **facts)
+
+    def is_done(solver: str, spacing: str, steps: int, seed: int) -> bool:
+        own = (solver, spacing, steps, args.num_images, seed)
+        return all((name, args.pipeline, args.features, *own) in done for name in TITLES)
+
+    if not is_done("real", "all", 0, 0):
+        add("real", "all", 0, 0, judge.floor(args.num_images))
+    levels = pipe.scheduler.config.num_train_timesteps
+    for steps in sorted(args.steps):
+        for seed in args.seeds:
+            for solver in args.solvers:
+                for spacing in args.spacings if steps < levels else ("all",):
+                    if is_done(solver, spacing, steps, seed):
+                        continue
+                    call = {"solver": solver, "num_inference_steps": steps}
+                    if spacing != "all":
+                        call["timestep_spacing"] = spacing
+                    values = judge(draw_codes(pipe, args.num_images, args.batch_size, seed, **call))
+                    add(solver, spacing, steps, seed, values)
+                    shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    print(f"{steps:5} steps, {solver:12} {spacing:9} seed {seed}: {shown}", flush=True)
+    return path
+
+
+def draw_codes(pipe: DiffusionBridgeVQPipeline, n: int, batch_size: int, seed: int, **call: Any) -> torch.Tensor:
+    """(n, h, w) on the CPU; the same seed starts every solver from the same noise."""
+    generator, codes = torch.Generator(pipe.device).manual_seed(seed), []
+    for start in range(0, n, batch_size):
+        count = min(batch_size, n - start)
+        z_0 = pipe(batch_size=count, generator=generator, output_type="latent", **call).images
+        codes.append(pipe.vqvae.encode_codes(z_0).cpu())
+    return torch.cat(codes)
+
+
+class Judge:
+    """Holds maps of codes against those of the training images."""
+
+    @torch.no_grad()
+    def __init__(self, pipe: DiffusionBridgeVQPipeline, args: argparse.Namespace):
+        self.pipe, self.batch_size = pipe, args.batch_size
+        config = pipe.vqvae.config
+        images = load_images(
+            args.dataset, split=args.split, resolution=config.sample_size, channels=config.in_channels
+        )
+        self.extractor = None if args.features == "latents" else load_extractor(args.features, pipe.device)
+        batches = (images.__getitems__(list(part)) for part in torch.arange(len(images)).split(args.batch_size))
+        self.codes = torch.cat([self._encode(torch.stack([item["images"] for item in part])) for part in batches])
+        self.reference = self._features(self.codes)
+
+    def __call__(self, codes: torch.Tensor) -> dict[str, float]:
+        size = min(len(codes), len(self.codes))  # equal sets, evenly taken: a smaller one is smoothed more
+        real = self.codes[torch.linspace(0, len(self.codes) - 1, size).long()]
+        return {
+            "frechet": frechet_distance(self._features(codes), self.reference),
+            "kl": code_kl(codes[:size], real, self.pipe.vqvae.config.num_vq_embeddings).mean().item(),
+        }
+
+    def floor(self, n: int) -> dict[str, float]:
+        """
+        About what `n` more real images would get: between halves of the training images, brought to the sizes that
+        are compared otherwise. Between sets of one law both measures fall as 1/n, to leading order.
+        """
+        halves = [self.codes[start::2][: len(self.codes) // 2] for start in (0, 1)]
+        frechet = frechet_distance(*map(self._features, halves))
+        kl = code_kl(*halves, self.pipe.vqvae.config.num_vq_embeddings).mean().item()
+        of_halves, size = 2 / len(halves[0]), min(n, len(self.codes))
+        return {"frechet": frechet * (1 / n + 1 / len(self.codes)) / of_halves, "kl": kl * (2 / size) / of_halves}
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.to(self.pipe.device).float().div(127.5).sub(1)
+        return self.pipe.vqvae.encode_codes(self.pipe.vqvae.encode(pixels).latents).cpu()
+
+    @torch.no_grad()
+    def _features(self, codes: torch.Tensor) -> torch.Tensor:
+        parts = [part.to(self.pipe.device) for part in codes.split(self.batch_size)]
+        if self.extractor is None:
+            return torch.cat([self.pipe.vqvae.decode_codes(part).flatten(1).cpu() for part in parts])
+        return extract(self.extractor, self._decode(parts))
+
+    def _decode(self, parts: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for part in parts:
+            z_q = self.pipe.vqvae.decode_codes(part)
+            pixels = self.pipe.vqvae.decode(z_q, force_not_quantize=True).sample
+            yield pixels.add(1).mul(127.5).round().clamp(0, 255).byte()
+
+
+def means(rows: list[dict[str, Any]], name: str) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """{(solver, spacing): {steps: values of all seeds}}; the only spacing of all levels belongs to every curve."""
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    mine = [r for r in rows if r["name"] == name and r["solver"] != "real"]
+    for r in sorted(mine, key=lambda r: (SOLVERS.index(r["solver"]), r["spacing"] != "all", r["steps"])):
+        own = [s for s in SPACINGS if any((o["solver"], o["spacing"]) == (r["solver"], s) for o in mine)]
+        for spacing in own or ["all"] if r["spacing"] == "all" else [r["spacing"]]:
+            found.setdefault((r["solver"], spacing), {}).setdefault(r["steps"], []).append(r["value"])
+    return found
+
+
+def table(rows: list[dict[str, Any]], name: str) -> str:
+    """Markdown: a row per number of steps, a column per solver and spacing, mean (and range over seeds)."""
+    curves = means(rows, name)
+    columns = sorted(curves, key=lambda c: (SOLVERS.index(c[0]), (*SPACINGS, "all").index(c[1])))
+    real = [r["value"] for r in rows if r["name"] == name and r["solver"] == "real"]
+    n = rows[0]["n"] if rows else 0
+    lines = [f"{TITLES[name]}, n = {n}; real images: about {real[0]:.3g}" if real else TITLES[name], ""]
+    lines += ["| steps | " + " | ".join(", ".join(c) for c in columns) + " |", "|---" * (1 + len(columns)) + "|"]
+    for steps in sorted({s for values in curves.values() for s in values}):
+        cells = []
+        for column in columns:
+            values = curves[column].get(steps, [])
+            spread = f" ({min(values):.3g}-{max(values):.3g})" if len(values) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.3g}{spread}" if values else "")
+        lines.append(f"| {steps:,} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Both measures over the number of steps; nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print('No figure: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+        return
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    styles = dict(zip(SPACINGS, ("-", "--", "-.", ":"), strict=True)) | {"all": "-"}
+    panels = figure.subplots(1, len(TITLES))
+    for axes, name in zip(panels, TITLES, strict=True):
+        for (solver, spacing), values in means(rows, name).items():
+            steps = sorted(values)
+            middle = [sum(values[s]) / len(values[s]) for s in steps]
+            color = f"C{SOLVERS.index(solver)}"
+            axes.plot(steps, middle, styles[spacing], marker=".", label=f"{solver}, {spacing}", color=color)
+            low, high = ([pick(values[s]) for s in steps] for pick in (min, max))
+            axes.fill_between(steps, low, high, alpha=0.12, color=color)
+        for r in rows:
+            if (r["name"], r["solver"]) == (name, "real"):
+                axes.axhline(r["value"], color="gray", linewidth=0.8, label="real images")
+        axes.set(xscale="log", yscale="log", xlabel="steps", title=TITLES[name])
+        ticks = sorted({r["steps"] for r in rows} - {0})
+        axes.set_xticks(ticks, [f"{s:,}" for s in ticks], minor=False)
+        low, high = axes.get_ylim()
+        marks = [m * 10**e for e in range(-4, 5) for m in (1, 2, 5) if low <= m * 10**e <= high]
+        axes.set_yticks(marks, [f"{m:g}" for m in marks])
+        axes.minorticks_off()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    print(f"figure: {path}")
+
+
+if __name__ == "__main__":
+    main()

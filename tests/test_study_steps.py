@@ -1,0 +1,82 @@
+"""examples/study_steps.py: what it measures on sets that it must find perfect, what it skips, and its table."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_pipeline import make_gray_pipeline
+
+from diffusion_bridge_vq.evaluation import frechet_distance, read_results
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    return importlib.import_module("study_steps")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    pipeline, output = tmp_path / "pipeline", tmp_path / "steps"
+    make_gray_pipeline().save_pretrained(pipeline)  # 20 levels, 4 x 4 latents of 2 channels
+    return ["study_steps.py", str(pipeline), "--num-images=40", "--batch-size=30", f"--output-dir={output}"]
+
+
+def test_a_study_goes_on_where_it_was_cut_off(script, command, tmp_path, monkeypatch):
+    drawn, draw = [], script.draw_codes
+
+    def counted(pipe, n, batch_size, seed, **call):
+        drawn.append((call["solver"], call.get("timestep_spacing"), call["num_inference_steps"], seed))
+        return draw(pipe, n, batch_size, seed, **call)
+
+    monkeypatch.setattr(script, "draw_codes", counted)
+    narrow = [*command, "--solvers", "dpmsolver++", "ddim", "--spacings", "logsnr", "trailing", "--steps"]
+    monkeypatch.setattr(sys, "argv", [*narrow, "3"])
+    script.main()
+    assert len(drawn) == 4
+    monkeypatch.setattr(sys, "argv", [*narrow, "20", "3", "--seeds", "0", "1"])
+    script.main()
+    # seed 1 of the four, and all 20 levels once for each solver and seed
+    assert sorted(drawn[4:], key=str) == sorted(
+        [(s, p, 3, 1) for s in ("dpmsolver++", "ddim") for p in ("logsnr", "trailing")]
+        + [(s, None, 20, seed) for s in ("dpmsolver++", "ddim") for seed in (0, 1)],
+        key=str,
+    )
+    script.main()
+    assert len(drawn) == 12
+    results = read_results(tmp_path / "steps" / "results.json")
+    assert len(results) == 2 * (12 + 1) and all(r["n"] == 40 for r in results)
+    lines = (tmp_path / "steps" / "steps.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert rows[0] == ["steps", "dpmsolver++, logsnr", "dpmsolver++, trailing", "ddim, logsnr", "ddim, trailing"]
+    values = [
+        r["value"] for r in results if (r["name"], r["solver"], r["steps"], r["spacing"]) == ("kl", "ddim", 20, "all")
+    ]
+    last = rows[-1]
+    mean = f"{sum(values) / 2:.3g} ({min(values):.3g}-{max(values):.3g})"
+    assert last[0] == "20" and last[3] == last[4] == mean
+
+
+def test_images_that_are_the_training_images(script, command, tmp_path, monkeypatch):
+    """The judge finds no distance between a set and itself, and more between sets of which one has fewer codes."""
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--solvers", "ddim", "--spacings", "trailing"])
+    judges, init = [], script.Judge.__init__
+
+    def kept(self, *args):
+        init(self, *args)
+        judges.append(self)
+
+    monkeypatch.setattr(script.Judge, "__init__", kept)
+    script.main()
+    (judge,) = judges
+    assert judge.codes.shape == (1500, 4, 4)
+    same = judge(judge.codes)
+    assert abs(same["frechet"]) < 1e-4 * judge.reference.var() and same["kl"] == pytest.approx(0, abs=1e-12)
+    apart = judge(torch.where(torch.rand(1500, 4, 4) < 0.5, judge.codes[0, 0, 0], judge.codes))
+    floor = judge.floor(1500)
+    halves = judge.codes[::2], judge.codes[1::2]
+    between = frechet_distance(*(judge.pipe.vqvae.decode_codes(half).flatten(1) for half in halves))
+    assert floor["frechet"] == pytest.approx(between / 2)  # sets of twice the size
+    assert apart["frechet"] > 2 * floor["frechet"] > 0 and apart["kl"] > 2 * floor["kl"] > 0
