@@ -1,4 +1,5 @@
 # make demo   train on the embedded digits (once), then sample from what was trained
+# make sample draw from the checkpoint that is in the repository, without training
 # make test   all tests
 # make lint   ruff and mypy
 # make clean  remove the environment, the caches and what was built; outputs/ stays
@@ -13,12 +14,15 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c co
 test: export OMP_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo sample test lint clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
 	test -d outputs/demo/pipeline || $(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo
 	$(BIN)/python examples/sample.py outputs/demo/pipeline --num-images 64 --output outputs/demo/samples.png
+
+sample: $(VENV)/.stamp-demo
+	$(BIN)/python examples/sample.py checkpoints/digits --output outputs/samples.png
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2

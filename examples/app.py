@@ -34,7 +34,7 @@ from diffusion_bridge_vq.data.images import decode_image, reason
 from diffusion_bridge_vq.data.masks import MASKS, paper_mask
 from diffusion_bridge_vq.grids import image_grid
 
-DEMO = "outputs/demo/pipeline"
+DEMO = "checkpoints/digits"
 SAMPLERS = {"ancestral": None, "DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler}
 EXAMPLES, CHAIN_IMAGES, CHAIN_FRAMES = 4, 4, 50
 CANVAS = 320  # pixels a side, about, that small images are enlarged to
@@ -406,7 +406,7 @@ def main() -> None:
     )
     model = parser.parse_args().model
     if model == DEMO and not Path(DEMO).is_dir():
-        parser.error(f"{DEMO} isn't there: run `make demo` first, or name a folder or a model of the Hub.")
+        parser.error(f"{DEMO} isn't here: call it from the repository, or name a folder or a model of the Hub.")
     try:
         pipe = DiffusionBridgeVQPipeline.from_pretrained(model)
     except (ValueError, OSError) as error:
