@@ -1,6 +1,7 @@
 """Draw images from a saved pipeline and write them as one grid."""
 
 import argparse
+import itertools
 import math
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile: worth it for many batches")
     parser.add_argument("--batch-size", type=int, default=64, help="images drawn at once")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--class-label", type=int, help="class of all images, for a class-conditional model")
+    parser.add_argument(
+        "--class-labels", type=int, nargs="+", help="of a class-conditional model: classes of the images, by turns"
+    )
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no guidance")
     parser.add_argument("--tile-size", type=int, default=64, help="pixels that small images are enlarged to")
     parser.add_argument("--chain-steps", type=int, default=0, help="columns of chain.png (Figure 9); 0 for none")
@@ -45,13 +48,15 @@ def main() -> None:
     steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
     chain = DenoisingChain(steps, output_type="pt") if steps else None
     images: list[Image.Image] = []
+    labels = itertools.cycle(args.class_labels) if args.class_labels else None
     while len(images) < args.num_images:
+        batch_size = min(args.batch_size, args.num_images - len(images))
         images += pipe(
-            batch_size=min(args.batch_size, args.num_images - len(images)),
+            batch_size=batch_size,
             num_inference_steps=args.num_inference_steps,
             solver=args.solver,
             generator=generator,
-            class_labels=args.class_label,
+            class_labels=labels and list(itertools.islice(labels, batch_size)),
             guidance_scale=args.guidance_scale,
             callback_on_step_end=chain if not images else None,  # the chain of the first batch
         ).images

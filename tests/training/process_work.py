@@ -1,5 +1,6 @@
 """What the processes of test_processes.py do: they import it by name, or are started with it as their script."""
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -14,7 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 from diffusers import UNet2DModel
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
@@ -27,6 +30,7 @@ from diffusion_bridge_vq.training import (
     PixelCNNObjective,
     PriorConfig,
     PriorObjective,
+    ReconstructionLoss,
     TrainedComponents,
     VQConfig,
     VQObjective,
@@ -34,6 +38,7 @@ from diffusion_bridge_vq.training import (
 )
 from diffusion_bridge_vq.training import loop as loop_module
 from diffusion_bridge_vq.training.config import RunConfig
+from diffusion_bridge_vq.training.sharding import whole
 
 VQVAE = {
     "in_channels": 1,
@@ -70,6 +75,19 @@ def process(rank: int, world: int, folder: str, work: Callable[..., None], *argu
         dist.destroy_process_group()
 
 
+def split(work: Callable[..., None], *arguments: Any) -> None:
+    """`work(*arguments)` as if launched with FSDP."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    _take_the_cpu_for_an_accelerator()
+    work(*arguments)
+
+
+def _take_the_cpu_for_an_accelerator() -> None:
+    """For the rest of this process: Accelerate offers FSDP on no CPU."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)  # type: ignore[method-assign]
+
+
 def place() -> tuple[int, int]:
     """Rank and number of processes."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -90,7 +108,7 @@ def _e2e(quantizer_type: str = "ema", classes: bool = False, **kwargs: Any) -> E
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "vq, gumbel": lambda: VQObjective(_vqvae("gumbel"), l1_weight=0.1),
+    "vq, gumbel": lambda: VQObjective(_vqvae("gumbel"), ReconstructionLoss(l1_weight=0.1)),
     "vq, ste": lambda: VQObjective(_vqvae("ste")),
     "vq, ema": lambda: VQObjective(_vqvae("ema")),
     "prior": lambda: PriorObjective(
@@ -174,24 +192,25 @@ def _noise_of_the_whole_batch(rank: int, world: int) -> Iterator[None]:
 
 def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents | None:
     """
-    `train`, and what this process had in folder/seen-RANK-of-WORLD.pt: its state at each checkpoint, the batches, the
-    number of each code that training chose in them, and the random numbers that were next at each of them.
+    `train`, and what this process had in folder/seen-RANK-of-WORLD.pt: its state at each checkpoint (gathered, and
+    the share of its numbers that lay here), the batches, the number of each code that training chose in them, and the
+    random numbers that were next at each of them.
 
     The clock that `train` looks at gains a second at each look.
     """
     rank, world = place()
     config = configure(kind, folder, **overrides)
-    seen: dict[str, Any] = {"states": {}, "batches": [], "counts": [], "next": []}
+    seen: dict[str, Any] = {"states": {}, "shares": {}, "batches": [], "counts": [], "next": []}
     save, objective = loop_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
     forward, quantize = objective.forward, GumbelQuantizer.forward
 
     def spy_on_save(directory, accelerator, modules, optimizer, state, keep):
-        tensors = {
-            f"{name}.{k}": v.clone() for name, module in modules.items() for k, v in module.state_dict().items()
-        }
+        tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
         for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": v.clone() for k, v in moments.items()}
-        seen["states"][state["step"]] = tensors
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+        seen["states"][state["step"]] = {name: whole(tensor).clone() for name, tensor in tensors.items()}
+        here = sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors.values())
+        seen["shares"][state["step"]] = here / sum(t.numel() for t in tensors.values())
         return save(directory, accelerator, modules, optimizer, state, keep)
 
     def spy_on_forward(self, images=None, class_labels=None, **encoded):
@@ -254,44 +273,61 @@ def refused(folder: Path) -> None:
     (folder / f"refused-{place()[0]}").write_text(str(error.value))
 
 
-def run_into_large_latents(folder: Path) -> None:
+def run_into_large_latents(kind: str, folder: Path, overrides: dict[str, Any]) -> None:
     """
     A run in which process 1 reports too large latents in its 12th batch, the second of step 6. Into
     folder/RANK-of-WORLD.pt: the error, and the state before that step.
     """
     rank, world = place()
-    forward, batches, before = VQObjective.forward, itertools.count(1), {}
+    objective, batches, before = OBJECTIVE_CLASSES[kind], itertools.count(1), {}
+    forward = objective.forward
 
     def too_large(self, images, class_labels=None):
         batch = next(batches)
         if batch == 11:
-            before.update({f"vqvae.{name}": value.clone() for name, value in self.vqvae.state_dict().items()})
+            tensors = {name: value for name, value in self.state_dict().items() if name.split(".")[0] in self.trained}
+            before.update({name: whole(value).clone() for name, value in tensors.items()})
         output = forward(self, images, class_labels)
         if rank == 1 and batch == 12:
             output.metrics["latent_rms"] = torch.tensor(2e4)
         return output
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(FloatingPointError) as error:
-        patch.setattr(VQObjective, "forward", too_large)
-        train(configure("vq", folder))
+        patch.setattr(objective, "forward", too_large)
+        train(configure(kind, folder, **overrides))
     torch.save({"before": before, "message": str(error.value)}, folder / f"{rank}-of-{world}.pt")
 
 
-def main(fault: str, folder: str) -> None:
-    """A launched run in which process 1 comes to grief at its third batch, by an exception or a signal."""
+def main(fault: str, folder: Path) -> None:
+    """
+    A launched run in which process 1 comes to grief at its third batch, by an exception or a signal; and, if `fault`
+    says so, process 0 hangs there. Each leaves its number in folder/pid-RANK before.
+    """
     forward = VQObjective.forward
     batches = itertools.count()
 
     def fail(self, images, class_labels=None):
-        if os.environ["RANK"] == "1" and next(batches) == 2:
-            if fault == "exception":
+        if next(batches) == 2:
+            rank = os.environ["RANK"]
+            (folder / f"pid-{rank}").write_text(str(os.getpid()))
+            if rank == "1" and fault == "exception":
                 raise RuntimeError(f"the third batch of process 1 of {PartialState().num_processes} is bad")
-            os.kill(os.getpid(), signal.SIGKILL)
+            if rank == "1":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "signal, the other hangs":
+                while True:  # as in a collective that doesn't notice
+                    time.sleep(1)
         return forward(self, images, class_labels)
 
     VQObjective.forward = fail  # type: ignore[method-assign]
-    train(configure("vq", Path(folder)))
+    train(configure("vq", folder))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "fsdp":
+        faulthandler.dump_traceback_later(200, exit=True)  # where it hangs, if it does
+        dist.init_process_group("gloo")  # Accelerate would make it for an accelerator
+        _take_the_cpu_for_an_accelerator()
+        run("prior", Path(sys.argv[2]), {"init_from": Path(sys.argv[3])})
+    else:
+        main(sys.argv[1], Path(sys.argv[2]))

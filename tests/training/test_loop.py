@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import process_work
 import pytest
 import torch
 from accelerate.utils import DistributedType
@@ -128,6 +129,14 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
     assert all(torch.isfinite(p).all() for p in trained.vqvae.parameters())
 
 
+@pytest.mark.parametrize("name", process_work.OBJECTIVES)
+def test_what_is_trained_is_saved(name):
+    """A weight that the optimiser moves and no checkpoint holds would be lost when the run is resumed."""
+    objective = process_work.OBJECTIVES[name]()
+    learning = {id(p) for p in objective.parameters() if p.requires_grad}
+    assert learning and learning <= {id(p) for p in loop_module._trained_part(objective).parameters()}
+
+
 def test_refusals(tmp_path):
     train(config(VQConfig, tmp_path / "vq", max_train_steps=4))
     with pytest.raises(ValueError, match="already holds checkpoints"):
@@ -146,12 +155,22 @@ def test_refusals(tmp_path):
         train(config(E2EConfig, tmp_path / "a", scheduler={"gamma": 3}))
 
 
-@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
-def test_engines_that_split_the_model_are_refused(tmp_path, monkeypatch, engine):
-    kind = property(lambda self: DistributedType[engine])
-    monkeypatch.setattr(loop_module.Accelerator, "distributed_type", kind)
-    with pytest.raises(ValueError, match=rf"{engine}.*multi_gpu\.yaml"):
-        train(config(VQConfig, tmp_path))
+@pytest.mark.parametrize(
+    "engine, version, kind, message",
+    [
+        ("DEEPSPEED", 0, VQConfig, r"DEEPSPEED.*multi_gpu\.yaml"),
+        ("FSDP", 1, PriorConfig, r"fsdp_version: 2.*got 1"),
+        ("FSDP", 2, VQConfig, r"vq trains the autoencoder.*multi_gpu\.yaml"),
+        ("FSDP", 2, E2EConfig, r"e2e trains the autoencoder.*multi_gpu\.yaml"),
+    ],
+)
+def test_engines_that_would_split_what_must_be_whole_are_refused(
+    tmp_path, monkeypatch, engine, version, kind, message
+):
+    monkeypatch.setattr(loop_module.Accelerator, "distributed_type", DistributedType[engine])
+    monkeypatch.setattr(loop_module.Accelerator, "is_fsdp2", version == 2)
+    with pytest.raises(ValueError, match=message):
+        train(config(kind, tmp_path, init_from=tmp_path))
 
 
 def test_dry_run_writes_nothing(tmp_path, capsys):

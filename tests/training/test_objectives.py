@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
 from diffusion_bridge_vq.losses import prior_loss
 from diffusion_bridge_vq.models import denoise
-from diffusion_bridge_vq.training import E2EObjective, PriorObjective, VQObjective
+from diffusion_bridge_vq.training import E2EObjective, PriorObjective, ReconstructionLoss, VQObjective
 
 
 def tiny_vqvae(**kwargs) -> GumbelVQModel:
@@ -158,7 +158,7 @@ def test_prior_objective_leaves_the_autoencoder_alone():
 
 def test_vq_objective_is_written_out():
     vqvae = tiny_vqvae(quantizer_type="ste")
-    objective = VQObjective(vqvae, l1_weight=0.5).train()
+    objective = VQObjective(vqvae, ReconstructionLoss(l1_weight=0.5)).train()
     losses = objective(IMAGES).losses
     z_e = vqvae.encode(IMAGES).latents
     codebook = vqvae.quantize.embedding.weight

@@ -157,7 +157,7 @@ class Evaluator(AutoencoderEvaluator):
         self.call: dict[str, Any] = {"num_inference_steps": num_inference_steps} if self.is_bridge else {}
         if self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler):  # a stock scheduler is its own solver
             self.call["solver"] = solver
-        steps = {"steps": num_inference_steps} if self.is_bridge else {}
+        steps: dict[str, Any] = {"steps": num_inference_steps} if self.is_bridge else {}
         if "solver" in self.call:
             steps["solver"] = solver
         super().__init__(model, pipe.vqvae, real, output_dir, batch_size, seed, **steps, **facts)

@@ -5,6 +5,7 @@ from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_conf
 from .loop import TrainedComponents, train
 from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
 from .presets import PRESETS
+from .reconstruction import ReconstructionLoss
 
 __all__ = [
     "PRESETS",
@@ -16,6 +17,7 @@ __all__ = [
     "PixelCNNObjective",
     "PriorConfig",
     "PriorObjective",
+    "ReconstructionLoss",
     "TrainedComponents",
     "VQConfig",
     "VQObjective",

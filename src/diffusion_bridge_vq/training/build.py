@@ -7,8 +7,9 @@ from diffusers import UNet2DModel
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
 from ..schedulers import OUBridgeScheduler
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
+from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
 from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
+from .reconstruction import ReconstructionLoss
 
 
 def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
@@ -23,7 +24,7 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
         GumbelVQModel, {"in_channels": config.channels, "out_channels": config.channels} | config.vqvae
     )
     if isinstance(config, VQConfig):
-        return VQObjective(vqvae, config.l1_weight)
+        return VQObjective(vqvae, _reconstruction_loss(config))
     assert isinstance(config, PriorRunConfig)
     classes = {}
     if config.class_conditional:
@@ -54,13 +55,23 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
         weighting=config.weighting,
         class_dropout=config.class_dropout,
         reconstruction_weight=config.reconstruction_weight,
-        l1_weight=config.l1_weight,
+        reconstruction=_reconstruction_loss(config),
         regularization=config.regularization,
         regularization_weight=config.regularization_weight,
         encoder_gradient_weight=config.encoder_gradient_weight,
         ramp_steps=round(config.ramp_fraction * steps),
         joint_from=round(config.joint_fraction * steps),
         freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
+    )
+
+
+def _reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
+    return ReconstructionLoss(
+        config.channels,
+        config.l1_weight,
+        config.perceptual_weight,
+        config.adversarial_weight,
+        round(config.adversarial_fraction * config.max_train_steps),
     )
 
 

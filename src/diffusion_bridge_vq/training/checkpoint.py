@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from .sharding import gather, split_like
+
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _PARTIAL = ".partial"  # being written or removed
@@ -57,15 +59,16 @@ def save_checkpoint(
             removed, the others are left as they are.
     """
     final = directory / f"step-{state['step']:08d}"
+    packed = optimizer.state_dict()
+    tensors = {f"{name}.safetensors": module.state_dict() for name, module in modules.items()}
+    tensors["optimizer.safetensors"] = {
+        f"{index}.{key}": value for index, values in packed["state"].items() for key, value in values.items()
+    }
+    tensors = {name: gather(values, accelerator.is_main_process) for name, values in tensors.items()}
     random_states = gather_object([_random_state()])
     failure: list[tuple[int | None, str] | None] = [None]
     cause: OSError | None = None
     if accelerator.is_main_process:
-        packed = optimizer.state_dict()
-        tensors = {f"{name}.safetensors": module.state_dict() for name, module in modules.items()}
-        tensors["optimizer.safetensors"] = {
-            f"{index}.{key}": value for index, values in packed["state"].items() for key, value in values.items()
-        }
         tensors |= {_random_file(process): random_state for process, random_state in enumerate(random_states)}
         text = json.dumps(state | {"param_groups": packed["param_groups"]}, indent=1)
         try:
@@ -133,14 +136,16 @@ def _load(
         )
     state = json.loads((checkpoint / _STATE).read_text())
     moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(checkpoint / "optimizer.safetensors").items():
-        index, name = key.split(".", 1)
-        moments.setdefault(int(index), {})[name] = value
     try:
         for name, module in modules.items():
-            module.load_state_dict(load_file(checkpoint / f"{name}.safetensors"))
+            own, saved = module.state_dict(), load_file(checkpoint / f"{name}.safetensors")
+            module.load_state_dict({k: split_like(v, own[k]) if k in own else v for k, v in saved.items()})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for key, value in load_file(checkpoint / "optimizer.safetensors").items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = split_like(value, parameters[int(index)])
         optimizer.load_state_dict({"state": moments, "param_groups": state.pop("param_groups")})
-    except (FileNotFoundError, RuntimeError, ValueError) as error:
+    except (FileNotFoundError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into a new "
             f"`output_dir`. {error}"

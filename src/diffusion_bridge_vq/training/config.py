@@ -39,7 +39,7 @@ class RunConfig:
     split: str = _option("train", "split to train on")
     validation_split: str | None = _option(None, "split whose losses are logged, too, with the averaged weights")
     streaming: bool = _option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
-    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled")
+    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled; see docs/training.md")
     image_column: str | None = _option(None, "column with the images, if there are several")
     label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
     output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")
@@ -141,12 +141,27 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class VQConfig(RunConfig):
+class AutoencoderConfig(RunConfig):
+    """What runs that train the autoencoder share: the terms of `ReconstructionLoss`."""
+
+    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
+    perceptual_weight: float = _option(0.0, "weight of the distance in EfficientNet-Lite0's features (extra `eval`)")
+    adversarial_weight: float = _option(0.0, "weight of what a patch discriminator says of decoded images")
+    adversarial_fraction: float = _option(0.5, "share of the run before the discriminator joins")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares("adversarial_fraction")
+        for name in ("l1_weight", "perceptual_weight", "adversarial_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class VQConfig(AutoencoderConfig):
     """Stage 1, `VQObjective`."""
 
     kind = "vq"
-
-    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,7 @@ class PixelCNNConfig(PriorRunConfig):
 
 
 @dataclass(frozen=True)
-class E2EConfig(_BridgeConfig):
+class E2EConfig(_BridgeConfig, AutoencoderConfig):
     """Algorithm 1, `E2EObjective`."""
 
     kind = "e2e"
@@ -239,7 +254,6 @@ class E2EConfig(_BridgeConfig):
         "stable", "which gradients move the encoder; 'paper' is Algorithm 1 to the letter"
     )
     reconstruction_weight: float = _option(1.0, "weight of L_rec against the terms per latent coordinate")
-    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
     regularization: Regularization = _option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
     regularization_weight: float = _option(0.01, "weight of L_t^reg")
     encoder_gradient_weight: float = _option(0.1, "share of the prior's gradient that reaches the encoder (stable)")

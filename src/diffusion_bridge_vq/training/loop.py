@@ -3,63 +3,42 @@
 import itertools
 import json
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import (
     DistributedDataParallelKwargs,
-    DistributedType,
     GradientAccumulationPlugin,
     ProjectConfiguration,
     broadcast,
     set_seed,
 )
-from diffusers import UNet2DModel
+from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages
-from ..models import GumbelVQModel, PixelCNNPrior
-from ..schedulers import OUBridgeScheduler
+from .appraisal import Appraisal, Evaluate, TrainedComponents
 from .build import build_objective
 from .checkpoint import load_newest, save_checkpoint
-from .checks import check_data, check_disk, check_output_dir, describe_memory
-from .config import E2EConfig, PixelCNNConfig, PriorRunConfig, RunConfig
-from .early_stopping import EarlyStopping, bits_per_code
+from .checks import check_data, check_disk, check_engine, check_output_dir, describe_memory
+from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorRunConfig, RunConfig
 from .ema import AveragedWeights
 from .guard import LATENT_RMS, LossGuard
-from .loading import make_loader, make_validation, open_images, preview_images
-from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
-from .previews import GRID_IMAGES, draw_grids
+from .loading import make_loader, open_images
+from .objectives import Objective
 from .profiling import profile_steps
 from .run_log import RunLog
+from .sharding import split_module_like, whole
 from .stopping import StopRequest
 
 # Latents used to place the codebook before the first step.
 _CODEBOOK_BATCHES = 8
-
-
-@dataclass
-class TrainedComponents:
-    """
-    What a run made, with averaged weights, in eval mode.
-
-    After "vq" there is `vqvae` alone, after "prior" and "e2e" also `unet` and `scheduler`, after "pixelcnn" `prior`.
-    """
-
-    vqvae: GumbelVQModel
-    unet: UNet2DModel | None = None
-    scheduler: OUBridgeScheduler | None = None
-    prior: PixelCNNPrior | None = None
-
-
-Evaluate = Callable[[TrainedComponents, int], dict[str, float]]
 
 
 @record  # a process that fails leaves its message to the launcher
@@ -95,16 +74,13 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
             DistributedDataParallelKwargs(
                 # statistics are kept equal by what changes them; each process counts the codes that it chose
                 broadcast_buffers=False,
-                # the phases of an end-to-end run leave the U-Net or the autoencoder without gradient
-                find_unused_parameters=isinstance(config, E2EConfig),
+                # phases leave the U-Net, the autoencoder or the discriminator without gradient
+                find_unused_parameters=isinstance(config, E2EConfig)
+                or (isinstance(config, AutoencoderConfig) and config.adversarial_weight > 0),
             )
         ],
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"Training can't split a model over processes ({accelerator.distributed_type.value}): codebook and "
-            "averaged weights need all of it. Launch with examples/accelerate_configs/multi_gpu.yaml."
-        )
+    check_engine(config, accelerator)
     set_seed(config.seed, device_specific=True)
     accelerator.print(json.dumps(config.to_json(), indent=1))
     check_output_dir(config)
@@ -119,8 +95,8 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
         accelerator.print(describe_memory(accelerator.device))
         accelerator.print(f"dry run: one step on {accelerator.device} gave {terms}; nothing was written")
         return None
-    run.fit()
-    return run.components() if accelerator.is_main_process else None
+    trained = run.fit()
+    return trained if accelerator.is_main_process else None
 
 
 class _Run:
@@ -134,24 +110,26 @@ class _Run:
         images: ImageDataset | StreamedImages,
         evaluate: Evaluate | None = None,
     ):
-        self.config, self.accelerator, self.evaluate = config, accelerator, evaluate
+        self.config, self.accelerator = config, accelerator
         self.data: dict[str, Any] = {"name": images.name, "fingerprint": images.fingerprint}
         if isinstance(images, StreamedImages):
             self.data["num_workers"] = config.num_workers  # the order of a stream depends on it
-        self.preview = preview_images(images, GRID_IMAGES // 2)
         device = accelerator.device
         self.objective = objective.to(device)
         self.trained = _trained_part(objective)
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
         if config.gradient_checkpointing:
             for part in self.trained.children():
-                cast(Any, part).enable_gradient_checkpointing()
+                if isinstance(part, ModelMixin):
+                    part.enable_gradient_checkpointing()
         if config.compile:
             for network in _networks(objective):
                 network.compile()  # in place: names in state dicts stay
         # fused takes `found_inf`, see LossGuard
         optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            [p for p in objective.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.lr_scheduler = get_scheduler(
             config.lr_schedule,
@@ -160,13 +138,18 @@ class _Run:
             num_training_steps=config.max_train_steps,
         )
         self.ema = AveragedWeights(self.trained, config.ema_decay)
-        loader, self.held_out = make_loader(config, accelerator, objective.vqvae, images)
-        self.stopping: EarlyStopping | None = None
-        if isinstance(config, PixelCNNConfig) and self.held_out is not None:
-            self.stopping = EarlyStopping(self.ema.module, config.patience)
-        self.validation = make_validation(config, accelerator)
+        loader, held_out = make_loader(config, accelerator, objective.vqvae, images)
+        # FSDP splits the prior in place and leaves the autoencoder beside it whole; else the objective is wrapped
+        (part,) = self.trained.children() if accelerator.is_fsdp2 else (objective,)
+        if accelerator.is_fsdp2:
+            broadcast(part.state_dict())  # in place; else each process would keep a part of its own fresh weights
+            accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast's, as everywhere
         # scheduler not prepared: Accelerate would step it once per process
-        self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
+        self.synchronized, self.optimizer, self.loader = accelerator.prepare(part, optimizer, loader)
+        self.model = objective if accelerator.is_fsdp2 else self.synchronized
+        split_module_like(self.ema.module, self.trained)
+        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.appraisal = Appraisal(config, accelerator, objective, self.ema, images, held_out, evaluate)
         changed_by_forward = [t for t in self.trained.state_dict(keep_vars=True).values() if not t.requires_grad]
         self.guard = LossGuard(optimizer, [t for t in changed_by_forward if t.is_floating_point()], device)
         self.epoch = self.batches_done = self.first_step = 0
@@ -211,8 +194,9 @@ class _Run:
     def step(self, batch: dict[str, torch.Tensor], step: int) -> None:
         """One batch; an optimiser step when enough of them are gathered."""
         self.objective.set_step(step)
-        with self.accelerator.accumulate(self.model):
-            output = self.model(**self.inputs(batch))
+        with self.accelerator.accumulate(self.synchronized):
+            with self.accelerator.autocast():
+                output = self.model(**self.inputs(batch))
             loss = torch.stack([v.float() for v in output.losses.values()]).sum()
             self.accelerator.backward(loss)
             watched = dict(output.losses)
@@ -223,7 +207,7 @@ class _Run:
                 norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
                 watched["codebook statistics"] = self.guard.state_sum()
                 if self.accelerator.scaler is None:  # else the scaler answers for gradients that overflow
-                    watched["gradient norm"] = norm
+                    watched["gradient norm"] = whole(norm)
             self.guard.watch(watched, step)
             if updating:
                 self.guard.agree()
@@ -233,9 +217,11 @@ class _Run:
                 self.guard.hold()
         self.last_output = output
 
-    def fit(self) -> None:
+    def fit(self) -> TrainedComponents:
         """
         Steps until the last, early stopping, a time limit or a signal, with all that is written on the way.
+
+        Returns averaged weights (those of this moment if `ema_decay` is 0), the best with early stopping, on the CPU.
         """
         config, accelerator = self.config, self.accelerator
         self.model.train()
@@ -245,7 +231,8 @@ class _Run:
         if not config.resume and config.init_from is None:
             self._place_codebook()
         self.guard.refresh()
-        exhausted = self.stopping is not None and self.stopping.exhausted  # before it was resumed
+        stopping = self.appraisal.stopping
+        exhausted = stopping is not None and stopping.exhausted  # before it was resumed
         steps = range(self.first_step, 0 if exhausted else config.max_train_steps)
         progress = tqdm(
             total=config.max_train_steps, initial=self.first_step, disable=not accelerator.is_main_process, unit="step"
@@ -271,48 +258,53 @@ class _Run:
                     accelerator.print(f"`max_train_time` is over after step {done}.")
                 if self._write(done, done == config.max_train_steps or bool(reason), progress):
                     break
-        accelerator.end_training()
-
-    def components(self) -> TrainedComponents:
-        """Averaged weights (those of this moment if `ema_decay` is 0), the best with early stopping, on the CPU."""
-        return self._components("cpu")
+        trained = self.appraisal.components("cpu")
+        accelerator.end_training()  # of the process group, too
+        return trained
 
     # ---------------------------------------------------------------------------------------- what a step may write
 
     def _write(self, done: int, last: bool, progress: tqdm) -> bool:
         """What is due after step `done`, all of it after the `last`. Returns whether that was the last."""
-        config = self.config
+        config, appraisal = self.config, self.appraisal
         last = self._look(done, last, progress)
 
         def due(every: int) -> bool:
-            return every > 0 and done % every == 0
+            return every > 0 and (last or done % every == 0)
 
-        if self.validation is not None and (last or due(config.validate_every)):
+        validate = appraisal.validation is not None and due(config.validate_every)
+        draw = last or due(config.image_every)
+        evaluate = isinstance(config, PriorRunConfig) and due(config.evaluate_every)
+        save = due(config.checkpoint_every)
+        if validate or draw or evaluate or save:
             self._stop_if_bad(done)
-            self.log.write(self.validation(self.objective, self._averaged()), done)
-        if last or due(config.image_every):
-            self._save_grids(done)
-        if isinstance(config, PriorRunConfig) and config.evaluate_every and (last or due(config.evaluate_every)):
-            self._evaluate(done)
-        if config.checkpoint_every and (last or due(config.checkpoint_every)):
-            self._stop_if_bad(done)
+        if validate:
+            self.log.write(appraisal.validate(), done)
+        if draw:
+            for name, pixels in appraisal.grids().items():
+                self.log.save_grid(name, pixels, done)
+        if evaluate and (found := appraisal.evaluate(done)):
+            self.log.write(found, done)
+        if save:
             self._save(done)
         return last
 
     def _look(self, done: int, last: bool, progress: tqdm) -> bool:
         """The part that is quick or moves the run's state: losses, and early stopping. Returns as `_write`."""
-        config = self.config
+        config, appraisal = self.config, self.appraisal
+        judge = isinstance(config, PixelCNNConfig) and (last or done % config.eval_every == 0)
         log = last or done % config.log_every == 0
-        if log or self.accelerator.device.type == "cpu":  # elsewhere looking costs a wait
+        if judge or log or self.accelerator.device.type == "cpu":  # elsewhere looking costs a wait
             self._stop_if_bad(done)
-        if isinstance(config, PixelCNNConfig) and (last or done % config.eval_every == 0):
-            last = self._early_stop(done) or last
+        if judge:
+            assert appraisal.stopping is not None
+            self.log.write({"heldout/bits_per_code": appraisal.held_out_bits()}, done)
+            last = last or appraisal.stopping.exhausted
         if last or log:
             self._log(done, progress)
         return last
 
     def _log(self, done: int, progress: tqdm) -> None:
-        self._stop_if_bad(done)
         values: dict[str, Any] = {f"loss/{k}": v for k, v in self.last_output.losses.items()}
         values |= {f"train/{k}": v for k, v in self.last_output.metrics.items()}
         if self.objective.vqvae.training:
@@ -320,44 +312,6 @@ class _Run:
         values["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
         written = self.log.write(values | self.log.speed(done), done)
         progress.set_postfix({k.split("/")[1][:5]: f"{v:.3f}" for k, v in written.items() if k.startswith("loss/")})
-
-    def _early_stop(self, done: int) -> bool:
-        """Held-out bits per code of the averaged weights; keeps the best of these. Returns whether to stop."""
-        assert self.stopping is not None and self.held_out is not None
-        self._stop_if_bad(done)
-        averaged: Any = self.ema.module
-        with self.accelerator.autocast():
-            bits = bits_per_code(averaged.prior, self.held_out, self.config.batch_size)
-        # all processes must stop at the same step, whatever their rounding
-        bits = broadcast(torch.tensor(bits, device=self.accelerator.device)).item()
-        self.stopping.update(bits, averaged)
-        self.log.write({"heldout/bits_per_code": bits}, done)
-        return self.stopping.exhausted
-
-    def _evaluate(self, done: int) -> None:
-        self._stop_if_bad(done)
-        if self.evaluate is None or not self.accelerator.is_main_process:
-            return
-        with torch.random.fork_rng(), torch.no_grad():
-            found = self.evaluate(self._components(self.accelerator.device), done)
-        self.log.write({f"evaluation/{name}": value for name, value in found.items()}, done)
-
-    def _save_grids(self, done: int) -> None:
-        """Reconstructions (originals beside them) and samples of the averaged weights, as PNG and to the tracker."""
-        self._stop_if_bad(done)
-        if not self.accelerator.is_main_process:
-            return
-        joined = getattr(self.objective, "joint", True)  # before, the bridge's samples are noise
-        grids = draw_grids(
-            self._averaged(),
-            cast(OUBridgeScheduler, self.objective.scheduler) if joined and hasattr(self.objective, "unet") else None,
-            self.preview,
-            self.config.num_inference_steps,
-            self.config.seed,
-            self.accelerator.device,
-        )
-        for name, pixels in grids.items():
-            self.log.save_grid(name, pixels, done)
 
     def _stop_if_bad(self, done: int) -> None:
         """
@@ -397,27 +351,14 @@ class _Run:
         latents = [vqvae.encode(self.inputs(batch)["images"]).latents for batch in batches]
         vqvae.quantize.initialize_codebook(torch.cat(latents))
 
-    def _averaged(self) -> dict[str, Any]:
-        """
-        The components with averaged weights, the best of them with early stopping, in eval mode; an autoencoder that
-        isn't trained as it is.
-        """
-        best = self.stopping is not None and self.stopping.started
-        module: Any = self.stopping.best if best else self.ema.module  # type: ignore[union-attr]
-        return {"vqvae": self.objective.vqvae, **dict(module.named_children())}
-
-    def _components(self, device: torch.device | str) -> TrainedComponents:
-        parts = {name: part.to(device).eval() for name, part in self._averaged().items()}
-        return TrainedComponents(**parts, scheduler=getattr(self.objective, "scheduler", None))
-
     def _codebook_metrics(self) -> dict[str, torch.Tensor]:
         quantizer = self.objective.vqvae.quantize
         return {"codebook/usage": quantizer.usage(), "codebook/perplexity": quantizer.perplexity()}
 
     def state_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds besides the optimiser."""
-        modules = {"model": self.trained, "ema": self.ema}
-        return modules if self.stopping is None else modules | {"best": self.stopping}
+        modules, stopping = {"model": self.trained, "ema": self.ema}, self.appraisal.stopping
+        return modules if stopping is None else modules | {"best": stopping}
 
     def _save(self, done: int) -> Path:
         state = {
@@ -457,14 +398,8 @@ class _Run:
 
 
 def _trained_part(objective: Objective) -> nn.ModuleDict:
-    """The components that training changes: what is averaged and saved."""
-    names = {
-        VQObjective: ("vqvae",),
-        PriorObjective: ("unet",),
-        PixelCNNObjective: ("prior",),
-        E2EObjective: ("vqvae", "unet"),
-    }[type(objective)]
-    return nn.ModuleDict({name: getattr(objective, name) for name in names})
+    """What training changes, but for parts that this objective does without: what is averaged and saved."""
+    return nn.ModuleDict({name: part for name, part in objective.named_children() if name in objective.trained})
 
 
 def _networks(objective: Objective) -> list[nn.Module]:

@@ -6,7 +6,7 @@ gradient synchronisation.
 """
 
 import math
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
@@ -16,12 +16,12 @@ from ..losses import (
     Regularization,
     Weighting,
     prior_loss,
-    reconstruction_loss,
     regularization_loss,
     terminal_loss,
 )
 from ..models import GumbelVQModel, PixelCNNPrior, denoise
 from ..schedulers import OUBridgeScheduler
+from .reconstruction import ReconstructionLoss
 
 
 class ObjectiveOutput(NamedTuple):
@@ -32,8 +32,11 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base: a module that knows how far the run is."""
+    """
+    Base: a module that knows how far the run is. `trained` names the submodules that are trained, averaged and saved.
+    """
 
+    trained: ClassVar[tuple[str, ...]]
     vqvae: GumbelVQModel
 
     def set_step(self, step: int) -> None:
@@ -50,18 +53,23 @@ class VQObjective(Objective):
 
     Args:
         vqvae ([`GumbelVQModel`]): trained.
-        l1_weight (`float`): weight of the absolute error beside the squared one.
+        reconstruction ([`ReconstructionLoss`], *optional*): what decoded images are held to; the squared error alone.
     """
 
-    def __init__(self, vqvae: GumbelVQModel, l1_weight: float = 0.0):
+    trained = ("vqvae", "discriminator")
+
+    def __init__(self, vqvae: GumbelVQModel, reconstruction: ReconstructionLoss | None = None):
         super().__init__()
-        self.vqvae, self.l1_weight = vqvae, l1_weight
+        self.vqvae, self.reconstruction = vqvae, reconstruction or ReconstructionLoss()
+        self.discriminator = self.reconstruction.discriminator
+
+    def set_step(self, step: int) -> None:
+        self.reconstruction.set_step(step)
 
     def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
         latents = self.vqvae.encode(images).latents
         z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
-        reconstruction = reconstruction_loss(images, self.vqvae.decode(z_q, True).sample, self.l1_weight)
-        losses = {"reconstruction": reconstruction, "codebook": codebook}
+        losses = self.reconstruction(images, self.vqvae.decode(z_q, True).sample) | {"codebook": codebook}
         return ObjectiveOutput(losses, {"latent_rms": _rms(latents), "batch_perplexity": perplexity})
 
 
@@ -90,6 +98,7 @@ class PriorObjective(_FrozenVQObjective):
         class_dropout (`float`): share of labels replaced by the null class, in [0, 1], for guidance.
     """
 
+    trained = ("unet",)
     unet: UNet2DModel
     scheduler: OUBridgeScheduler
 
@@ -130,6 +139,7 @@ class PixelCNNObjective(_FrozenVQObjective):
         class_dropout (`float`): share of labels replaced by the null class, in [0, 1].
     """
 
+    trained = ("prior",)
     prior: PixelCNNPrior
 
     def __init__(self, vqvae: GumbelVQModel, prior: PixelCNNPrior, class_dropout: float = 0.1):
@@ -170,7 +180,7 @@ class E2EObjective(Objective):
         mode (`str`): "stable" or "paper".
         weighting (`str`), class_dropout (`float`): see [`PriorObjective`].
         reconstruction_weight (`float`): w of `losses`: a Gaussian decoder of variance D / (2 w N d).
-        l1_weight (`float`): see [`VQObjective`].
+        reconstruction ([`ReconstructionLoss`], *optional*): see [`VQObjective`].
         regularization (`str`), regularization_weight (`float`): form and weight of L_t^reg.
         encoder_gradient_weight (`float`), ramp_steps, joint_from, freeze_from (`int`): see "stable"; steps.
 
@@ -178,6 +188,7 @@ class E2EObjective(Objective):
         ValueError: an unknown mode.
     """
 
+    trained = ("vqvae", "unet", "discriminator")
     unet: UNet2DModel
     scheduler: OUBridgeScheduler
     encoder_gradient_scale: torch.Tensor
@@ -191,7 +202,7 @@ class E2EObjective(Objective):
         weighting: Weighting = "simple",
         class_dropout: float = 0.1,
         reconstruction_weight: float = 1.0,
-        l1_weight: float = 0.0,
+        reconstruction: ReconstructionLoss | None = None,
         regularization: Regularization = "gamma",
         regularization_weight: float = 1.0,
         encoder_gradient_weight: float = 0.1,
@@ -204,7 +215,9 @@ class E2EObjective(Objective):
             raise ValueError(f"`mode` must be stable or paper, got {mode!r}.")
         self.vqvae, self.unet, self.scheduler = vqvae, unet, scheduler
         self.mode, self.weighting, self.class_dropout = mode, weighting, class_dropout
-        self.reconstruction_weight, self.l1_weight = reconstruction_weight, l1_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.reconstruction = reconstruction or ReconstructionLoss()
+        self.discriminator = self.reconstruction.discriminator
         self.regularization, self.regularization_weight = regularization, regularization_weight
         self.encoder_gradient_weight, self.ramp_steps = encoder_gradient_weight, ramp_steps
         self.joint_from, self.freeze_from = joint_from, freeze_from
@@ -215,6 +228,7 @@ class E2EObjective(Objective):
         self.set_step(0)
 
     def set_step(self, step: int) -> None:
+        self.reconstruction.set_step(step)
         if self.mode == "paper":
             self.joint, self.frozen, scale = True, False, 1.0
         else:
@@ -237,8 +251,8 @@ class E2EObjective(Objective):
             z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
         losses, metrics = {}, {"latent_rms": _rms(latents), "batch_perplexity": perplexity}
         if not self.frozen:
-            reconstruction = reconstruction_loss(images, self.vqvae.decode(z_q, True).sample, self.l1_weight)
-            losses["reconstruction"] = self.reconstruction_weight * reconstruction
+            for name, loss in self.reconstruction(images, self.vqvae.decode(z_q, True).sample).items():
+                losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
             # Algorithm 1 has no codebook term: there L_t^reg ties codes and latents. An EMA codebook has no other.
             if self.mode == "stable" or self.vqvae.quantize.quantizer_type == "ema":
                 losses["codebook"] = codebook
