@@ -111,6 +111,9 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "vq, gumbel": lambda: VQObjective(_vqvae("gumbel"), ReconstructionLoss(l1_weight=0.1)),
     "vq, ste": lambda: VQObjective(_vqvae("ste")),
     "vq, ema": lambda: VQObjective(_vqvae("ema")),
+    "vq, adversarial": lambda: VQObjective(
+        _vqvae("ste"), ReconstructionLoss(VQVAE["out_channels"], adversarial_weight=0.2, adversarial_from=1)
+    ),
     "prior": lambda: PriorObjective(
         _vqvae(), UNet2DModel(**UNET, num_class_embeds=4), OUBridgeScheduler(), "elbo", class_dropout=0.5
     ),
@@ -140,7 +143,8 @@ def _three_steps(make: Callable[[], Objective]) -> dict[str, torch.Tensor]:
     objective = make().train()
     model: Any = objective
     if world > 1:
-        model = DistributedDataParallel(objective, find_unused_parameters=isinstance(objective, E2EObjective))
+        has_phases = isinstance(objective, E2EObjective) or getattr(objective, "discriminator", None) is not None
+        model = DistributedDataParallel(objective, find_unused_parameters=has_phases)  # as in `train`
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     generator = torch.Generator().manual_seed(1)
     found: dict[str, torch.Tensor] = {}
