@@ -70,7 +70,8 @@ def test_reproduce_and_evaluate(command, tmp_path):
     one = ["--model", f"bridge={tmp_path / 'bridge' / 'pipeline'}", "--num-images", 40]
     measured = run_example("evaluate.py", "reconstruction", *one, "--output-dir", tmp_path / "more")
     assert measured.returncode == 0, measured.stderr[-2000:]
-    assert {r["name"] for r in read_results(tmp_path / "more" / "results.json")} == {"psnr", "ssim"}
+    names = {r["name"] for r in read_results(tmp_path / "more" / "results.json")}
+    assert names == {"psnr", "ssim", "usage", "perplexity"}
     failed = run_example(
         "evaluate.py", "fid", *one, "--extractor", "efficientnet-lite0", "--output-dir", tmp_path / "more"
     )

@@ -48,7 +48,7 @@ def test_written_cards(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe = make_gray_pipeline()
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, num_train_timesteps=50)
-    (folder,) = re.findall(r'from_pretrained\("(outputs/[^"]+)"\)', snippet)
+    (folder,) = re.findall(r'from_pretrained\("((?:outputs|checkpoints)/[^"]+)"\)', snippet)
     pipe.save_pretrained(folder)
     names: dict = {}
     exec(snippet, names)

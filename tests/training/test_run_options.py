@@ -12,8 +12,7 @@ from tiny_run import TINY, config, state
 from torch import nn
 
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.evaluation import evaluation_of, read_results
-from diffusion_bridge_vq.evaluation import evaluator as evaluator_module
+from diffusion_bridge_vq.evaluation import autoencoder_evaluator, evaluation_of, read_results
 from diffusion_bridge_vq.models import quantizer as quantizer_module
 from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
@@ -78,14 +77,14 @@ def test_evaluation_at_an_interval(tmp_path, monkeypatch):
     assert evaluation_of(config(PriorConfig, tmp_path / "no", **overrides)) is None
     # four mean colours, in place of features that have to be downloaded
     features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    monkeypatch.setattr(evaluator_module, "load_extractor", lambda *_: lambda images: features(images.float()))
+    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda *_: lambda images: features(images.float()))
     evaluated = config(PriorConfig, tmp_path / "with", evaluate_every=3, evaluate_images=32, **overrides)
     train(evaluated, evaluation_of(evaluated))
     found = records(tmp_path / "with", "evaluation/")
     assert [r["step"] for r in found] == [3, 4]
     saved = read_results(tmp_path / "with" / "evaluation" / "results.json")
     last = {r["name"]: r["value"] for r in saved if r["step"] == 4}
-    assert {"frechet", "kl", "psnr", "usage_samples"} <= last.keys()
+    assert {"frechet", "frechet_reconstruction", "kl", "psnr", "usage_samples"} <= last.keys()
     assert all(found[-1][f"evaluation/{name}"] == pytest.approx(value, abs=1e-6) for name, value in last.items())
     train(config(PriorConfig, tmp_path / "without", init_from=tmp_path / "vq", **larger))
     assert_same_run(tmp_path / "with", tmp_path / "without", 4)
