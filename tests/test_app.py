@@ -413,8 +413,8 @@ def test_nothing_is_wider_than_a_phone(page):
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
 
 
-def test_without_the_demo_model(tmp_path):
+def test_without_the_checkpoint(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "app.py"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "run `make demo` first" in done.stderr
+    assert done.returncode == 2 and "call it from the repository" in done.stderr
