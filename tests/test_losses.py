@@ -108,6 +108,27 @@ def test_weighting_is_the_same_elbo_for_every_prediction(config):
         prior_loss(scheduler, eps_theta, z_0, eps, t, "snr")
 
 
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+@pytest.mark.parametrize("s", [1.0, 2.0])
+def test_a_last_step_that_leaves_noise_alone(prediction, s):
+    """abar_T = 0: eq. 4 from its definition, the KL between two bridges, and min(SNR, 5) = 0 at T."""
+    betas = [0.1, 0.5, 1.0]
+    scheduler = OUBridgeScheduler(3, trained_betas=betas, eta=s * math.sqrt(2), prediction_type=prediction)
+    z_0, eps, output = torch.randn(3, 1, 2, 3, 3, dtype=torch.float64)
+    for t, abar in enumerate((0.9, 0.45, 0.0)):
+        z_t = scheduler.add_noise(z_0, eps, t)
+        z_theta = scheduler.predict_original_sample(output, t, z_t)
+        mu, std = scheduler.bridge_posterior(z_0, z_t, t, t - 1)
+        mu_theta, _ = scheduler.bridge_posterior(z_theta, z_t, t, t - 1)
+        variance = std**2 if t else 0.1 * s**2
+        elbo = (mu - mu_theta).square().mean() / (2 * variance)
+        min_snr = min(abar / (s**2 * (1 - abar)), 5.0) * (z_0 - z_theta).square().mean()
+        timesteps = torch.tensor([t])
+        for weighting, expected in (("elbo", elbo), ("min_snr", min_snr)):
+            found = prior_loss(scheduler, output, z_0, eps, timesteps, weighting)
+            assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_the_whole_elbo_in_nats_for_gaussian_data():
     """
     z_0 ~ N(0, 1), s = 1, the exact network. The true reverse step has variance beta_t, the model's the bridge's, so

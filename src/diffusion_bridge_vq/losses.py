@@ -65,12 +65,13 @@ def prior_loss(
     error = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B,)
     if weighting == "simple":
         return error.mean()
-    snr = scheduler.signal_to_noise(timesteps)
-    per_epsilon = {"epsilon": torch.ones_like(snr), "sample": snr, "v_prediction": snr / (1 + snr)}
     if weighting == "elbo":
-        weight = scheduler.elbo_weight(timesteps) * per_epsilon[scheduler.config.prediction_type]
+        weight = scheduler.elbo_weight(timesteps)
     elif weighting == "min_snr":
-        weight = snr.clamp(max=min_snr_gamma) / snr * per_epsilon[scheduler.config.prediction_type]
+        snr = scheduler.signal_to_noise(timesteps)
+        # the error of z_0 over that of the network, which may be at SNR = 0 but for eps
+        divisor = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": 1 + snr}
+        weight = snr.clamp(max=min_snr_gamma) / divisor[scheduler.config.prediction_type]
     else:
         raise ValueError(f"`weighting` must be elbo, simple or min_snr, got {weighting!r}.")
     return (weight.to(error.dtype) * error).mean()

@@ -65,9 +65,11 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         num_train_timesteps (`int`): T, the number of noise levels.
-        beta_start (`float`), beta_end (`float`): ends of the linear and scaled_linear schedules.
+        beta_start (`float`), beta_end (`float`): ends of the linear and scaled_linear schedules, in [0, 1].
         beta_schedule (`str`): "linear", "scaled_linear" or "squaredcos_cap_v2".
-        trained_betas (`list[float]`, *optional*): the betas themselves, instead of a schedule.
+        trained_betas (`list[float]`, *optional*): the T betas themselves, in [0, 1], instead of a schedule. Of all
+            schedules, the first must be above 0, and all but the last below 1. A last one of 1 leaves noise alone
+            (zero terminal SNR), from which an eps-network can't tell z_0.
         theta (`float`): pull towards z*, > 0.
         eta (`float`): strength of the noise, > 0. s = eta / sqrt(2 theta) is the stationary standard deviation.
         z_star (`float` or `list[float]`): mean of the stationary law; a list gives one value per channel.
@@ -75,12 +77,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         variance_type (`str`): variance of the reverse step: "fixed_small" (the bridge's), "fixed_large"
             (beta_t s^2) or "zero" (Algorithm 2 as printed adds no noise).
         clip_sample (`bool`): clip the predicted z_0 to +-`clip_sample_range`. Off: latents have no natural range.
-        clip_sample_range (`float`): half width of the clipping interval.
+        clip_sample_range (`float`): half width of the clipping interval, > 0.
         timestep_spacing (`str`): "linspace", "leading" or "trailing", as in `DDPMScheduler`.
         steps_offset (`int`): added to the timesteps of the "leading" spacing.
 
     Raises:
-        ValueError: theta or eta not positive, or an unknown name.
+        ValueError: theta, eta or clip_sample_range not positive, z* not finite, betas as none can be, or an unknown
+            name.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -104,7 +107,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
         steps_offset: int = 0,
     ):
-        for name, value in (("theta", theta), ("eta", eta)):
+        for name, value in (("theta", theta), ("eta", eta), ("clip_sample_range", clip_sample_range)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
         if num_train_timesteps < 1:
@@ -117,8 +120,22 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             if choice not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {choice!r}.")
 
+        if not np.isfinite(z_star).all():
+            raise ValueError(f"`z_star` must be a finite number or one per channel, got {z_star}.")
+        if trained_betas is None and beta_schedule in ("linear", "scaled_linear"):
+            for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
+                if not 0 <= value <= 1:
+                    raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
+            if betas.shape != (num_train_timesteps,):
+                got = len(betas) if betas.ndim == 1 else f"shape {betas.shape}"
+                raise ValueError(
+                    "`trained_betas` must be a list of numbers, one for each of the "
+                    f"{num_train_timesteps} `num_train_timesteps`, got {got}."
+                )
+            if not ((betas >= 0) & (betas <= 1)).all():
+                raise ValueError(f"`trained_betas` must lie in [0, 1], got {betas.min()}..{betas.max()}.")
         elif beta_schedule == "linear":
             betas = np.linspace(beta_start, beta_end, num_train_timesteps)
         elif beta_schedule == "scaled_linear":
@@ -129,6 +146,17 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"`beta_schedule` must be linear, scaled_linear or squaredcos_cap_v2, got {beta_schedule!r}; "
                 "give other schedules as `trained_betas`."
+            )
+        abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
+        if betas[0] == 0 or abar[-2] == 0:
+            raise ValueError(
+                "The betas must have their first above 0 and all but the last below 1, so that noise is added and "
+                f"something of z_0 is left before the last step; got {betas[0]}, and alpha-bar = {abar[-2]} before it."
+            )
+        if abar[-1] == 0 and prediction_type == "epsilon":
+            raise ValueError(
+                "A last beta of 1 leaves noise alone, from which `prediction_type` 'epsilon' can't tell z_0: take "
+                "'sample' or 'v_prediction', or less than 1."
             )
 
         # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts
@@ -142,7 +170,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         self.betas = torch.from_numpy(betas.astype(np.float32))
         self.alphas = torch.from_numpy((1 - betas).astype(np.float32))
         # (T + 1,) float64: alpha-bar at paper time t = 0..T, so that timestep i is found at i + 1 and -1 at 0
-        self._abar = torch.from_numpy(np.concatenate([[1.0], np.cumprod(1 - betas)]))
+        self._abar = torch.from_numpy(abar)
         self.alphas_cumprod = self._abar[1:].float()
         self._on_device: dict[tuple[str, torch.device], torch.Tensor] = {}
 
@@ -185,7 +213,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             timesteps (`torch.Tensor` or `int`): one timestep per sample (B,), or one for all; -1 returns z_0.
 
         Raises:
-            ValueError: shapes differ, or a timestep outside the schedule.
+            ValueError: shapes differ, a timestep outside the schedule, or as many as fit neither.
         """
         if noise.shape != original_samples.shape:
             raise ValueError(
@@ -230,10 +258,16 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
     def elbo_weight(self, timesteps: torch.Tensor) -> torch.Tensor:
         """
-        Weight of ||eps - eps_theta||^2 in -L_t (eq. 4): beta_t / (2 alpha_t (1 - abar_{t-1})); s and eta cancel.
+        Weight of the network's squared error in -L_t (eq. 4), by `prediction_type`. That of eps is printed:
+        beta_t / (2 alpha_t (1 - abar_{t-1})); s and eta cancel. That of z_0 is SNR times as large,
+
+            abar_{t-1} beta_t / (2 s^2 (1 - abar_{t-1}) (1 - abar_t)),
+
+        and that of v this over 1 + SNR, see [`prior_loss`]; both are finite at abar_T = 0.
 
         At t = 1 the print is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen for
-        that Gaussian its weight is 1 / (2 alpha_1) (the log-normaliser doesn't depend on the network and is left out).
+        that Gaussian the weight of eps is 1 / (2 alpha_1), that of z_0 1 / (2 s^2 beta_1) (the log-normaliser doesn't
+        depend on the network and is left out).
 
         Args:
             timesteps (`torch.Tensor`): any shape, values 0..T-1.
@@ -244,9 +278,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         self._check_timesteps(timesteps, lowest=0)
         abar = self._table("abar", self._abar, timesteps.device)
         abar_t, abar_prev = abar[timesteps + 1], abar[timesteps]
-        alpha = abar_t / abar_prev
-        # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1, see above
-        return (1 - alpha) / (2 * alpha * torch.where(timesteps == 0, 1 - alpha, 1 - abar_prev))
+        # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1 = 1 - abar_1, see above
+        before = torch.where(timesteps == 0, 1 - abar_t, 1 - abar_prev)
+        if self.config.prediction_type == "epsilon":
+            alpha = abar_t / abar_prev
+            return (1 - alpha) / (2 * alpha * before)
+        weight = (abar_prev - abar_t) / (2 * self.stationary_std**2 * before * (1 - abar_t))
+        return weight if self.config.prediction_type == "sample" else weight / (1 + self.signal_to_noise(timesteps))
 
     def terminal_kl(self, original_samples: torch.Tensor) -> torch.Tensor:
         """
@@ -318,7 +356,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             timesteps (`list[int]`, *optional*): the timesteps themselves, descending, instead of their number.
             timestep_spacing (`str`, *optional*): instead of the config's; "logsnr" places the steps evenly in
                 log(abar' / (1 - abar')), which few-step solvers want (Lu et al. 2022). It leaves out levels that are
-                noise alone, and ends at timestep 0.
+                noise alone, and those whose noise no longer moves a code.
 
         Raises:
             ValueError: both or none given, a number outside 1..T, timesteps not descending or outside 0..T-1, an
@@ -477,6 +515,10 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         abar at the timesteps, float64: a number for one timestep on the host, else (B, 1, ...) beside `sample`.
         """
         self._check_timesteps(timesteps, lowest=-1)
+        if isinstance(timesteps, torch.Tensor) and timesteps.numel() not in (1, sample.shape[0]):
+            raise ValueError(
+                f"timesteps must be one for all {sample.shape[0]} samples or one for each, got {timesteps.numel()}."
+            )
         if isinstance(timesteps, torch.Tensor) and (timesteps.ndim > 0 or timesteps.device.type != "cpu"):
             # reshaped first: an index without dimensions would be fetched from the device
             abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device).reshape(-1) + 1]
