@@ -22,6 +22,8 @@ EVAL = [
 DEMO = ["gradio>=6.31,<7"]
 # graphs for programs without torch
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
+# examples/accelerate_configs/deepspeed.yaml; the oldest that was tried
+DEEPSPEED = ["deepspeed>=0.19.8"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5", "scipy>=1.13", "ruff>=0.12", "mypy>=1.15"]
 
 setup(
@@ -49,7 +51,14 @@ setup(
         "tqdm",
         "tensorboard",
     ],
-    extras_require={"plots": PLOTS, "eval": EVAL, "demo": DEMO, "onnx": ONNX, "test": PLOTS + EVAL + ONNX + TEST},
+    extras_require={
+        "plots": PLOTS,
+        "eval": EVAL,
+        "demo": DEMO,
+        "onnx": ONNX,
+        "deepspeed": DEEPSPEED,
+        "test": PLOTS + EVAL + ONNX + TEST,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

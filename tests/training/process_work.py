@@ -1,4 +1,7 @@
-"""What the processes of test_processes.py do: they import it by name, or are started with it as their script."""
+"""
+What the processes of test_processes.py and test_deepspeed.py do: they import it by name, or are started with it as
+their script.
+"""
 
 import faulthandler
 import itertools
@@ -36,6 +39,7 @@ from diffusion_bridge_vq.training import (
     VQObjective,
     train,
 )
+from diffusion_bridge_vq.training import engines as engines_module
 from diffusion_bridge_vq.training import loop as loop_module
 from diffusion_bridge_vq.training.config import RunConfig
 from diffusion_bridge_vq.training.sharding import whole
@@ -80,6 +84,23 @@ def split(work: Callable[..., None], *arguments: Any) -> None:
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     _take_the_cpu_for_an_accelerator()
     work(*arguments)
+
+
+def zero(stage: int, work: Callable[..., None], *arguments: Any) -> None:
+    """`work(*arguments)` as if launched with DeepSpeed."""
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    _take_the_cpu_for_deepspeed()
+    work(*arguments)
+
+
+def _take_the_cpu_for_deepspeed() -> None:
+    import deepspeed
+
+    _take_the_cpu_for_an_accelerator()
+    os.environ["ACCELERATE_USE_CPU"] = "false"
+    accelerator = engines_module.Accelerator
+    engines_module.Accelerator = lambda **options: accelerator(**options | {"cpu": False})  # type: ignore[misc]
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for minutes; gloo does it, too
 
 
 def _take_the_cpu_for_an_accelerator() -> None:
@@ -175,7 +196,7 @@ def _noise_of_the_whole_batch(rank: int, world: int) -> Iterator[None]:
     randn, rand, randint, exponential = torch.randn, torch.rand, torch.randint, torch.Tensor.exponential_
 
     def own_randint(high: int, size: tuple[int, ...], **kwargs: Any) -> torch.Tensor:
-        if size[0] * world != BATCH:  # the codebook's candidates aren't of a sample
+        if not size or size[0] * world != BATCH:  # a seed and the codebook's candidates aren't of a sample
             return randint(high, size, **kwargs)
         return own(lambda shape: randint(high, shape, **kwargs), size)
 
@@ -277,27 +298,33 @@ def refused(folder: Path) -> None:
     (folder / f"refused-{place()[0]}").write_text(str(error.value))
 
 
-def run_into_large_latents(kind: str, folder: Path, overrides: dict[str, Any]) -> None:
+def run_into(fault: str, kind: str, folder: Path, overrides: dict[str, Any]) -> None:
     """
-    A run in which process 1 reports too large latents in its 12th batch, the second of step 6. Into
-    folder/RANK-of-WORLD.pt: the error, and the state before that step.
+    A run in which process 1 meets a `fault` in its 12th batch, the second of step 6: too large "latents", NaN as
+    "loss", or as "gradient" of a finite loss. Into folder/RANK-of-WORLD.pt: the error, and the state before that step.
     """
     rank, world = place()
     objective, batches, before = OBJECTIVE_CLASSES[kind], itertools.count(1), {}
     forward = objective.forward
 
-    def too_large(self, images, class_labels=None):
+    def bad(self, images, class_labels=None):
         batch = next(batches)
         if batch == 11:
             tensors = {name: value for name, value in self.state_dict().items() if name.split(".")[0] in self.trained}
             before.update({name: whole(value).clone() for name, value in tensors.items()})
         output = forward(self, images, class_labels)
         if rank == 1 and batch == 12:
-            output.metrics["latent_rms"] = torch.tensor(2e4)
+            name, loss = next(iter(output.losses.items()))
+            if fault == "latents":
+                output.metrics["latent_rms"] = torch.tensor(2e4)
+            elif fault == "loss":
+                output.losses[name] = loss * torch.nan
+            else:
+                loss.register_hook(lambda gradient: gradient * torch.nan)
         return output
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(FloatingPointError) as error:
-        patch.setattr(objective, "forward", too_large)
+        patch.setattr(objective, "forward", bad)
         train(configure(kind, folder, **overrides))
     torch.save({"before": before, "message": str(error.value)}, folder / f"{rank}-of-{world}.pt")
 
@@ -328,10 +355,10 @@ def main(fault: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fsdp":
+    if sys.argv[1] in ("fsdp", "deepspeed"):
         faulthandler.dump_traceback_later(200, exit=True)  # where it hangs, if it does
         dist.init_process_group("gloo")  # Accelerate would make it for an accelerator
-        _take_the_cpu_for_an_accelerator()
+        {"fsdp": _take_the_cpu_for_an_accelerator, "deepspeed": _take_the_cpu_for_deepspeed}[sys.argv[1]]()
         run("prior", Path(sys.argv[2]), {"init_from": Path(sys.argv[3])})
     else:
         main(sys.argv[1], Path(sys.argv[2]))

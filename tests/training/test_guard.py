@@ -39,6 +39,17 @@ def test_names_are_those_of_the_bad_step():
     assert guard.failure().values == {"c": math.inf, "d": 2.0} and guard.failure().culprits == ["c"]
 
 
+def test_names_are_those_of_the_bad_look():
+    """Of two in a step, as with an engine that tells the gradients' norm later than the losses are known."""
+    for bad in ("loss", "norm"):
+        weight = torch.nn.Parameter(torch.zeros(3))
+        guard = LossGuard(torch.optim.AdamW([weight], fused=True), [], torch.device("cpu"))
+        for step in range(4):
+            for name in ("loss", "norm"):
+                guard.watch({name: torch.tensor(math.nan if step == 2 and name == bad else 1.0)}, step)
+        assert guard.failure().step == 2 and guard.failure().culprits == [bad] == list(guard.failure().values)
+
+
 def test_latents_have_a_limit():
     near = {"prior": 2 * LARGEST_LATENT_RMS, LATENT_RMS: 0.9 * LARGEST_LATENT_RMS}
     assert run([near])[2].failure() is None  # a loss may be large

@@ -214,7 +214,7 @@ def test_a_checkpoint_of_fsdp_is_resumed(runs, split_runs, tmp_path, engine):
 def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, kind, engine):
     """Process 1 alone meets too large latents in the sixth step: both stop there, and what is saved is the fifth's."""
     work = (process_work.split,) if engine == "fsdp" else ()
-    launch(tmp_path, *work, process_work.run_into_large_latents, kind, tmp_path / "run", start(kind, runs))
+    launch(tmp_path, *work, process_work.run_into, "latents", kind, tmp_path / "run", start(kind, runs))
     first, second = (torch.load(tmp_path / "run" / f"{rank}-of-2.pt", weights_only=True) for rank in range(2))
     assert "Step 6 gave latent rms" in second["message"] and "nother process" in first["message"]
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
@@ -254,10 +254,11 @@ def ended(launched: subprocess.Popen, seconds: float) -> str:
 def test_the_configurations_are_accelerates():
     """Every file, read by what `accelerate launch` reads it with; several processes, and no setting left to guess."""
     found = {path.name: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
-    assert found.keys() == {"cpu_2.yaml", "multi_gpu.yaml", "multi_node.yaml", "fsdp.yaml"}
+    assert found.keys() == {"cpu_2.yaml", "multi_gpu.yaml", "multi_node.yaml", "fsdp.yaml", "deepspeed.yaml"}
     for name, config in found.items():
-        engine = DistributedType.FSDP if name == "fsdp.yaml" else DistributedType.MULTI_GPU
-        assert isinstance(config, ClusterConfig) and config.distributed_type == engine
+        engine = {"fsdp.yaml": DistributedType.FSDP, "deepspeed.yaml": DistributedType.DEEPSPEED}
+        assert isinstance(config, ClusterConfig)
+        assert config.distributed_type == engine.get(name, DistributedType.MULTI_GPU)
         assert config.num_processes % config.num_machines == 0 and config.num_processes > 1
     assert {name for name, config in found.items() if config.use_cpu} == {"cpu_2.yaml"}
     table = (CONFIGS / "README.md").read_text()

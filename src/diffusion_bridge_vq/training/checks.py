@@ -6,34 +6,12 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
 from .checkpoint import list_checkpoints
-from .config import PixelCNNConfig, PriorConfig, RunConfig
+from .config import RunConfig
 
 _SPARE_BYTES = 64 * 1024**2  # grids, logs
-
-
-def check_engine(config: RunConfig, accelerator: Accelerator) -> None:
-    """
-    Raises:
-        ValueError: launched with an engine that splits what this run needs whole.
-    """
-    engine = accelerator.distributed_type
-    remedy = "Launch with examples/accelerate_configs/multi_gpu.yaml."
-    if engine in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ValueError(
-            f"Training doesn't leave its steps to {engine.value}: the guard against bad ones decides. {remedy}"
-        )
-    if engine == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ValueError("FSDP needs `fsdp_version: 2`, got 1; see examples/accelerate_configs/fsdp.yaml.")
-    if engine == DistributedType.FSDP and not isinstance(config, (PriorConfig, PixelCNNConfig)):
-        raise ValueError(
-            f"FSDP splits the prior beside a frozen autoencoder (prior, pixelcnn), but {config.kind} trains the "
-            f"autoencoder, whose codebook and statistics the forward pass changes and needs whole. {remedy}"
-        )
 
 
 def check_output_dir(config: RunConfig) -> None:

@@ -45,14 +45,15 @@ class LossGuard:
         self._bad = torch.zeros((), device=device)
         self._step = torch.full((), -1, device=device)
         self._values = torch.zeros(_SLOTS, device=device)
-        self._names: list[tuple[int, list[str]]] = []  # from which step on
+        self._which = torch.zeros((), dtype=torch.long, device=device)  # of the lists of names that there were
+        self._names: list[list[str]] = []
 
     @torch.no_grad()
     def watch(self, values: dict[str, torch.Tensor], step: int) -> None:
         """Before the optimiser steps: `values` are scalars, by name; `LATENT_RMS` has a limit of its own."""
         names = list(values)
-        if not self._names or self._names[-1][1] != names:
-            self._names.append((step, names))
+        if names not in self._names:  # phases have their own
+            self._names.append(names)
         numbers = torch.stack([value.detach().float() for value in values.values()])
         fine = torch.isfinite(numbers)
         if LATENT_RMS in values:
@@ -60,6 +61,7 @@ class LossGuard:
             fine[place] &= numbers[place] < LARGEST_LATENT_RMS
         first = (self._bad == 0) & ~fine.all()
         self._step = torch.where(first, step, self._step)
+        self._which = torch.where(first, self._names.index(names), self._which)
         self._values = torch.where(first, torch.nn.functional.pad(numbers, (0, _SLOTS - len(names))), self._values)
         self._bad = torch.where(first, 1.0, self._bad)
         self._optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # a GradScaler takes it away again
@@ -90,8 +92,7 @@ class LossGuard:
         step = int(self._step)
         if step < 0:
             return None
-        names = next(names for start, names in reversed(self._names) if start <= step)
-        values = dict(zip(names, self._values.tolist(), strict=False))
+        values = dict(zip(self._names[int(self._which)], self._values.tolist(), strict=False))
         limits = {LATENT_RMS: LARGEST_LATENT_RMS}
         culprits = [name for name, value in values.items() if not abs(value) < limits.get(name, math.inf)]
         return Failure(step, values, culprits)

@@ -1,0 +1,99 @@
+"""Accelerate's engines: the one that a run was launched with, and what it asks for."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    broadcast,
+)
+from torch import nn
+
+from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
+from .deepspeed import DeepSpeedUpdate, check_deepspeed, configure_deepspeed
+from .objectives import Objective
+from .update import Update
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """
+    Raises:
+        ValueError: launched with an engine that can't train this run.
+    """
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
+        mixed_precision=config.mixed_precision,
+        # steps are counted in batches, wherever an epoch ends
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            config.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
+        project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                # statistics are kept equal by what changes them; each process counts the codes that it chose
+                broadcast_buffers=False,
+                # phases leave the U-Net, the autoencoder or the discriminator without gradient
+                find_unused_parameters=isinstance(config, E2EConfig)
+                or (isinstance(config, AutoencoderConfig) and config.adversarial_weight > 0),
+            )
+        ],
+    )
+    check_engine(config, accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        configure_deepspeed(config, accelerator)
+    return accelerator
+
+
+def check_engine(config: RunConfig, accelerator: Accelerator) -> None:
+    """
+    Raises:
+        ValueError: launched with an engine that splits what this run needs whole, or otherwise than it can.
+    """
+    engine = accelerator.distributed_type
+    remedy = "Launch with examples/accelerate_configs/multi_gpu.yaml."
+    if engine == DistributedType.MEGATRON_LM:
+        raise ValueError(f"{engine.value} has no part in this training. {remedy}")
+    if engine == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError("FSDP needs `fsdp_version: 2`, got 1; see examples/accelerate_configs/fsdp.yaml.")
+    splits = engine in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if splits and not isinstance(config, (PriorConfig, PixelCNNConfig)):
+        raise ValueError(
+            f"{engine.value} is for a prior beside a frozen autoencoder (prior, pixelcnn), but {config.kind} trains "
+            "the autoencoder, whose codebook the forward pass changes, too: that needs it whole, and no copy of it in "
+            f"the optimiser. {remedy}"
+        )
+    if engine == DistributedType.DEEPSPEED:
+        check_deepspeed(config, accelerator.deepspeed_plugin)
+
+
+def prepare(
+    accelerator: Accelerator, objective: Objective, trained: nn.ModuleDict, optimizer: Any, loader: Any
+) -> tuple[Any, nn.Module, Any, Any]:
+    """
+    Args:
+        objective ([`Objective`]): on the device.
+        trained (`nn.ModuleDict`): what it trains.
+        optimizer (`Optimizer`), loader (`DataLoader`): of them.
+
+    Returns:
+        what `accelerator.accumulate` takes, what to call instead of `objective`, optimiser and loader.
+    """
+    if not accelerator.is_fsdp2:
+        synchronized, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
+        return synchronized, synchronized, optimizer, loader
+    (part,) = trained.children()  # the prior is split, in place; the autoencoder beside it stays whole
+    broadcast(part.state_dict())  # in place; else each process would keep a part of its own fresh weights
+    accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast's, as everywhere
+    synchronized, optimizer, loader = accelerator.prepare(part, optimizer, loader)
+    return synchronized, objective, optimizer, loader
+
+
+def update_class(accelerator: Accelerator) -> type[Update]:
+    """Of the run's updates."""
+    return DeepSpeedUpdate if accelerator.distributed_type == DistributedType.DEEPSPEED else Update

@@ -1,0 +1,68 @@
+"""What follows a forward pass: gradients and, when enough batches are gathered, a guarded step of the optimiser."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from .guard import LATENT_RMS, LossGuard
+from .objectives import ObjectiveOutput
+from .sharding import whole
+
+
+class Update:
+    """
+    Call it with what the objective gave, inside `accelerator.accumulate`.
+
+    Args:
+        accelerator (`Accelerator`): has prepared the rest.
+        optimizer (`AcceleratedOptimizer`): steps when gradients are complete.
+        parameters (`list[nn.Parameter]`): all that it trains, in its order.
+        guard ([`LossGuard`]): decides whether a step changes anything.
+        max_grad_norm (`float`): gradients are clipped to it.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizer: Any,
+        parameters: list[nn.Parameter],
+        guard: LossGuard,
+        max_grad_norm: float,
+    ):
+        self.accelerator, self.optimizer, self.parameters = accelerator, optimizer, parameters
+        self.guard, self.max_grad_norm = guard, max_grad_norm
+
+    def __call__(self, output: ObjectiveOutput, step: int) -> None:
+        """`step`: of the optimiser, from 0."""
+        watched, updating = self.watched(output), self.accelerator.sync_gradients
+        self.backward(output)
+        if updating:
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            if self.accelerator.scaler is None:  # else the scaler answers for gradients that overflow
+                watched["gradient norm"] = whole(norm)
+        self.guard.watch(watched, step)
+        if updating:
+            self.guard.agree()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if updating:
+            self.guard.hold()
+
+    def watched(self, output: ObjectiveOutput) -> dict[str, torch.Tensor]:
+        """What has to be a finite number, as known before the backward pass."""
+        watched = dict(output.losses)
+        if "latent_rms" in output.metrics:
+            watched[LATENT_RMS] = output.metrics["latent_rms"]
+        if self.accelerator.sync_gradients:
+            watched["codebook statistics"] = self.guard.state_sum()
+        return watched
+
+    def backward(self, output: ObjectiveOutput) -> None:
+        self.accelerator.backward(torch.stack([v.float() for v in output.losses.values()]).sum())
+
+    @property
+    def moments(self) -> Any:
+        """The optimiser as a checkpoint has it."""
+        return self.optimizer.optimizer
