@@ -102,7 +102,7 @@ def main() -> None:
         init_from=Path("random weights"),
         **{k: v for k, v in options.items() if v is not None},
     )
-    n, side = config.num_inference_steps, config.unet["sample_size"]
+    n, side = config.num_inference_steps, config.resolution // 2 ** (len(config.vqvae["block_out_channels"]) - 1)
     shape = (config.batch_size, config.unet["in_channels"], side, side)
     report: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
@@ -116,8 +116,8 @@ def main() -> None:
     print(*(f"{key:10} {value}" for key, value in report.items()), sep="\n")
 
     torch.manual_seed(0)
-    pixels = {"in_channels": config.channels, "out_channels": config.channels}
-    vqvae, unet = GumbelVQModel(**pixels | config.vqvae), UNet2DModel(**config.unet)
+    pixels = {"sample_size": config.resolution, "in_channels": config.channels, "out_channels": config.channels}
+    vqvae, unet = GumbelVQModel(**pixels | config.vqvae), UNet2DModel(**{"sample_size": side} | config.unet)
     bridge = OUBridgeScheduler(**config.scheduler)
     bridge.set_timesteps(n)
     ddpm = bridge.to_diffusers(DDPMScheduler)  # the same process in DDPM's coordinates

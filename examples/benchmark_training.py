@@ -119,7 +119,8 @@ def compare_training(
     device = accelerator.device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     ddpm = bridge.to_diffusers(DDPMScheduler)
-    latents = torch.randn(config.batch_size, config.unet["in_channels"], *2 * [config.unet["sample_size"]]).to(device)
+    side = config.resolution // vqvae.downsampling_factor
+    latents = torch.randn(config.batch_size, config.unet["in_channels"], side, side).to(device)
 
     def network(layout: torch.memory_format = torch.contiguous_format) -> UNet2DModel:
         return deepcopy(unet).to(device, memory_format=layout).train()  # type: ignore[call-overload]

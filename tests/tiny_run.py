@@ -15,7 +15,6 @@ TINY = {
         "norm_num_groups": 4,
         "latent_channels": 4,
         "num_vq_embeddings": 8,
-        "sample_size": 8,
     },
     "unet": {
         "block_out_channels": [8, 8],

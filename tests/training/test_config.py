@@ -1,14 +1,26 @@
 import dataclasses
+import itertools
 import json
 import re
+import typing
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import init_empty_weights
-from diffusers import UNet2DModel
+from tiny_run import config as tiny_config
 
-from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
-from diffusion_bridge_vq.training import PRESETS, E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
+from diffusion_bridge_vq import OUBridgeScheduler
+from diffusion_bridge_vq.evaluation import EXTRACTORS
+from diffusion_bridge_vq.training import (
+    PRESETS,
+    E2EConfig,
+    PixelCNNConfig,
+    PriorConfig,
+    VQConfig,
+    build_objective,
+    parse_config,
+)
 
 
 def test_command_line_changes_the_preset(capsys):
@@ -30,6 +42,19 @@ def test_command_line_changes_the_preset(capsys):
         (["--resolution", "30"], "divisible by 4"),
         (["--freeze-fraction", "1.5"], "[0, 1]"),
         (["--mode", "naive"], "stable"),
+        (["--learning-rate", "nan"], "`learning_rate` must be a finite number, got nan"),
+        (["--max-grad-norm", "inf"], "`max_grad_norm` must be a finite number"),
+        (["--max-train-time", "inf"], "`max_train_time` must be a finite number"),
+        (["--weight-decay", "-0.1"], "`weight_decay` must be at least 0"),
+        (["--reconstruction-weight", "-1"], "`reconstruction_weight` must be at least 0"),
+        (["--encoder-gradient-weight", "-1"], "`encoder_gradient_weight` must be at least 0"),
+        (["--regularization-weight", "-1"], "`regularization_weight` must be at least 0"),
+        (["--seed", "-1"], "`seed` must be at least 0"),
+        (["--lr-schedule", "cosin"], "`lr_schedule` must be one of linear, cosine, "),
+        (["--lr-schedule", "piecewise_constant"], "`lr_schedule` must be one of"),  # has rules that no option gives
+        (["--evaluate-extractor", "vgg"], "'vgg'"),
+        (["--joint-fraction", "0.6"], "`joint_fraction` must be at most `freeze_fraction`, got 0.6 and 0.5"),
+        (["--joint-fraction", "1", "--freeze-fraction", "1"], "`joint_fraction` of 1 would never train the prior"),
     ]:
         with pytest.raises(SystemExit):
             parse_config(E2EConfig, arguments)
@@ -45,22 +70,64 @@ def test_presets_fit_together(preset):
     config = E2EConfig.from_preset(preset, dataset="digits")
     VQConfig.from_preset(preset, dataset="digits")
     with init_empty_weights():
-        vqvae = GumbelVQModel(**{"in_channels": config.channels, "out_channels": config.channels} | config.vqvae)
-        unet = UNet2DModel(**config.unet)
-    OUBridgeScheduler(**config.scheduler)
+        objective = build_objective(config)
+    vqvae, unet = objective.vqvae, objective.unet
     assert vqvae.config.latent_channels == unet.config.in_channels == unet.config.out_channels
     assert config.resolution // vqvae.downsampling_factor == unet.config.sample_size
     assert vqvae.config.sample_size == config.resolution
-    if preset in ("cifar10", "cifar10-wide-noise", "miniimagenet"):  # the paper's 57M
+    if preset not in ("digits", "cifar10-tiny"):  # the paper's 57M
         assert sum(p.numel() for p in unet.parameters()) == pytest.approx(57e6, rel=0.02)
 
 
 def test_paper_shapes():
     for preset, d, codes, side in (("cifar10", 128, 256, 8), ("miniimagenet", 32, 128, 21)):
         c = E2EConfig.from_preset(preset, dataset="x")
-        assert (c.vqvae["latent_channels"], c.vqvae["num_vq_embeddings"], c.unet["sample_size"]) == (d, codes, side)
+        with init_empty_weights():
+            unet = build_objective(c).unet
+        assert (c.vqvae["latent_channels"], c.vqvae["num_vq_embeddings"]) == (d, codes)
+        assert unet.config.sample_size == side
         scheduler = OUBridgeScheduler(**c.scheduler)
         assert (len(scheduler), scheduler.stationary_std, scheduler.config.prediction_type) == (1000, 1.0, "epsilon")
+
+
+def test_choices_hold_from_python_too():
+    for name in ("mode", "weighting", "regularization", "mixed_precision", "perceptual_features"):
+        chosen = getattr(E2EConfig.from_preset("digits"), name)
+        with pytest.raises(ValueError, match=rf"`{name}` must be one of .*'{chosen}'.*, got 'none such'"):
+            E2EConfig.from_preset("digits", **{name: "none such"})
+
+
+def test_extractors_are_those_of_the_evaluation():
+    """Training can't import them: it lies below."""
+    assert typing.get_args(typing.get_type_hints(PriorConfig)["evaluate_extractor"]) == EXTRACTORS
+
+
+def test_every_phase_has_a_loss(tmp_path):
+    """Over all thirds of a run at which the prior may join, and the autoencoder be frozen."""
+    thirds = (0.0, 0.33, 0.66, 1.0)
+    images = torch.zeros(1, 1, 8, 8)
+    for joint, freeze in itertools.product(thirds, thirds):
+        settings = {"joint_fraction": joint, "freeze_fraction": freeze, "max_train_steps": 3}
+        if joint > freeze or joint == 1:
+            with pytest.raises(ValueError, match="`joint_fraction`"):
+                tiny_config(E2EConfig, tmp_path, **settings)
+            continue
+        objective = build_objective(tiny_config(E2EConfig, tmp_path, **settings)).train()
+        for step in range(3):
+            objective.set_step(step)
+            terms = set(objective(images).losses)
+            assert ("prior" in terms) == (step >= round(3 * joint))
+            assert ("reconstruction" in terms) == (freeze == 1 or step < round(3 * freeze))
+            assert terms
+
+
+def test_a_preset_of_1024_codes_differs_in_nothing_else():
+    for cls in (VQConfig, PriorConfig, PixelCNNConfig, E2EConfig):
+        wide, more = (
+            cls.from_preset(f"cifar10-wide-noise{end}", init_from=Path("x")).to_json() for end in ("", "-1024")
+        )
+        assert more["vqvae"].pop("num_vq_embeddings") == 4 * wide["vqvae"].pop("num_vq_embeddings") == 1024
+        assert more == wide | {"preset": "cifar10-wide-noise-1024"}
 
 
 def test_paper_mode_is_algorithm_1_unless_told_otherwise():

@@ -173,9 +173,14 @@ def test_engines_that_would_split_what_must_be_whole_are_refused(
         train(config(kind, tmp_path, init_from=tmp_path))
 
 
-def test_dry_run_writes_nothing(tmp_path, capsys):
-    assert train(config(E2EConfig, tmp_path / "dry", dry_run=True)) is None
-    assert "nothing was written" in capsys.readouterr().out
+def test_a_dry_run_tries_all_phases_and_writes_nothing(tmp_path, capsys):
+    """What takes most memory, or can't be done, may come late."""
+    phases = {"joint_fraction": 0.4, "freeze_fraction": 0.6, "perceptual_weight": 0.0, "adversarial_weight": 0.1}
+    assert train(config(E2EConfig, tmp_path / "dry", dry_run=True, **phases)) is None
+    out = capsys.readouterr().out
+    terms = out.rpartition("gave ")[2]
+    assert all(f"{name} " in terms for name in ("reconstruction", "prior", "adversarial", "discriminator"))
+    assert "nothing was written" in out
     assert not (tmp_path / "dry").exists()
 
 

@@ -276,8 +276,8 @@ def test_presets(preset):
     with init_empty_weights():
         prior = PixelCNNPrior(chosen.vqvae["num_vq_embeddings"], **chosen.prior)
     weights = sum(p.numel() for p in prior.parameters())
-    if preset in ("cifar10", "cifar10-wide-noise", "miniimagenet"):
-        assert (chosen.prior["num_layers"], chosen.prior["width"]) == (15, 512)
-        assert weights == pytest.approx(91.5e6, rel=0.002)
-    else:
+    if preset in ("digits", "cifar10-tiny"):
         assert weights < 2e6
+    else:
+        assert (chosen.prior["num_layers"], chosen.prior["width"]) == (15, 512)
+        assert weights == pytest.approx(91.5e6, rel=0.01)

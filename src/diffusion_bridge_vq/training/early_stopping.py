@@ -68,5 +68,6 @@ def bits_per_code(prior: PixelCNNPrior, encoded: EncodedImages, batch_size: int)
         batches = [(batch, None) for batch in codes.split(batch_size)]
     else:
         batches = list(zip(codes.split(batch_size), labels.split(batch_size), strict=True))
-    nats = sum(-prior.log_prob(*batch).double().sum() for batch in batches)
-    return float(nats) / codes.numel() / math.log(2)
+    log_probs = torch.cat([prior.log_prob(*batch) for batch in batches])
+    nats = -log_probs.cpu().double().sum().item()  # float64 on the host: MPS has none
+    return nats / codes.numel() / math.log(2)

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
 
 
@@ -39,7 +40,7 @@ class EncodedImages(Dataset[dict[str, torch.Tensor]]):
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
             for flip in (False, True) if mirrored else (False,):
                 for batch in tqdm(loader, desc="encoding", unit="batch"):
-                    pixels = batch["images"].to(device).float().div(127.5).sub(1)
+                    pixels = to_pixels(batch["images"].to(device))
                     latents = vqvae.encode(pixels.flip(-1) if flip else pixels).latents
                     parts[what].append(vqvae.encode_codes(latents) if what == "codes" else latents)
                     if "labels" in batch:

@@ -8,14 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    GradientAccumulationPlugin,
-    ProjectConfiguration,
-    broadcast,
-    set_seed,
-)
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -23,18 +17,20 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages
+from ..data.pixels import to_pixels
 from .appraisal import Appraisal, Evaluate, TrainedComponents
 from .build import build_objective
 from .checkpoint import load_newest, save_checkpoint
-from .checks import check_data, check_disk, check_engine, check_output_dir, describe_memory
-from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorRunConfig, RunConfig
+from .checks import check_data, check_disk, check_output_dir, describe_memory
+from .config import PixelCNNConfig, PriorRunConfig, RunConfig
 from .ema import AveragedWeights
-from .guard import LATENT_RMS, LossGuard
+from .engines import make_accelerator, prepare, update_class
+from .guard import LossGuard
 from .loading import make_loader, open_images
 from .objectives import Objective
 from .profiling import profile_steps
 from .run_log import RunLog
-from .sharding import split_module_like, whole
+from .sharding import split_module_like
 from .stopping import StopRequest
 
 # Latents used to place the codebook before the first step.
@@ -60,27 +56,7 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
             state from before that step is saved first.
         SystemExit: after SIGTERM or SIGINT, with the code shells give (128 + signal); the state is saved first.
     """
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
-        mixed_precision=config.mixed_precision,
-        # steps are counted in batches, wherever an epoch ends
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            config.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-        log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
-        project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                # statistics are kept equal by what changes them; each process counts the codes that it chose
-                broadcast_buffers=False,
-                # phases leave the U-Net, the autoencoder or the discriminator without gradient
-                find_unused_parameters=isinstance(config, E2EConfig)
-                or (isinstance(config, AutoencoderConfig) and config.adversarial_weight > 0),
-            )
-        ],
-    )
-    check_engine(config, accelerator)
+    accelerator = make_accelerator(config)
     set_seed(config.seed, device_specific=True)
     accelerator.print(json.dumps(config.to_json(), indent=1))
     check_output_dir(config)
@@ -90,10 +66,14 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
     run = _Run(config, accelerator, objective, images, evaluate)
     accelerator.print(check_disk(config, run.state_modules()))
     if config.dry_run:
-        run.step(next(run.batches()), 0)
-        terms = ", ".join(f"{name} {value.item():.4f}" for name, value in run.last_output.losses.items())
+        losses: dict[str, torch.Tensor] = {}
+        batches = run.batches()
+        for step in config.moments():
+            run.step(next(batches), step)
+            losses |= run.last_output.losses
+        terms = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
         accelerator.print(describe_memory(accelerator.device))
-        accelerator.print(f"dry run: one step on {accelerator.device} gave {terms}; nothing was written")
+        accelerator.print(f"dry run: steps of all phases on {accelerator.device} gave {terms}; nothing was written")
         return None
     trained = run.fit()
     return trained if accelerator.is_main_process else None
@@ -139,19 +119,16 @@ class _Run:
         )
         self.ema = AveragedWeights(self.trained, config.ema_decay)
         loader, held_out = make_loader(config, accelerator, objective.vqvae, images)
-        # FSDP splits the prior in place and leaves the autoencoder beside it whole; else the objective is wrapped
-        (part,) = self.trained.children() if accelerator.is_fsdp2 else (objective,)
-        if accelerator.is_fsdp2:
-            broadcast(part.state_dict())  # in place; else each process would keep a part of its own fresh weights
-            accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast's, as everywhere
         # scheduler not prepared: Accelerate would step it once per process
-        self.synchronized, self.optimizer, self.loader = accelerator.prepare(part, optimizer, loader)
-        self.model = objective if accelerator.is_fsdp2 else self.synchronized
+        self.synchronized, self.model, prepared, self.loader = prepare(
+            accelerator, objective, self.trained, optimizer, loader
+        )
         split_module_like(self.ema.module, self.trained)
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.appraisal = Appraisal(config, accelerator, objective, self.ema, images, held_out, evaluate)
         changed_by_forward = [t for t in self.trained.state_dict(keep_vars=True).values() if not t.requires_grad]
         self.guard = LossGuard(optimizer, [t for t in changed_by_forward if t.is_floating_point()], device)
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.update = update_class(accelerator)(accelerator, prepared, parameters, self.guard, config.max_grad_norm)
         self.epoch = self.batches_done = self.first_step = 0
         self.codebook_metrics: dict[str, torch.Tensor] = {}  # of the last whole epoch
 
@@ -183,7 +160,7 @@ class _Run:
         encoded = {name: batch[name] for name in ("latents", "codes") if name in batch}
         if encoded:
             return encoded | labels
-        images = batch["images"].float().div(127.5).sub(1)
+        images = to_pixels(batch["images"])
         if self.config.random_flip:
             mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
             images = torch.where(mirrored, images.flip(-1), images)
@@ -197,24 +174,7 @@ class _Run:
         with self.accelerator.accumulate(self.synchronized):
             with self.accelerator.autocast():
                 output = self.model(**self.inputs(batch))
-            loss = torch.stack([v.float() for v in output.losses.values()]).sum()
-            self.accelerator.backward(loss)
-            watched = dict(output.losses)
-            if "latent_rms" in output.metrics:
-                watched[LATENT_RMS] = output.metrics["latent_rms"]
-            updating = self.accelerator.sync_gradients
-            if updating:
-                norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-                watched["codebook statistics"] = self.guard.state_sum()
-                if self.accelerator.scaler is None:  # else the scaler answers for gradients that overflow
-                    watched["gradient norm"] = whole(norm)
-            self.guard.watch(watched, step)
-            if updating:
-                self.guard.agree()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if updating:
-                self.guard.hold()
+            self.update(output, step)
         self.last_output = output
 
     def fit(self) -> TrainedComponents:
@@ -283,10 +243,10 @@ class _Run:
         if draw:
             for name, pixels in appraisal.grids().items():
                 self.log.save_grid(name, pixels, done)
-        if evaluate and (found := appraisal.evaluate(done)):
-            self.log.write(found, done)
         if save:
             self._save(done)
+        if evaluate and (found := appraisal.evaluate(done)):  # last: it takes longest, and may fail
+            self.log.write(found, done)
         return last
 
     def _look(self, done: int, last: bool, progress: tqdm) -> bool:
@@ -376,14 +336,14 @@ class _Run:
             self.config.output_dir / "checkpoints",
             self.accelerator,
             self.state_modules(),
-            self.optimizer.optimizer,
+            self.update.moments,
             state,
             self.config.keep_checkpoints,
         )
 
     def _resume(self) -> None:
         folder = self.config.output_dir / "checkpoints"
-        found, state = load_newest(folder, self.accelerator, self.state_modules(), self.optimizer.optimizer)
+        found, state = load_newest(folder, self.accelerator, self.state_modules(), self.update.moments)
         check_data(found, state["data"], self.data)
         self.first_step, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])

@@ -167,9 +167,10 @@ class E2EObjective(Objective):
 
     `mode` settles what may move the encoder:
 
-    - "paper": to the letter. Every gradient flows, also the prior's into the encoder, with its full weight and with
-      L_T; latents keep the scale they came with (the normaliser is frozen). The sum can be won by shrinking the
-      latents.
+    - "paper": as printed. Every gradient flows, also the prior's into the encoder, with its full weight. Algorithm 1
+      draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without one, join
+      every time with their share 1 / T. Latents keep the scale they came with (the normaliser is frozen). The sum can
+      be won by shrinking the latents.
     - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
       prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
@@ -262,13 +263,17 @@ class E2EObjective(Objective):
             losses["prior"] = _prior_loss(self, z_0, timesteps, noise, class_labels)
             if not self.frozen and self.regularization != "none":
                 z_t = self.scheduler.add_noise(latents, noise, timesteps)
-                losses["regularization"] = self.regularization_weight * regularization_loss(
-                    self.scheduler, self.vqvae.quantize, z_t, timesteps, self.regularization
-                )
+                regularization = self._regularization(z_t, timesteps)
+                if self.mode == "paper":
+                    clean = self._regularization(latents, torch.full_like(timesteps, -1))  # L_0^reg
+                    regularization = regularization + clean / len(self.scheduler)
+                losses["regularization"] = self.regularization_weight * regularization
             if self.mode == "paper":
-                # Algorithm 1 draws one of the summands t = 1..T; L_T is one of T
                 losses["terminal"] = terminal_loss(self.scheduler, z_0) / len(self.scheduler)
         return ObjectiveOutput(losses, metrics)
+
+    def _regularization(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return regularization_loss(self.scheduler, self.vqvae.quantize, z_t, timesteps, self.regularization)
 
 
 class _ScaleGradient(torch.autograd.Function):

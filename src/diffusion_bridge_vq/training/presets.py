@@ -1,7 +1,8 @@
 """
 Presets: per data set, the constructor arguments of the three components and the settings of a run.
 
-`common` holds for every kind of run; "vq", "prior", "pixelcnn" and "e2e" override it for theirs.
+`common` holds for every kind of run; "vq", "prior", "pixelcnn" and "e2e" override it for theirs. Sizes of images and
+maps aren't among the arguments: they follow from `resolution`.
 """
 
 import math
@@ -10,14 +11,13 @@ from typing import Any
 Preset = dict[str, dict[str, Any]]
 
 
-def _vqvae(channels: tuple[int, ...], size: int, latent_channels: int, codes: int, **kwargs: Any) -> dict[str, Any]:
+def _vqvae(channels: tuple[int, ...], latent_channels: int, codes: int, **kwargs: Any) -> dict[str, Any]:
     return {
         "block_out_channels": list(channels),
         "down_block_types": ["DownEncoderBlock2D"] * len(channels),
         "up_block_types": ["UpDecoderBlock2D"] * len(channels),
         "layers_per_block": 2,
         "latent_channels": latent_channels,
-        "sample_size": size,
         "num_vq_embeddings": codes,
         "quantizer_type": "ema",
         "scaling_factor": 1.0,
@@ -25,9 +25,14 @@ def _vqvae(channels: tuple[int, ...], size: int, latent_channels: int, codes: in
     }
 
 
-def _unet(channels: tuple[int, ...], size: int, latent_channels: int, **kwargs: Any) -> dict[str, Any]:
+def _small_vqvae(latent_channels: int, codes: int) -> dict[str, Any]:
+    """0.9M weights, for CPUs."""
+    small = {"layers_per_block": 1, "norm_num_groups": 8, "mid_block_add_attention": False}
+    return _vqvae((32, 64, 64), latent_channels, codes, **small)
+
+
+def _unet(channels: tuple[int, ...], latent_channels: int, **kwargs: Any) -> dict[str, Any]:
     return {
-        "sample_size": size,
         "in_channels": latent_channels,
         "out_channels": latent_channels,
         "block_out_channels": list(channels),
@@ -66,18 +71,40 @@ _CIFAR10_RUN = {
     "l1_weight": 0.1,
 }
 
-# The paper's PixelCNN: 15 layers of width 512. Early stopping ends the run, so the learning rate stays constant.
-_PAPER_PIXELCNN = {
-    "lr_schedule": "constant_with_warmup",
-    "learning_rate": 3e-4,
-    "max_train_steps": 50_000,
-    "holdout_fraction": 0.05,
-    "eval_every": 250,
-    "patience": 10,
-    "prior": {"width": 512, "num_layers": 15, "kernel_size": 7, "dropout": 0.1},
+# The kinds of run that the paper's sizes share.
+_PAPER_RUNS: Preset = {
+    # The paper's PixelCNN: 15 layers of width 512. Early stopping ends the run, so the learning rate stays constant.
+    "pixelcnn": {
+        "lr_schedule": "constant_with_warmup",
+        "learning_rate": 3e-4,
+        "max_train_steps": 50_000,
+        "holdout_fraction": 0.05,
+        "eval_every": 250,
+        "patience": 10,
+        "prior": {"width": 512, "num_layers": 15, "kernel_size": 7, "dropout": 0.1},
+    },
+    "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
 }
 
-# What `--mode paper` changes in any preset, to be Algorithm 1 to the letter: eq. 4 with its weight, L_t^reg with its
+
+def _cifar10(latent_channels: int, codes: int, scheduler: dict[str, Any]) -> Preset:
+    """8x8 positions, 57M weights in the U-Net."""
+    return {
+        "common": {
+            **_CIFAR10_RUN,
+            "max_train_steps": 100_000,
+            "vqvae": _vqvae((128, 256, 256), latent_channels, codes),
+            "unet": _unet((256, 464), latent_channels, norm_num_groups=16),
+            "scheduler": scheduler,
+        },
+        "vq": {"max_train_steps": 20_000},
+        **_PAPER_RUNS,
+    }
+
+
+_SMALL_E2E = {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5}
+
+# What `--mode paper` changes in any preset, to be Algorithm 1 as printed: eq. 4 with its weight, L_t^reg with its
 # own, a Gaussian likelihood, and a codebook that learns by gradient.
 PAPER_MODE: dict[str, Any] = {
     "weighting": "elbo",
@@ -103,16 +130,8 @@ PRESETS: dict[str, Preset] = {
             "checkpoint_every": 0,
             "l1_weight": 0.1,
             "num_inference_steps": 25,
-            "vqvae": _vqvae(
-                (32, 64, 64),
-                16,
-                8,
-                64,
-                layers_per_block=1,
-                norm_num_groups=8,
-                mid_block_add_attention=False,
-            ),
-            "unet": _unet((96, 160), 4, 8, layers_per_block=1),
+            "vqvae": _small_vqvae(8, 64),
+            "unet": _unet((96, 160), 8, layers_per_block=1),
             "scheduler": _wide_noise_bridge(1.5),
         },
         "pixelcnn": {
@@ -121,7 +140,7 @@ PRESETS: dict[str, Preset] = {
             "patience": 10,
             "prior": {"width": 64, "num_layers": 6, "kernel_size": 7, "dropout": 0.5},
         },
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
+        "e2e": _SMALL_E2E,
     },
     # Machinery and pictures on a CPU: CIFAR-10's shape with small networks.
     "cifar10-tiny": {
@@ -135,10 +154,8 @@ PRESETS: dict[str, Preset] = {
             "log_every": 20,
             "image_every": 500,
             "checkpoint_every": 500,
-            "vqvae": _vqvae(
-                (32, 64, 64), 32, 16, 256, layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False
-            ),
-            "unet": _unet((128, 192), 8, 16, layers_per_block=1),
+            "vqvae": _small_vqvae(16, 256),
+            "unet": _unet((128, 192), 16, layers_per_block=1),
             "scheduler": _wide_noise_bridge(2.0),
         },
         "pixelcnn": {
@@ -148,34 +165,14 @@ PRESETS: dict[str, Preset] = {
             "patience": 10,
             "prior": {"width": 96, "num_layers": 8, "kernel_size": 7, "dropout": 0.1},
         },
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5},
+        "e2e": _SMALL_E2E,
     },
-    # The paper's shapes: 8x8 positions, 128 channels, 256 codes, 57M weights in the eps-network.
-    "cifar10": {
-        "common": {
-            **_CIFAR10_RUN,
-            "max_train_steps": 100_000,
-            "vqvae": _vqvae((128, 256, 256), 32, 128, 256),
-            "unet": _unet((256, 464), 8, 128, norm_num_groups=16),
-            "scheduler": _PAPER_BRIDGE,
-        },
-        "vq": {"max_train_steps": 20_000},
-        "pixelcnn": _PAPER_PIXELCNN,
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
-    },
+    # The paper's shapes: 8x8 positions, 128 channels, 256 codes.
+    "cifar10": _cifar10(128, 256, _PAPER_BRIDGE),
     # The same with fewer channels, more noise and a z_0-network.
-    "cifar10-wide-noise": {
-        "common": {
-            **_CIFAR10_RUN,
-            "max_train_steps": 100_000,
-            "vqvae": _vqvae((128, 256, 256), 32, 32, 256),
-            "unet": _unet((256, 464), 8, 32, norm_num_groups=16),
-            "scheduler": _wide_noise_bridge(3.0),
-        },
-        "vq": {"max_train_steps": 20_000},
-        "pixelcnn": _PAPER_PIXELCNN,
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
-    },
+    "cifar10-wide-noise": _cifar10(32, 256, _wide_noise_bridge(3.0)),
+    # That with two bits more per position: what decoded images lose is the floor of every prior.
+    "cifar10-wide-noise-1024": _cifar10(32, 1024, _wide_noise_bridge(3.0)),
     # miniImageNet, 84x84 -> 21x21 positions, 32 channels, 128 codes.
     "miniimagenet": {
         "common": {
@@ -188,10 +185,9 @@ PRESETS: dict[str, Preset] = {
             "ema_decay": 0.9995,
             "l1_weight": 0.1,
             "max_train_steps": 200_000,
-            "vqvae": _vqvae((128, 256, 256), 84, 32, 128),
+            "vqvae": _vqvae((128, 256, 256), 32, 128),
             "unet": _unet(
                 (256, 288, 384),
-                21,
                 32,
                 norm_num_groups=16,
                 down_block_types=["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
@@ -200,8 +196,7 @@ PRESETS: dict[str, Preset] = {
             "scheduler": _PAPER_BRIDGE,
         },
         "vq": {"max_train_steps": 50_000},
-        "pixelcnn": _PAPER_PIXELCNN,
-        "e2e": {"reconstruction_weight": 4.0, "joint_fraction": 0.2, "freeze_fraction": 0.8},
+        **_PAPER_RUNS,
     },
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data.pixels import to_pixels
 from ..models import GumbelVQModel, PixelCNNPrior
 from ..sampling import sample_latents
 from ..schedulers import OUBridgeScheduler
@@ -48,7 +49,7 @@ def draw_grids(
 @torch.no_grad()
 def reconstruct(vqvae: GumbelVQModel, images: torch.Tensor) -> torch.Tensor:
     """uint8 images (n, C, H, W), each before its reconstruction: (2 n, C, H, W) in [-1, 1]."""
-    originals = images.float().div(127.5).sub(1)
+    originals = to_pixels(images)
     pairs = torch.stack([originals, vqvae(originals).sample.clamp(-1, 1)], dim=1)  # (n, 2, C, H, W)
     return pairs.flatten(0, 1)
 

@@ -5,7 +5,7 @@ The squared error alone is a Gaussian decoder, whose best answer to doubt is a b
 the floor of every prior. Neither term is in the paper.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,10 @@ from torch import nn
 
 from ..losses import reconstruction_loss
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, load_efficientnet
+
+PerceptualFeatures = Literal["efficientnet-lite0", "lpips"]
+
+_OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0' (extra `eval`)."
 
 # Images are enlarged for the feature network: at 32 pixels a side its fourth map would have 2 x 2 positions.
 _ENLARGED = 2
@@ -52,6 +56,46 @@ class PerceptualLoss(nn.Module):
         return [F.normalize(f.float(), dim=1) for f in feature_maps(self.network, x)]
 
 
+class LPIPSLoss(nn.Module):
+    """
+    LPIPS (Zhang et al. 2018) in VGG-16's features, as in VQGAN: torchmetrics' network, frozen and in eval mode.
+
+    The w_l, fitted to people's judgements, are a file of torchmetrics, which loads them. VGG-16's weights, from
+    ImageNet, are torchvision's: 528 MB that torch.hub downloads at the first use, checks against the hash in their
+    name, and keeps. Both are read with `weights_only`. torchvision's own constructors unpickle whatever the file
+    holds, so they make the network without weights.
+
+    Judge what was trained with it by another network, as with [`PerceptualLoss`].
+
+    Raises:
+        ValueError: torchmetrics or torchvision isn't installed, or the weights can't be had, with what to do instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torchmetrics.functional.image.lpips import _NoTrainLpips
+            from torchvision.models import VGG16_Weights
+
+            self.network = _NoTrainLpips(net="vgg", pnet_rand=True)
+        except ImportError as error:
+            raise ValueError(
+                f"'lpips' needs the extra `eval` (pip install -e '.[eval]' in the repository) and a torchvision "
+                f"that was built for torch {torch.__version__}: {error}. {_OFFLINE}"
+            ) from error
+        try:
+            weights = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)
+        except (OSError, RuntimeError) as error:  # urllib's; the hash's
+            raise ValueError(f"'lpips' could not download VGG-16's weights ({error}). {_OFFLINE}") from error
+        for part in self.network.net.children():  # layers keep the numbers that they have in torchvision
+            part.load_state_dict({name: weights[f"features.{name}"] for name in part.state_dict()})
+
+    def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+        """Images (B, 1 or 3, H, W >= 16) in [-1, 1], twice -> (), >= 0; the gradient reaches `reconstructions`."""
+        pair = (x.expand(-1, 3, -1, -1) for x in (images, reconstructions))
+        return self.network(*pair).float().mean()
+
+
 class PatchDiscriminator(nn.Sequential):
     """
     Tells real images from decoded ones by their texture (Isola et al. 2017): images (B, C, H, W) in [-1, 1] -> logits
@@ -88,7 +132,11 @@ class ReconstructionLoss(nn.Module):
         channels (`int`): C of the images.
         l1_weight (`float`): weight of the absolute error beside the squared one.
         perceptual_weight (`float`), adversarial_weight (`float`): 0 leaves the term, and its network, out.
+        perceptual_features (`str`): "efficientnet-lite0" for [`PerceptualLoss`], "lpips" for [`LPIPSLoss`].
         adversarial_from (`int`): first step with the adversarial term.
+
+    Raises:
+        ValueError: other `perceptual_features`, or a network that can't be had here, with what to do instead.
     """
 
     def __init__(
@@ -96,15 +144,20 @@ class ReconstructionLoss(nn.Module):
         channels: int = 3,
         l1_weight: float = 0.0,
         perceptual_weight: float = 0.0,
+        perceptual_features: PerceptualFeatures = "efficientnet-lite0",
         adversarial_weight: float = 0.0,
         adversarial_from: int = 0,
     ):
         super().__init__()
-        self.l1_weight = l1_weight
-        self.perceptual_weight, self.adversarial_weight = perceptual_weight, adversarial_weight
-        self.adversarial_from, self.adversarial = adversarial_from, adversarial_from <= 0
-        self.perceptual = PerceptualLoss() if perceptual_weight else None
+        choices = get_args(PerceptualFeatures)
+        if perceptual_features not in choices:
+            raise ValueError(f"`perceptual_features` must be one of {choices}, got {perceptual_features!r}.")
+        perceptual = PerceptualLoss if perceptual_features == "efficientnet-lite0" else LPIPSLoss
+        self.l1_weight, self.perceptual_weight = l1_weight, perceptual_weight
+        self.adversarial_weight, self.adversarial_from = adversarial_weight, adversarial_from
+        self.perceptual = perceptual() if perceptual_weight else None
         self.discriminator = PatchDiscriminator(channels) if adversarial_weight else None
+        self.set_step(0)
 
     def set_step(self, step: int) -> None:
         """Told before every optimiser step."""

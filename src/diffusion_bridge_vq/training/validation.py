@@ -5,9 +5,11 @@ from copy import copy
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..data.pixels import to_pixels
 from .objectives import Objective
 
 
@@ -42,17 +44,20 @@ class Validation:
         judged = copy(objective)
         judged._modules = {**objective._modules, **averaged}
         judged.training = False  # not eval(), which would reach the run's own components
-        device, count = self.accelerator.device, 0
-        sums: dict[str, torch.Tensor] = {}
+        device = self.accelerator.device
+        names: list[str] = []
+        values: list[torch.Tensor] = []  # of every batch; they stay on the device, so that nothing waits for it
+        weights: list[int] = []
         with torch.random.fork_rng(), self.accelerator.autocast():
             torch.manual_seed(self.seed)
             for batch in self.loader:
                 labels = {"class_labels": batch["labels"].to(device)} if "labels" in batch else {}
-                losses = judged(images=batch["images"].to(device).float().div(127.5).sub(1), **labels).losses
-                weight = len(batch["images"])
-                count += weight
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value.double())) + weight * value.double()
-        totals = torch.stack([*sums.values(), torch.tensor(float(count), device=device, dtype=torch.float64)])
-        *totals, n = self.accelerator.reduce(totals, reduction="sum").tolist()
-        return {f"validation/{name}": total / n for name, total in zip(sums, totals, strict=True)}
+                losses = judged(images=to_pixels(batch["images"].to(device)), **labels).losses
+                names = list(losses)
+                values.append(torch.stack([value.float() for value in losses.values()]))
+                weights.append(len(batch["images"]))
+        # float64 on the host, also across processes: MPS has none
+        own = torch.tensor(weights).double()
+        sums = [*(own @ torch.stack(values).cpu().double()).tolist(), own.sum().item()]
+        *totals, n = (sum(parts) for parts in zip(*gather_object([sums]), strict=True))
+        return {f"validation/{name}": total / n for name, total in zip(names, totals, strict=True)}

@@ -1,0 +1,59 @@
+"""Sizes of the components: all of them follow from the resolution of the run."""
+
+import pytest
+from diffusers.utils import logging
+from tiny_run import TINY, config
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, build_objective, train
+
+ONE_STEP = {"max_train_steps": 1, "checkpoint_every": 0, "batch_size": 64}
+
+
+def drawn_size(trained) -> tuple[int, int]:
+    """Width and height of an image of the pipeline."""
+    if trained.prior is not None:
+        return PixelCNNVQPipeline(trained.vqvae, trained.prior)(1).images[0].size
+    return DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler)(1, 1).images[0].size
+
+
+@pytest.mark.parametrize("resolution", [8, 16])
+def test_pipelines_draw_what_was_trained_on(tmp_path, resolution):
+    """Trained in one stage, or in two: at the digits' resolution and at half of it."""
+    options = ONE_STEP | {"resolution": resolution}
+    first = train(config(VQConfig, tmp_path / "vq", **options)).vqvae
+    first.save_pretrained(tmp_path / "vq" / "vqvae")
+    runs = [config(E2EConfig, tmp_path / "e2e", **options)]
+    runs.append(config(PriorConfig, tmp_path / "prior", init_from=tmp_path / "vq", **options))
+    pixelcnn = {"init_from": tmp_path / "vq", "prior": {"width": 8, "num_layers": 2}, "vqvae": TINY["vqvae"]}
+    runs.append(
+        PixelCNNConfig.from_preset("digits", output_dir=tmp_path / "p", report_to="none", **options, **pixelcnn)
+    )
+    for run in runs:
+        trained = train(run)
+        assert trained.vqvae.config.sample_size == first.config.sample_size == resolution
+        assert drawn_size(trained) == (resolution, resolution)
+
+
+def test_an_autoencoder_with_other_downsampling(tmp_path):
+    blocks = {"block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"]}
+    vqvae = TINY["vqvae"] | blocks | {"up_block_types": ["UpDecoderBlock2D"]}
+    objective = build_objective(config(E2EConfig, tmp_path, vqvae=vqvae))
+    assert (objective.vqvae.config.sample_size, objective.unet.config.sample_size) == (8, 8)
+
+
+def test_loaded_components_take_the_resolution_of_the_run(tmp_path, monkeypatch):
+    """What was trained on 8 pixels goes on with 16, and is saved as what it is then; a line says so."""
+    small = build_objective(config(E2EConfig, tmp_path / "small"))
+    small.vqvae.save_pretrained(tmp_path / "pipeline" / "vqvae")
+    small.unet.save_pretrained(tmp_path / "pipeline" / "unet")
+    said = []
+    monkeypatch.setattr(logging.get_logger("diffusion_bridge_vq.training.build"), "warning", said.append)
+    for cls in (E2EConfig, PriorConfig):
+        objective = build_objective(config(cls, tmp_path / "run", init_from=tmp_path, resolution=16))
+        assert (objective.vqvae.config.sample_size, objective.unet.config.sample_size) == (16, 8)
+    assert len(said) == 2 and all("8 pixels" in line and "`resolution` is 16" in line for line in said)
+    build_objective(config(E2EConfig, tmp_path / "run", init_from=tmp_path))
+    assert len(said) == 2
+    objective.vqvae.save_pretrained(tmp_path / "again")
+    assert type(objective.vqvae).load_config(tmp_path / "again")["sample_size"] == 16

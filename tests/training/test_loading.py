@@ -1,0 +1,80 @@
+"""Classes of a validation split: counted as in the training split, whatever the split's own count."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from tiny_run import config
+
+from diffusion_bridge_vq.training import PriorConfig
+from diffusion_bridge_vq.training.loading import make_validation, open_images
+
+
+def write(folder, split: str, labels: list[str | None]) -> None:
+    """One parquet file; the images are gray, 10 times the letter's place in the alphabet."""
+    images = []
+    for label in labels:
+        buffer = io.BytesIO()
+        shade = 10 * "abcd".index(label) if label else 0
+        PILImage.fromarray(np.full((8, 8), shade, np.uint8)).save(buffer, "png")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    columns, features = {"image": images}, {"image": Image()}
+    if None not in labels:
+        columns["label"], features["label"] = labels, Value("string")
+    folder.mkdir(exist_ok=True)
+    Dataset.from_dict(columns, features=Features(features)).to_parquet(folder / f"{split}.parquet")
+
+
+def validation(folder, **options):
+    options = {"label_column": "label", "class_conditional": True} | options
+    run = config(
+        PriorConfig, folder / "run", dataset=str(folder), init_from=folder, validation_split="validation", **options
+    )
+    images = open_images(run)
+    return images, make_validation(run, Accelerator(), images)
+
+
+def test_classes_go_by_their_names(tmp_path):
+    write(tmp_path, "train", ["c", "a", "b"])
+    write(tmp_path, "validation", ["c", "b", "b"])
+    images, found = validation(tmp_path)
+    (batch,) = found.loader
+    assert images.labels.tolist() == [2, 0, 1] and batch["labels"].tolist() == [2, 1, 1]
+    assert torch.equal(batch["images"][:, 0, 0, 0].long(), 10 * batch["labels"])  # the shade is the training class
+    # without a class-conditional prior nobody looks at the classes
+    (batch,) = validation(tmp_path, class_conditional=False)[1].loader
+    assert batch["labels"].tolist() == [1, 0, 0]
+
+
+def test_classes_that_the_prior_does_not_know(tmp_path):
+    write(tmp_path, "train", ["a", "b"])
+    write(tmp_path, "validation", ["b", "d", "c"])
+    words = r"2 classes .*'validation' are unknown.*: c, d\. Expected .*'train', a, b\. .*drop `class_conditional`"
+    with pytest.raises(ValueError, match=words):
+        validation(tmp_path)
+    validation(tmp_path, class_conditional=False)
+
+
+def test_a_validation_split_without_labels(tmp_path):
+    (tmp_path / "images").mkdir()
+    for split in ("train", "validation"):
+        for name in "ab" if split == "train" else "":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            PILImage.new("L", (8, 8)).save(tmp_path / "images" / split / name / "1.png")
+    (tmp_path / "images" / "validation").mkdir()
+    PILImage.new("L", (8, 8)).save(tmp_path / "images" / "validation" / "1.png")
+    with pytest.raises(ValueError, match="'validation' has no labels"):
+        validation(tmp_path / "images", label_column=None)
+
+
+def test_the_csv_layout_has_other_classes_in_every_split(tmp_path):
+    (tmp_path / "images").mkdir()
+    for split, label in (("train", "n01"), ("val", "n02")):
+        PILImage.new("L", (8, 8)).save(tmp_path / "images" / f"{label}.png")
+        (tmp_path / f"{split}.csv").write_text(f"filename,label\n{label}.png,{label}\n")
+    with pytest.raises(ValueError, match=r"unknown to the prior: n02\. Expected those of 'train', n01"):
+        validation(tmp_path, label_column=None)
