@@ -1,12 +1,19 @@
-"""Measure saved pipelines (section 4 of the paper): results as JSON, tables, KL maps and sheets of samples."""
+"""
+Measure saved pipelines (section 4 of the paper): results as JSON, tables, KL maps and sheets of samples. What
+results.json holds of the same weights, images and settings isn't measured again, so the same command goes on after
+whatever stopped it.
+"""
 
 import argparse
+import signal
+import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffusion_bridge_vq.evaluation import EXTRACTORS, METRICS, evaluate_pipelines, write_report
+from diffusion_bridge_vq.evaluation import METRICS, EvaluationConfig, evaluate_pipelines, write_report
 
 
 def model(text: str) -> tuple[str, str]:
@@ -17,7 +24,7 @@ def model(text: str) -> tuple[str, str]:
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Settings of `evaluate_pipelines`, which reproduce.py takes, too."""
+    """Those that reproduce.py takes, too: images, and the fields of `EvaluationConfig`."""
     parser.add_argument("--dataset-name", help="in the results: cifar10 and miniimagenet have places in the tables")
     parser.add_argument(
         "--train-split",
@@ -25,19 +32,21 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that models are trained on, in tables also a part: train[:20000]",
     )
     parser.add_argument("--test-split", default="test", help="images that models are held against")
-    parser.add_argument("--num-images", type=int, default=5000, help="samples, and real images of each split")
-    parser.add_argument("--num-nll-images", type=int, default=256, help="images whose codes are masked")
-    parser.add_argument("--num-nll-samples", type=int, default=4, help="draws per masked image")
-    parser.add_argument("--num-inference-steps", type=int, default=50, help="of the bridges' samples")
-    parser.add_argument("--solver", default="ancestral", help="of the bridges' samples: ancestral, dpmsolver++, ddim")
-    parser.add_argument("--extractor", choices=EXTRACTORS, default="inception", help="inception makes a FID")
-    parser.add_argument("--seed", type=int, default=0)
+    for option in fields(EvaluationConfig):
+        name, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
+        parser.add_argument(name, type=type(option.default), default=option.default, help=text)
 
 
 def evaluation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What [`add_evaluation_arguments`] read, as keyword arguments of `evaluate_pipelines`."""
-    names = ("dataset_name", "train_split", "test_split", "num_images", "num_nll_images", "num_nll_samples")
-    return {name: getattr(args, name) for name in (*names, "num_inference_steps", "solver", "extractor", "seed")}
+    config = EvaluationConfig(**{option.name: getattr(args, option.name) for option in fields(EvaluationConfig)})
+    return {name: getattr(args, name) for name in ("dataset_name", "train_split", "test_split")} | {"config": config}
+
+
+def say_how_to_go_on(number: int, _: Any) -> None:
+    """For SIGTERM, which `timeout` sends: all that was measured is on disk, so there is nothing else to do."""
+    print(f"{signal.Signals(number).name}: stopped; the same command goes on from here.", file=sys.stderr)
+    raise SystemExit(128 + number)
 
 
 def main() -> None:
@@ -58,13 +67,14 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/evaluation"))
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, say_how_to_go_on)
     try:
         if args.verb != "table":
             evaluate_pipelines(
                 dict(args.model),
                 args.dataset,
                 args.output_dir,
-                METRICS if args.verb == "all" else (args.verb,),
+                metrics=METRICS if args.verb == "all" else (args.verb,),
                 **evaluation_settings(args),
                 batch_size=args.batch_size,
                 device="cuda" if torch.cuda.is_available() else "cpu",

@@ -1,21 +1,23 @@
 """
 The paper's comparison in stages: autoencoder; bridge and PixelCNN on its latents, for the same time each; the bridge
-end-to-end from the same start; evaluation and tables. A stage that is done is skipped, one that was cut off goes on.
+end-to-end from the same start; evaluation and tables. A stage that is done is skipped, one that was cut off goes on
+with the same command, so `timeout 500 python examples/reproduce.py ...` can be repeated until it returns 0.
 """
 
 import argparse
 import json
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate import add_evaluation_arguments, evaluation_settings
+from evaluate import add_evaluation_arguments, evaluation_settings, say_how_to_go_on
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
-from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, read_results, write_report
+from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, write_report
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training.budget import steps_within
 from diffusion_bridge_vq.training.checkpoint import list_checkpoints
@@ -38,12 +40,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # read by every Accelerator
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    for stage in args.stage:
-        if stage == "evaluate":
-            evaluate(args)
-        else:
-            train_stage(args, stage)
+    signal.signal(signal.SIGTERM, say_how_to_go_on)
+    try:
+        for stage in args.stage:
+            if stage == "evaluate":
+                evaluate(args)
+            else:
+                train_stage(args, stage)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def train_stage(args: argparse.Namespace, stage: str) -> None:
@@ -62,18 +67,22 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
     for option in ("mixed_precision", "batch_size"):
         if getattr(args, option) is not None:
             shared[option] = getattr(args, option)
-    config = cls.from_preset(args.preset, **shared, **settings, image_every=0, checkpoint_every=500)
+    config = cls.from_preset(args.preset, **shared, **settings, image_every=0)
     steps = remembered(folder / "steps.json", lambda: steps_within(config, args.budget))
-    config = replace(config, max_train_steps=steps, resume=bool(list_checkpoints(folder / "checkpoints")))
+    resume = bool(list_checkpoints(folder / "checkpoints"))
+    # so that a run that is killed without warning loses a quarter of its budget at most
+    config = replace(config, max_train_steps=steps, checkpoint_every=max(1, steps // 4), resume=resume)
     trained = train(config)
     if trained is None:  # not the main process
         return
     if stage == "vq":
-        trained.vqvae.save_pretrained(folder / "vqvae")
+        saved, name = trained.vqvae, "vqvae"
     elif stage == "pixelcnn":
-        PixelCNNVQPipeline(trained.vqvae, trained.prior).save_pretrained(folder / "pipeline")
+        saved, name = PixelCNNVQPipeline(trained.vqvae, trained.prior), "pipeline"
     else:
-        DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler).save_pretrained(folder / "pipeline")
+        saved, name = DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler), "pipeline"
+    saved.save_pretrained(folder / f"{name}.partial")
+    os.replace(folder / f"{name}.partial", folder / name)  # what has this name is whole
     print(f"{stage}: {steps} steps, {folder}")
 
 
@@ -81,30 +90,27 @@ def remembered(path: Path, compute: Callable[[], int]) -> int:
     """What an earlier start of the same stage computed, so that it goes on with the same number."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(compute()))
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(compute()))
+        os.replace(temporary, path)
     return json.loads(path.read_text())
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measures the models that there are; those of an evaluation that came to its end aren't measured again."""
-    output = args.output_dir / "evaluation"
-    tables, results = output / "tables.md", output / "results.json"
-    measured = {result["model"] for result in read_results(results)} if tables.is_file() else set()
-    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4] if model not in measured}
+    """Measures what results.json lacks of the models that there are."""
+    folders = {model: args.output_dir / model / "pipeline" for model in STAGES[1:4]}
     folders = {model: folder for model, folder in folders.items() if folder.is_dir()}
-    if measured and not folders:
-        print(f"evaluate: done before, {output}")
-        return
-    tables.unlink(missing_ok=True)  # back when these are measured, too
+    if not folders:
+        raise ValueError(f"{args.output_dir} has no pipeline to evaluate: run {', '.join(STAGES[1:4])} before.")
+    output = args.output_dir / "evaluation"
     evaluate_pipelines(
         folders,
         args.dataset,
         output,
-        args.metrics,
+        metrics=args.metrics,
         **evaluation_settings(args),
         device="cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu",
         preset=args.preset,
-        training_seconds=args.budget,
     )
     print(f"written: {', '.join(str(path) for path in write_report(output))}")
 

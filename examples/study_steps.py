@@ -20,11 +20,13 @@ import torch
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
 from diffusion_bridge_vq.evaluation import (
     EXTRACTORS,
     append_result,
     code_kl,
     extract,
+    fingerprint,
     frechet_distance,
     load_extractor,
     read_results,
@@ -33,7 +35,7 @@ from diffusion_bridge_vq.evaluation import (
 SOLVERS = ("dpmsolver++", "ddim", "ancestral")
 SPACINGS = ("logsnr", "trailing", "linspace", "leading")
 TITLES = {"frechet": "Frechet distance", "kl": "KL of codes, nats"}
-KEYS = ("name", "model", "features", "solver", "spacing", "steps", "n", "seed")
+KEYS = ("name", "weights", "features", "solver", "spacing", "steps", "n", "seed")
 
 
 def main() -> None:
@@ -52,27 +54,28 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="the figure; default: steps.png in the output folder")
     args = parser.parse_args()
     try:
-        path = study(args)
+        path, weights = study(args)
     except ValueError as error:
         parser.error(str(error))
     found = [r for r in read_results(path) if (r["n"], r["features"]) == (args.num_images, args.features)]
-    rows = [r for r in found if r["model"] == args.pipeline]
+    rows = [r for r in found if r.get("weights") == weights]
     text = "\n".join(table(rows, name) for name in TITLES)
     (args.output_dir / "steps.md").write_text(text)
     print(text)
     plot(rows, args.plot or args.output_dir / "steps.png")
 
 
-def study(args: argparse.Namespace) -> Path:
-    """Measures what results.json lacks, the fewest steps first; returns its path."""
+def study(args: argparse.Namespace) -> tuple[Path, str]:
+    """Measures what results.json lacks, the fewest steps first; returns its path and the model's fingerprint."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
-    done = {tuple(r[key] for key in KEYS) for r in (read_results(path) if path.is_file() else [])}
+    done = {tuple(r.get(key) for key in KEYS) for r in (read_results(path) if path.is_file() else [])}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline).to(device)
     pipe.set_progress_bar_config(disable=True)
     judge = Judge(pipe, args)
-    facts = {"model": args.pipeline, "features": args.features, "dataset": args.dataset, "device": device}
+    weights = fingerprint(*pipe.components.values())
+    facts = {"weights": weights, "features": args.features, "dataset": args.dataset, "device": device}
 
     def add(solver: str, spacing: str, steps: int, seed: int, values: dict[str, float]) -> None:
         own = {"solver": solver, "spacing": spacing, "steps": steps, "n": args.num_images, "seed": seed}
@@ -81,7 +84,7 @@ def study(args: argparse.Namespace) -> Path:
 
     def is_done(solver: str, spacing: str, steps: int, seed: int) -> bool:
         own = (solver, spacing, steps, args.num_images, seed)
-        return all((name, args.pipeline, args.features, *own) in done for name in TITLES)
+        return all((name, weights, args.features, *own) in done for name in TITLES)
 
     if not is_done("real", "all", 0, 0):
         add("real", "all", 0, 0, judge.floor(args.num_images))
@@ -99,7 +102,7 @@ def study(args: argparse.Namespace) -> Path:
                     add(solver, spacing, steps, seed, values)
                     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                     print(f"{steps:5} steps, {solver:12} {spacing:9} seed {seed}: {shown}", flush=True)
-    return path
+    return path, weights
 
 
 def draw_codes(pipe: DiffusionBridgeVQPipeline, n: int, batch_size: int, seed: int, **call: Any) -> torch.Tensor:
@@ -147,7 +150,7 @@ class Judge:
         return {"frechet": frechet * (1 / n + 1 / len(self.codes)) / of_halves, "kl": kl * (2 / size) / of_halves}
 
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.to(self.pipe.device).float().div(127.5).sub(1)
+        pixels = to_pixels(images.to(self.pipe.device))
         return self.pipe.vqvae.encode_codes(self.pipe.vqvae.encode(pixels).latents).cpu()
 
     @torch.no_grad()
@@ -161,7 +164,7 @@ class Judge:
         for part in parts:
             z_q = self.pipe.vqvae.decode_codes(part)
             pixels = self.pipe.vqvae.decode(z_q, force_not_quantize=True).sample
-            yield pixels.add(1).mul(127.5).round().clamp(0, 255).byte()
+            yield to_bytes(pixels)
 
 
 def means(rows: list[dict[str, Any]], name: str) -> dict[tuple[str, str], dict[int, list[float]]]:
@@ -198,7 +201,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print('No figure: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+        print('No figure: matplotlib is missing: the extra `plots` (`pip install -e ".[plots]"` in the repository).')
         return
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     styles = dict(zip(SPACINGS, ("-", "--", "-.", ":"), strict=True)) | {"all": "-"}

@@ -4,17 +4,26 @@ a second, and the same again.
 """
 
 import csv
+import importlib
+import os
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from run_example import run_example
+from run_example import ROOT, run_example
 from safetensors.torch import load_file
+from tiny_pipeline import make_gray_pipeline
 
+from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import read_results
+from diffusion_bridge_vq.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture
@@ -63,9 +72,12 @@ def test_reproduce_and_evaluate(command, tmp_path):
 
     weights = tmp_path / "bridge" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
+    measured = (tmp_path / "evaluation" / "results.json").read_bytes()
     again = run_example("reproduce.py", *command, tmp_path)
-    assert again.returncode == 0 and again.stdout.count("done before") == 5
+    assert again.returncode == 0 and again.stdout.count("done before") == 4
+    assert again.stdout.count("(measured before)") == len(results)
     assert weights.stat().st_mtime_ns == before
+    assert (tmp_path / "evaluation" / "results.json").read_bytes() == measured
 
     one = ["--model", f"bridge={tmp_path / 'bridge' / 'pipeline'}", "--num-images", 40]
     measured = run_example("evaluate.py", "reconstruction", *one, "--output-dir", tmp_path / "more")
@@ -98,3 +110,67 @@ def test_stages_need_only_what_the_ones_before_say(command, tmp_path):
     output, measured = stages("vq", "pixelcnn", "evaluate", folder=second)
     assert "vq: done before" in output and measured == ["bridge", "pixelcnn"]
     assert "pixelcnn" in (second / "evaluation" / "tables.md").read_text()
+
+
+def start(command: list, folder: Path, stage: str) -> subprocess.Popen:
+    arguments = [sys.executable, ROOT / "examples" / "reproduce.py", *command, folder, "--stage", stage]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        list(map(str, arguments)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def wait_for(process: subprocess.Popen, found: Callable[[], bool]) -> None:
+    while not found():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_killed_training_stage_goes_on(command, tmp_path):
+    """Killed after its first checkpoint, and again while it saved what came out."""
+    run = tmp_path / "vq"
+    run.mkdir()
+    (run / "steps.json").write_text("40")
+    process = start(command, tmp_path, "vq")
+    wait_for(process, (run / "checkpoints" / "step-00000010").is_dir)
+    process.kill()
+    process.communicate()
+    assert not (run / "vqvae").exists()
+    (run / "vqvae.partial").mkdir()
+    done = run_example("reproduce.py", *command, tmp_path, "--stage", "vq")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "resumed from" in done.stdout and "done before" not in done.stdout
+    assert list_checkpoints(run / "checkpoints")[-1].name == "step-00000040"
+    assert GumbelVQModel.from_pretrained(run / "vqvae").config.num_vq_embeddings == 64
+    assert not (run / "vqvae.partial").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_is_told_to_stop_goes_on(command, tmp_path):
+    make_gray_pipeline().save_pretrained(tmp_path / "bridge" / "pipeline")
+    evaluation = tmp_path / "evaluation"
+    slow = [*command[:-1], "--num-nll-samples", 100, command[-1]]  # the last of an option counts
+    process = start(slow, tmp_path, "evaluate")
+    wait_for(process, (evaluation / "results.json").is_file)  # of the first mask
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 143 and "the same command goes on" in errors
+    first = read_results(evaluation / "results.json")
+    assert [r["name"] for r in first] == ["nll", "nll_joint"]
+    done = run_example("reproduce.py", *slow, tmp_path, "--stage", "evaluate")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = read_results(evaluation / "results.json")
+    assert found[:2] == first and len(found) == len({r["name"] for r in found}) == 8
+    assert {"nll_top_left", "nll_joint_top_left", "kl", "kl_floor"} <= {r["name"] for r in found}
+    assert (evaluation / "tables.md").is_file()
+
+
+def test_what_reproduce_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    options = ["--dataset", "digits", "--output-dir", str(tmp_path), "--stage", "evaluate"]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("reproduce").main()
+    assert "has no pipeline to evaluate" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_pipeline import make_gray_pipeline
 
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.evaluation import frechet_distance, read_results
 
 
@@ -57,6 +58,19 @@ def test_a_study_goes_on_where_it_was_cut_off(script, command, tmp_path, monkeyp
     last = rows[-1]
     mean = f"{sum(values) / 2:.3g} ({min(values):.3g}-{max(values):.3g})"
     assert last[0] == "20" and last[3] == last[4] == mean
+
+
+def test_a_retrained_model_is_another(script, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--solvers", "ddim", "--spacings", "trailing"])
+    script.main()
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(command[1])
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.add_(0.5)
+    pipe.save_pretrained(command[1])
+    script.main()
+    found = [r for r in read_results(tmp_path / "steps" / "results.json") if r["name"] == "frechet"]
+    first, second = (r["value"] for r in found if r["solver"] == "ddim")
+    assert first != second and f"| {second:.3g} |" in (tmp_path / "steps" / "steps.md").read_text()
 
 
 def test_images_that_are_the_training_images(script, command, tmp_path, monkeypatch):

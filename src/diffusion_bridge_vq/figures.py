@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from .data.toy import LENGTH
 from .grids import image_grid
 
-# What an `Evaluator` keeps for figures: tensors named samples/MODEL, kl/MODEL, kl_floor/MODEL.
+# What an `Evaluator` keeps: tensors named samples/MODEL, kl/MODEL, kl_floor/MODEL for figures, and codes/MODEL/KEY,
+# generator/MODEL/KEY for its next start.
 FIGURES_FILE = "figures.safetensors"
 
 _COLORS = [f"C{i}" for i in range(LENGTH)]  # one per position of a sequence
@@ -216,7 +217,7 @@ def _figure(**options: Any) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print('No figure: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+        print('No figure: matplotlib is missing: the extra `plots` (`pip install -e ".[plots]"` in the repository).')
         return None
     return Figure(layout="constrained", **options)
 

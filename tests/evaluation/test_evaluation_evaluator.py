@@ -4,12 +4,14 @@ import json
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from tiny_pipeline import make_gray_pipeline
 
 from diffusion_bridge_vq import PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
+    EvaluationConfig,
     Evaluator,
     RealImages,
     autoencoder_evaluator,
@@ -48,15 +50,20 @@ def results(folder) -> dict:
     return {r["name"]: r for r in read_results(folder / "results.json")}
 
 
-def test_bridge(real, tmp_path):
+def test_bridge(real, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_TIMING_REPEATS", 1)
+    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 2)
     pipe = make_gray_pipeline()
-    evaluator = Evaluator("bridge", pipe, real, tmp_path, num_inference_steps=3, batch_size=16, seed=5, preset="tiny")
+    settings = EvaluationConfig(num_inference_steps=3, num_nll_samples=2, solver="ddim", seed=5)
+    evaluator = Evaluator("bridge", pipe, real, tmp_path, settings, batch_size=16, preset="tiny")
     for metric in module.METRICS:
-        getattr(evaluator, metric)(**{"timing": {"repeats": 1}, "nll": {"num_samples": 2}}.get(metric, {}))
+        getattr(evaluator, metric)()
     found = results(tmp_path)
+    drawn = {"fid": ("ddim", 3), "kl": ("ddim", 3), "timing": ("ddim", 3), "nll": ("ancestral", 3)}
     for result in found.values():
         assert (result["model"], result["dataset"], result["preset"]) == ("bridge", "digits", "tiny")
-        assert result["seed"] == 5 and result["steps"] == 3 and result["n"] > 0 and "torch" in result["versions"]
+        assert result["seed"] == 5 and result["n"] > 0 and "torch" in result["versions"]
+        assert (result.get("solver"), result.get("steps")) == drawn.get(result["metric"], (None, None))
     # by hand: test images -> codes -> reconstructions, samples of the same seed
     x = real.test.float() / 127.5 - 1
     codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(x).latents)
@@ -69,28 +76,52 @@ def test_bridge(real, tmp_path):
     assert found["frechet_reconstruction"]["value"] == pytest.approx(expected, rel=1e-5)
     samples = real.extractor(evaluator.samples)
     assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
-    assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes, codes, 16).mean().item())
+    assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes(N), codes, 16).mean().item())
     kept = load_file(tmp_path / "figures.safetensors")
-    assert kept.keys() == {"samples/bridge", "kl/bridge", "kl_floor/bridge"}
+    assert {name for name in kept if name.endswith("/bridge")} == {"samples/bridge", "kl/bridge", "kl_floor/bridge"}
     assert torch.equal(kept["samples/bridge"], evaluator.samples)
     assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
     assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
     assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()
 
 
+def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
+    """Of a U-Net whose null class is embedded as 0, and the others far from it."""
+    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 2)
+    pipe, conditional = make_gray_pipeline(), make_gray_pipeline()
+    unet = UNet2DModel.from_config(pipe.unet.config, num_class_embeds=4).eval()
+    missing = unet.load_state_dict(pipe.unet.state_dict(), strict=False).missing_keys
+    assert missing == ["class_embedding.weight"]
+    torch.nn.init.normal_(unet.class_embedding.weight, std=10)
+    torch.nn.init.zeros_(unet.class_embedding.weight[-1])
+    conditional.register_modules(unet=unet)
+    settings = EvaluationConfig(num_inference_steps=3, num_nll_images=8, num_nll_samples=1)
+    for name, each in (("without", pipe), ("with", conditional)):
+        (tmp_path / name).mkdir()
+        evaluator = Evaluator(name, each, real, tmp_path / name, settings, batch_size=16)
+        evaluator.nll()
+        evaluator.elbo()
+    without, with_classes = results(tmp_path / "without"), results(tmp_path / "with")
+    assert {"nll", "nll_top_left", "elbo_prior"} <= without.keys() == with_classes.keys()
+    for name in without:
+        assert with_classes[name]["value"] == pytest.approx(without[name]["value"], rel=1e-4)
+
+
 def test_pixelcnn(real, tmp_path):
     pipe = make_pixelcnn()
-    evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, batch_size=16)
-    evaluator.nll(num_images=20)
+    evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(num_nll_images=20), batch_size=16)
+    evaluator.nll()
     evaluator.elbo()
     found = results(tmp_path)
     hidden = torch.zeros(4, 4, dtype=torch.bool)
     hidden[1:3, 1:3] = True
-    bits = pixelcnn_nll(pipe.prior, evaluator.test_codes[:20], hidden)
+    some = [i * (N - 1) // 19 for i in range(20)]  # from the whole set: it may be in the order of its classes
+    bits = pixelcnn_nll(pipe.prior, evaluator.test_codes[some], hidden)
     assert found["nll"]["value"] == pytest.approx(bits.mean().item())
     assert found["nll"]["std"] == pytest.approx(bits.std().item())
     assert "steps" not in found["nll"] and not any(name.startswith(("elbo", "nll_joint")) for name in found)
-    assert evaluator.sampled_codes.shape == (N, 4, 4)
+    few, all_of_them = evaluator.sampled_codes(9), evaluator.sampled_codes(N)
+    assert all_of_them.shape == (N, 4, 4) and torch.equal(all_of_them[:9], few)
 
 
 def test_saved_pipelines_to_tables_and_figures(tmp_path):
@@ -98,8 +129,8 @@ def test_saved_pipelines_to_tables_and_figures(tmp_path):
     for name, pipe in (("bridge", make_gray_pipeline()), ("pixelcnn", make_pixelcnn())):
         pipe.save_pretrained(tmp_path / name)
     folders = {name: tmp_path / name for name in ("bridge", "pixelcnn")}
-    options = {"num_images": 30, "num_inference_steps": 2, "dataset_name": "cifar10"}
-    evaluate_pipelines(folders, "digits", tmp_path / "out", ("kl",), **options)
+    settings = EvaluationConfig(num_images=30, num_inference_steps=2)
+    evaluate_pipelines(folders, "digits", tmp_path / "out", settings, ("kl",), dataset_name="cifar10")
     found = read_results(tmp_path / "out" / "results.json")
     assert {(r["model"], r["n"]) for r in found} == {("bridge", 30), ("pixelcnn", 30)}
     names = [path.name for path in write_report(tmp_path / "out")]
@@ -112,25 +143,29 @@ def test_an_autoencoder_alone_is_measured_as_that_of_its_pipeline(tmp_path):
     pipe = make_gray_pipeline()
     pipe.save_pretrained(tmp_path / "pipeline")
     folders = {"whole": tmp_path / "pipeline", "alone": tmp_path / "pipeline" / "vqvae"}
-    evaluate_pipelines(folders, "digits", tmp_path, ("reconstruction", "kl"), num_images=30, num_inference_steps=2)
+    settings = EvaluationConfig(num_images=30, num_inference_steps=2)
+    evaluate_pipelines(folders, "digits", tmp_path, settings, ("reconstruction", "kl"))
     found = {(r["model"], r["name"]): r["value"] for r in read_results(tmp_path / "results.json")}
     assert {name for model, name in found if model == "alone"} == {"psnr", "ssim", "usage", "perplexity"}
     for name in ("psnr", "ssim", "usage", "perplexity"):
         assert found["alone", name] == found["whole", name]
     with pytest.raises(ValueError, match="is an autoencoder: its metrics are rfid, reconstruction"):
-        evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, ("nll",))
+        evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, metrics=("nll",))
 
 
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="No pipeline"):
         evaluate_pipelines({}, "digits", tmp_path)
     with pytest.raises(ValueError, match="got speed"):
-        evaluate_pipelines({"bridge": tmp_path}, "digits", tmp_path, ("speed",))
+        evaluate_pipelines({"bridge": tmp_path}, "digits", tmp_path, metrics=("speed",))
     with pytest.raises(ValueError, match="measure something first"):
         write_report(tmp_path)
     splits = [load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test")]
     with pytest.raises(ValueError, match="297 images, 298"):
         RealImages("digits", *splits, 298, "inception", "cpu")
+    for option, value in {"num_images": 0, "num_inference_steps": 0, "solver": "euler", "extractor": "vgg"}.items():
+        with pytest.raises(ValueError, match=f"`{option}` must be .*, got .?{value}"):
+            EvaluationConfig(**{option: value})
     (tmp_path / "results.json").write_text(json.dumps([]))
     with pytest.raises(ValueError, match="report"):
         write_report(tmp_path)

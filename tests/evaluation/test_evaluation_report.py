@@ -10,7 +10,8 @@ from importlib import metadata
 import pytest
 import torch
 
-from diffusion_bridge_vq.evaluation import append_result, read_results
+from diffusion_bridge_vq.evaluation import append_result, append_results, read_results
+from diffusion_bridge_vq.evaluation.report import recall_results
 
 
 def test_results_are_appended_with_their_facts(tmp_path, monkeypatch):
@@ -78,6 +79,38 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["results.json"]
 
 
+def test_figures_of_a_metric_are_added_together_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    added = append_results(
+        path,
+        {"psnr": {"value": 20.0, "std": 1.0}, "ssim": {"value": 0.5, "reference": "test"}},
+        n=5,
+        seed=0,
+        model="m",
+    )
+    assert read_results(path) == added and [r["name"] for r in added] == ["psnr", "ssim"]
+    assert all((r["n"], r["model"]) == (5, "m") for r in added)
+    assert added[0]["std"] == 1.0 and "std" not in added[1] and "reference" not in added[0]
+    before = path.read_bytes()
+    for figures in ({"psnr": {"value": 1.0}, "ssim": {"value": math.nan}}, {"psnr": {"value": 1.0, "command": "x"}}):
+        with pytest.raises(ValueError):
+            append_results(path, figures, n=5, seed=0)
+        assert path.read_bytes() == before
+
+
+def test_what_is_recalled_becomes_the_newest(tmp_path):
+    path = tmp_path / "results.json"
+    assert recall_results(path, seed=0) == [] and not path.exists()
+    for steps in (50, 20):
+        append_results(path, {"kl": {"value": steps / 100}, "usage": {"value": 1.0}}, n=9, seed=0, steps=steps)
+    fifty, twenty = read_results(path)[:2], read_results(path)[2:]
+    before = path.read_bytes()
+    assert recall_results(path, steps=20, seed=0) == twenty and path.read_bytes() == before
+    assert recall_results(path, steps=10) == recall_results(path, steps=20, solver="ddim") == []
+    assert path.read_bytes() == before
+    assert recall_results(path, steps=50) == fifty and read_results(path) == [*twenty, *fifty]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -98,6 +131,8 @@ def test_other_files_are_neither_read_nor_overwritten(tmp_path, content):
         read_results(path)
     with pytest.raises(ValueError, match=r"config\.json"):
         append_result(path, "nll", 1.0, n=1, seed=0)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        recall_results(path, seed=0)
     assert path.read_bytes() == content
 
 

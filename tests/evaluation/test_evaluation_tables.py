@@ -80,3 +80,21 @@ def test_all_results_has_a_table_per_data_set_with_the_latest_of_each():
     assert "| kl | 0.5, n 7 |" in lines
     assert sum("All results on" in line for line in lines) == 2
     assert all_results([]) == ""
+
+
+def test_figures_of_weights_that_a_model_no_longer_has_are_left_out():
+    old = {"n": 10, "dataset": "cifar10", "model": "bridge", "weights": "old"}
+    new = {"n": 10, "dataset": "cifar10", "model": "bridge", "weights": "new"}
+    other = {"n": 10, "dataset": "cifar10", "model": "pixelcnn", "weights": "old"}
+    results = [
+        {"name": "kl", "value": 0.1, **old},
+        {"name": "kl", "value": 0.2, **other},
+        {"name": "nll", "value": 3.0, **old},
+        {"name": "kl", "value": 0.4, **new},
+    ]
+    kl, _, cifar = parse(paper_tables(results)).values()
+    assert kl["bridge"][2].startswith("0.4 ") and kl["PixelCNN"][2].startswith("0.2 ")
+    assert cifar["bridge"][1] == ""
+    lines = all_results(results).splitlines()
+    assert "| kl | 0.4, n 10 | 0.2, n 10 |" in lines or "| kl | 0.2, n 10 | 0.4, n 10 |" in lines
+    assert not any(line.startswith("| nll") for line in lines)

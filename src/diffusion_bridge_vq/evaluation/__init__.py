@@ -1,6 +1,7 @@
 """Measuring what models make."""
 
-from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages
+from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages, fingerprint
+from .config import EvaluationConfig
 from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
 from .evaluator import METRICS, Evaluator, evaluate_pipelines, write_report
@@ -9,7 +10,7 @@ from .frechet import frechet_distance
 from .images import PrecisionRecall, precision_recall, psnr, ssim
 from .intervals import wilson_interval
 from .latents import BridgeNLL, bridge_nll, code_kl, code_perplexity, code_usage, pixelcnn_nll
-from .report import append_result, read_results
+from .report import append_result, append_results, read_results
 from .tables import paper_tables
 from .timing import SecondsPerSample, seconds_per_sample
 
@@ -20,12 +21,14 @@ __all__ = [
     "AutoencoderEvaluator",
     "BridgeELBO",
     "BridgeNLL",
+    "EvaluationConfig",
     "Evaluator",
     "FeatureExtractor",
     "PrecisionRecall",
     "RealImages",
     "SecondsPerSample",
     "append_result",
+    "append_results",
     "bridge_elbo",
     "bridge_nll",
     "code_kl",
@@ -34,6 +37,7 @@ __all__ = [
     "evaluate_pipelines",
     "evaluation_of",
     "extract",
+    "fingerprint",
     "frechet_distance",
     "load_extractor",
     "paper_tables",

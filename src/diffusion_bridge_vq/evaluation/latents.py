@@ -7,6 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
+from ..models.masks import expand_mask
 from ..models.quantizer import GumbelQuantizer
 from ..sampling import inpaint_latents
 
@@ -80,6 +81,7 @@ def bridge_nll(
     generator: torch.Generator | list[torch.Generator] | None = None,
     jump_length: int = 10,
     jump_n_sample: int = 1,
+    class_labels: torch.Tensor | None = None,
 ) -> BridgeNLL:
     r"""
     Bits per masked code under the diffusion prior (section 4.3, "Negative Log Likelihood").
@@ -98,7 +100,8 @@ def bridge_nll(
     How this differs from a PixelCNN's: see [`pixelcnn_nll`].
 
     Args:
-        unet, scheduler, num_inference_steps, generator, jump_length, jump_n_sample: see [`inpaint_latents`].
+        unet, scheduler, num_inference_steps, generator, jump_length, jump_n_sample, class_labels: see
+            [`inpaint_latents`].
         quantizer ([`GumbelQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         latents (`torch.Tensor`): z_e of real images, (B, d, h, w) or (B, d, N).
         codes (`torch.Tensor`): their codes, (B, h, w) or (B, N).
@@ -130,6 +133,7 @@ def bridge_nll(
             generator,
             jump_length=jump_length,
             jump_n_sample=jump_n_sample,
+            class_labels=class_labels,
         )
         log_p = quantizer.logits(z).log_softmax(dim=-1).gather(-1, codes.to(z.device)[..., None])[..., 0]
         per_draw.append(_masked_sum(log_p, hidden))
@@ -176,13 +180,7 @@ def _masked_sum(log_p: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 
 def _hidden(mask: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """`mask` as bool in the shape of `codes`."""
-    try:
-        hidden = mask.to(codes.device).expand(codes.shape)
-    except RuntimeError as error:
-        raise ValueError(f"`mask` {tuple(mask.shape)} doesn't fit `codes` {tuple(codes.shape)}.") from error
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("`mask` must be binary: True or 1 where codes are hidden, False or 0 where they are known.")
-    hidden = hidden.bool()
+    hidden = expand_mask(mask.to(codes.device), codes.shape, "codes")
     if not len(codes) or not bool(hidden.flatten(1).any(dim=1).all()):
         raise ValueError("`mask` must hide at least one code of every image: over none there is no mean.")
     return hidden

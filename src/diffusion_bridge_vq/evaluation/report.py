@@ -5,14 +5,17 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+RESULTS_FILE = "results.json"
 _FORMAT = "diffusion-bridge-vq results"
+Result = TypeVar("Result", bound=Mapping[str, Any])
 _PACKAGES = ("diffusion-bridge-vq", "torch", "diffusers", "transformers", "numpy")
 
 
@@ -27,23 +30,45 @@ def append_result(
     **facts: Any,
 ) -> dict[str, Any]:
     """
-    Add a figure to a file of results, which is made if there is none.
+    Add a figure to a file of results: [`append_results`] for one, with the same errors.
+
+    Args:
+        path, n, seed, device, facts: see there.
+        name (`str`): of the metric. [`paper_tables`] shows "kl", "nll", "frechet" and "seconds_per_sample".
+        value: a number, or lists and dicts of numbers.
+
+    Returns:
+        `dict`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.
+    """
+    return append_results(path, {name: {"value": value}}, n=n, seed=seed, device=device, **facts)[0]
+
+
+def append_results(
+    path: str | os.PathLike,
+    figures: Mapping[str, Mapping[str, Any]],
+    *,
+    n: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    **facts: Any,
+) -> list[dict[str, Any]]:
+    """
+    Add figures to a file of results, which is made if there is none: all of them, or none.
 
     The file is replaced as a whole, so that an interrupted run leaves the old or the new one. One process at a time:
     of two that add at once, one is lost.
 
     Args:
         path (`str` or `os.PathLike`): of the JSON file; its folder exists.
-        name (`str`): of the metric. [`paper_tables`] shows "kl", "nll", "frechet" and "seconds_per_sample".
-        value: a number, or lists and dicts of numbers.
-        n (`int`): how many images or repeats it is made from.
+        figures (`Mapping`): {name of the metric: its value, and facts that the others don't share}.
+        n (`int`): how many images or repeats they are made from.
         seed (`int`): of the run.
         device (`torch.device`): that was measured; its model is looked up.
-        **facts: whatever else belongs to it, as JSON: model, dataset, reference (the reference set), extractor,
+        **facts: whatever else belongs to them, as JSON: model, dataset, reference (the reference set), extractor,
             steps, std, ...
 
     Returns:
-        `dict`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.
+        `list[dict]`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.
 
     Raises:
         ValueError: a file that isn't such a report, a number that isn't finite, or a fact with a name of ours.
@@ -51,26 +76,39 @@ def append_result(
     """
     path = Path(path)
     own = {
-        "device": _describe(torch.device(device)),
+        "device": describe_device(device),
         "versions": {"python": platform.python_version(), **_versions()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         # the script without its folder, which is nobody's business
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
-    taken = sorted(set(own) & set(facts))
+    taken = sorted(set(own) & set(facts).union(*figures.values()))
     if taken:
-        raise ValueError(f"{', '.join(taken)} can't be given: `append_result` fills them in.")
-    result = {"name": name, "value": value, "n": n, "seed": seed, **facts, **own}
+        raise ValueError(f"{', '.join(taken)} can't be given: `append_results` fills them in.")
+    shared = {"n": n, "seed": seed, **facts}
+    added = [{"name": name, **figure, **shared, **own} for name, figure in figures.items()]
+    _write(path, [*(read_results(path) if path.exists() else []), *added])
+    return added
+
+
+def recall_results(path: str | os.PathLike, **facts: Any) -> list[dict[str, Any]]:
+    """
+    The results with these facts, e.g. model="bridge" and seed=0; they become the newest of the file, so that tables
+    show them and not what was measured with other settings since.
+
+    Returns:
+        `list[dict]`: none if there is no file.
+
+    Raises:
+        ValueError: the file isn't a report of results. It is left as it was.
+    """
+    path = Path(path)
     results = read_results(path) if path.exists() else []
-    text = json.dumps({"format": _FORMAT, "results": [*results, result]}, indent=2, allow_nan=False) + "\n"
-    # in the same folder, since a rename is atomic only within a file system
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return result
+    found = [result for result in results if facts.items() <= result.items()]
+    others = [result for result in results if result not in found]
+    if results != [*others, *found]:
+        _write(path, [*others, *found])
+    return found
 
 
 def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -93,7 +131,27 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     return results
 
 
-def _describe(device: torch.device) -> str:
+def of_newest_weights(results: Iterable[Result]) -> list[Result]:
+    """Results, oldest first, without those of weights that aren't the last measured of their data set and model."""
+    results = list(results)
+    newest = {(r.get("dataset"), r.get("model")): r.get("weights") for r in results}
+    return [r for r in results if r.get("weights") == newest[r.get("dataset"), r.get("model")]]
+
+
+def _write(path: Path, results: list[dict[str, Any]]) -> None:
+    text = json.dumps({"format": _FORMAT, "results": results}, indent=2, allow_nan=False) + "\n"
+    # in the same folder, since a rename is atomic only within a file system
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe_device(device: torch.device | str) -> str:
+    """A device in words: the GPU's name, or the CPU's kind and threads."""
+    device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .report import of_newest_weights
+
 # (dataset, model, metric) -> what the paper prints; one standard deviation in parentheses
 _PAPER = {
     ("miniimagenet", "pixelcnn", "nll"): "1.00 (0.05)",
@@ -31,7 +33,7 @@ _METRICS = {
     "frechet": ("FID", "Fréchet distance (extractor), ours"),
     "seconds_per_sample": ("s per sample, batch 32, TITAN Xp", "s per sample, ours"),
 }
-_NOTED = ("preset", "training_seconds", "n", "reference", "extractor", "seed", "steps", "device", "time", "command")
+_NOTED = ("preset", "n", "reference", "extractor", "seed", "steps", "device", "time", "command")
 
 
 def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
@@ -40,16 +42,17 @@ def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
 
     Args:
         results (iterable of mappings): as [`read_results`] gives them, oldest first; the latest of each cell is
-            shown. A result needs name ("kl", "nll", "frechet" or "seconds_per_sample"), value (a number), dataset
-            ("miniimagenet" or "cifar10") and model ("pixelcnn", "bridge" or "bridge-e2e"); `std` stands in
-            parentheses beside the value. Others are passed over.
+            shown, and none of weights that its model no longer has ([`of_newest_weights`]). A result needs name
+            ("kl", "nll", "frechet" or "seconds_per_sample"), value (a number), dataset ("miniimagenet" or "cifar10")
+            and model ("pixelcnn", "bridge" or "bridge-e2e"); `std` stands in parentheses beside the value. Others
+            are passed over.
 
     Returns:
         `str`: Markdown. Cells without a result are empty; below the tables each figure has n, reference set,
         extractor, seed, steps, device, time and command. A Frechet distance has its extractor in its cell: only
         "inception" makes a FID.
     """
-    latest = {(r.get("dataset"), r.get("model"), r["name"]): r for r in results}
+    latest = {(r.get("dataset"), r.get("model"), r["name"]): r for r in of_newest_weights(results)}
     notes: list[str] = []
 
     def ours(dataset: str, model: str, metric: str) -> str:
@@ -84,16 +87,16 @@ def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
 
 def all_results(results: Iterable[Mapping[str, Any]]) -> str:
     """
-    One table per data set, with a row for each metric and a column for each model: the latest of each.
+    One table per data set, with a row for each metric and a column for each model: the latest of each, as there.
 
     Args:
-        results (iterable of mappings): as for [`paper_tables`]; any names, data sets and models.
+        results (iterable of mappings): as for [`paper_tables`], but any names, data sets and models.
 
     Returns:
         `str`: Markdown; empty without results.
     """
     tables: dict[str, dict[str, dict[str, str]]] = {}  # dataset -> metric -> model -> cell
-    for result in results:
+    for result in of_newest_weights(results):
         text = f"{result['value']:.4g}" + (f" ({result['std']:.2g})" if "std" in result else "")
         row = tables.setdefault(str(result.get("dataset", "")), {}).setdefault(result["name"], {})
         row[str(result.get("model", ""))] = f"{text}, n {result['n']}" if "n" in result else text

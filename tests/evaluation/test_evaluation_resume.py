@@ -1,0 +1,272 @@
+"""Evaluations that are stopped and go on: what is on disk isn't measured again, and nothing else is taken for it."""
+
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_pipeline import make_gray_pipeline
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.evaluation import (
+    METRICS,
+    EvaluationConfig,
+    Evaluator,
+    RealImages,
+    autoencoder_evaluator,
+    read_results,
+    write_report,
+)
+from diffusion_bridge_vq.evaluation import evaluator as module
+from diffusion_bridge_vq.training import PRESETS
+
+N, BATCH = 40, 16
+CONFIG = EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=1)
+CLOCKS = {"time", "quartiles"}
+# what each start of a metric that isn't measured yet calls in the end
+MEASURES = ("frechet_distance", "precision_recall", "bridge_nll", "code_kl", "bridge_elbo", "seconds_per_sample")
+
+
+class Killed(BaseException):
+    """No handler that catches errors sees it."""
+
+
+def real_images(monkeypatch, test: str = "test") -> RealImages:
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda name, device: features)
+    splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", test))
+    return RealImages("digits", *splits, N, "quarters", "cpu")
+
+
+@pytest.fixture
+def real(monkeypatch) -> RealImages:
+    return real_images(monkeypatch)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_TIMING_REPEATS", 1)
+    monkeypatch.setattr(module, "_TIMING_BATCH", 1)
+    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """How often samples are drawn and figures computed, by name; "draw" are batches of samples."""
+    seen: Counter = Counter()
+
+    def count(owner, attribute: str, name: str = "") -> None:
+        function = getattr(owner, attribute)
+
+        def counted(*args, **kwargs):
+            value = function(*args, **kwargs)
+            if not name or kwargs.get("output_type") == "latent":
+                seen[name or attribute] += 1
+            return value
+
+        monkeypatch.setattr(owner, attribute, counted)
+
+    count(DiffusionBridgeVQPipeline, "__call__", "draw")
+    for measure in MEASURES:
+        count(module, measure)
+    for measure in ("frechet_distance", "psnr"):
+        count(autoencoder_evaluator, measure)
+    return seen
+
+
+def measure(folder, real, metrics=METRICS, config=CONFIG, pipe=None, **options) -> None:
+    folder.mkdir(exist_ok=True)
+    options = {"batch_size": BATCH, "preset": "tiny"} | options
+    evaluator = Evaluator("bridge", pipe or make_gray_pipeline(), real, folder, config, **options)
+    for metric in metrics:
+        getattr(evaluator, metric)()
+
+
+def figures(folder) -> list[dict]:
+    """All results, sorted, without what the clock says."""
+    found = [{k: v for k, v in r.items() if k not in CLOCKS} for r in read_results(folder / "results.json")]
+    timed = [r for r in found if r["name"] == "seconds_per_sample"]
+    assert len(timed) <= 1 and all(r.pop("value") > 0 for r in timed)
+    return sorted(found, key=lambda r: r["name"])
+
+
+def killed_at(owner, name: str, number: int):
+    """`owner.name`, but that its call of that number, from 1, doesn't come to pass."""
+    original, seen = getattr(owner, name), 0
+
+    def killed(*args, **kwargs):
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            raise Killed
+        return original(*args, **kwargs)
+
+    return killed
+
+
+def test_a_killed_evaluation_goes_on(real, calls, tmp_path, monkeypatch):
+    """Killed before any batch of samples and any metric, it finds the same figures, and no work is done twice."""
+    measure(tmp_path / "whole", real)
+    whole = calls.copy()
+    assert whole["draw"] == 3 and whole["bridge_nll"] == 2 and whole["frechet_distance"] == 3
+    places = [(DiffusionBridgeVQPipeline, "__call__", 2), (DiffusionBridgeVQPipeline, "__call__", 3)]
+    places += [(Evaluator, "_is_measured", number) for number in range(1, 9)]  # seven metrics, nll with two masks
+    for number, place in enumerate(places):
+        folder = tmp_path / str(number)
+        calls.clear()
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(*place[:2], killed_at(*place))
+            measure(folder, real)
+        assert sum(calls.values()) < sum(whole.values())
+        measure(folder, real)
+        assert calls == whole, place
+        assert figures(folder) == figures(tmp_path / "whole")
+        kept = load_file(folder / "figures.safetensors")
+        for key, tensor in load_file(tmp_path / "whole" / "figures.safetensors").items():
+            assert torch.equal(kept[key], tensor), key
+
+    calls.clear()
+    before = (folder / "results.json").read_bytes()
+    measure(folder, real)
+    assert not calls and (folder / "results.json").read_bytes() == before
+
+
+def other_weights():
+    pipe = make_gray_pipeline()
+    with torch.no_grad():
+        next(pipe.unet.parameters()).mul_(1.001)
+    return pipe
+
+
+def other_scheduler():
+    pipe = make_gray_pipeline()
+    pipe.scheduler = OUBridgeScheduler(num_train_timesteps=20, eta=1.0)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"pipe": other_weights}, {"kl", "nll", "reconstruction"}),
+        ({"pipe": other_scheduler}, {"kl", "nll", "reconstruction"}),
+        ({"config": EvaluationConfig(num_inference_steps=3, num_nll_images=4, num_nll_samples=1)}, {"kl", "nll"}),
+        ({"config": EvaluationConfig(num_inference_steps=2, num_nll_images=5, num_nll_samples=1)}, {"nll"}),
+        ({"config": EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=2)}, {"nll"}),
+        (
+            {"config": EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=1, solver="ddim")},
+            {"kl"},
+        ),
+        (
+            {"config": EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=1, seed=1)},
+            {"kl", "nll", "reconstruction"},
+        ),
+        ({"real": "train"}, {"kl", "nll", "reconstruction"}),
+        ({"preset": "other"}, {"kl", "nll", "reconstruction"}),
+        ({"batch_size": 20}, set()),
+    ],
+    ids=["weights", "scheduler", "steps", "images", "draws", "solver", "seed", "reference", "facts", "batch"],
+)
+def test_what_is_changed_is_measured_anew(real, calls, tmp_path, monkeypatch, changes, again):
+    metrics = ("kl", "nll", "reconstruction")
+    measure(tmp_path, real, metrics)
+    before = read_results(tmp_path / "results.json")
+    calls.clear()
+    if "pipe" in changes:
+        changes = {"pipe": changes["pipe"]()}
+    test = changes.get("real", "test")
+    options = {k: v for k, v in changes.items() if k != "real"}
+    measure(tmp_path, real_images(monkeypatch, test), metrics, **options)
+    added = [r for r in read_results(tmp_path / "results.json") if r not in before]
+    assert {r["metric"] for r in added} == again
+    assert calls["code_kl"] == 2 * ("kl" in again) and calls["psnr"] == ("reconstruction" in again)
+    assert calls["bridge_nll"] == 2 * ("nll" in again)
+    # the codes of a model are drawn again where they would be others, and the old ones go
+    same_codes = {"real", "preset"} & changes.keys()
+    assert calls["draw"] == (0 if same_codes or "kl" not in again else 3)
+    assert sum(name.startswith("codes/") for name in load_file(tmp_path / "figures.safetensors")) == 1
+
+    calls.clear()
+    measure(tmp_path, real, metrics)  # and back: everything is there already
+    assert not calls["code_kl"] and not calls["bridge_nll"] and not calls["psnr"]
+    newest = {r["name"]: r for r in read_results(tmp_path / "results.json")}
+    assert newest == {r["name"]: r for r in before}
+
+
+def test_a_time_is_that_of_its_device(real, calls, tmp_path, monkeypatch):
+    measure(tmp_path, real, ("timing", "kl"))
+    monkeypatch.setattr(module, "describe_device", lambda device: "another machine's")
+    measure(tmp_path, real, ("timing", "kl"))
+    assert calls["seconds_per_sample"] == 2 and calls["code_kl"] == 2
+
+
+def test_a_copied_model_has_the_same_fingerprint(real, calls, tmp_path):
+    pipe = make_gray_pipeline()
+    measure(tmp_path, real, ("kl",), pipe=pipe)
+    for folder in ("here", "there"):
+        pipe.save_pretrained(tmp_path / folder)
+        pipe = DiffusionBridgeVQPipeline.from_pretrained(tmp_path / folder)
+        measure(tmp_path, real, ("kl",), pipe=pipe)
+    assert calls["code_kl"] == 2 and calls["draw"] == 3
+
+
+def test_models_share_the_files(real, calls, tmp_path):
+    for name in ("one", "two"):
+        evaluator = Evaluator(name, make_gray_pipeline(), real, tmp_path, CONFIG, batch_size=BATCH)
+        evaluator.kl()
+        evaluator.fid()
+    kept = load_file(tmp_path / "figures.safetensors")
+    assert Counter(name.split("/")[0] for name in kept) == dict.fromkeys(
+        ("codes", "generator", "kl", "kl_floor", "samples"), 2
+    )
+    assert calls["draw"] == 6 and {r["model"] for r in read_results(tmp_path / "results.json")} == {"one", "two"}
+
+
+@pytest.mark.parametrize("name", ["results.json", "figures.safetensors"])
+def test_damaged_files_are_named_and_left_alone(real, calls, tmp_path, name):
+    measure(tmp_path, real, ("kl",))
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-20])
+    before = path.read_bytes()
+    calls.clear()
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        measure(tmp_path, real, ("kl", "fid"))
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        write_report(tmp_path)
+    assert path.read_bytes() == before and not calls["draw"]
+
+
+def test_what_one_carries_home_is_small(real, tmp_path):
+    """At 5,000 images and three models, figures.safetensors stays below 16 MB with every preset."""
+    measure(tmp_path, real, ("kl", "fid"))
+    kept = load_file(tmp_path / "figures.safetensors")
+    shapes = {name.split("/")[0]: (tuple(tensor.shape), tensor.dtype) for name, tensor in kept.items()}
+    assert kept[next(name for name in kept if name.startswith("generator"))].nbytes < 10_000
+    del shapes["generator"]
+    assert shapes == {
+        "codes": ((48, 4, 4), torch.uint8),  # whole batches
+        "samples": ((N, 1, 16, 16), torch.uint8),
+        "kl": ((4, 4), torch.float64),
+        "kl_floor": ((4, 4), torch.float64),
+    }
+    for preset in PRESETS.values():
+        vqvae, side, channels = (preset["common"][name] for name in ("vqvae", "resolution", "channels"))
+        positions = (side // 2 ** (len(vqvae["block_out_channels"]) - 1)) ** 2
+        of_codes = (5000 + 63) * positions * (1 if vqvae["num_vq_embeddings"] <= 256 else 2)
+        assert 3 * (of_codes + 64 * channels * side**2 + 2 * 8 * positions + 10_000) < 16e6
+
+
+def test_a_writer_that_is_killed_leaves_the_old_figures(real, tmp_path, monkeypatch):
+    measure(tmp_path, real, ("kl",))
+    before = (tmp_path / "figures.safetensors").read_bytes()
+
+    def half(tensors, path):
+        save_file({"kl": torch.zeros(1)}, path)
+        raise Killed
+
+    monkeypatch.setattr(module, "save_file", half)
+    with pytest.raises(Killed):
+        measure(tmp_path, real, ("fid",))
+    assert (tmp_path / "figures.safetensors").read_bytes() == before
