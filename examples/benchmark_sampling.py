@@ -222,7 +222,7 @@ def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print('No figure: matplotlib is missing, `pip install "diffusion-bridge-vq[plots]"`.')
+        print('No figure: matplotlib is missing: the extra `plots` (`pip install -e ".[plots]"` in the repository).')
         return
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()

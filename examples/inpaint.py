@@ -17,9 +17,12 @@ from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("pipeline", help="folder of a saved pipeline")
-    parser.add_argument("--dataset", default="digits", help="images to complete, as for the training scripts")
-    parser.add_argument("--split", default="test", help="of a data set with splits")
+    parser.add_argument("pipeline", help="folder of a saved pipeline, or its id on the Hub")
+    parser.add_argument(
+        "--dataset",
+        help="images to complete, as for the training scripts; none: digits, if the model's are 16x16 gray",
+    )
+    parser.add_argument("--split", default="test", help="of the data set; a folder of images without splits is train")
     parser.add_argument("--num-images", type=int, default=3, help="taken evenly from the data set")
     parser.add_argument("--num-completions", type=int, default=4, help="independent ones of each image")
     parser.add_argument(
@@ -38,12 +41,29 @@ def main() -> None:
     if args.num_images < 1 or args.chain_steps < 0:
         parser.error("--num-images must be at least 1 and --chain-steps at least 0")
 
+    try:
+        complete(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def complete(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError, OSError: no pipeline, images or mask there, or ones that don't fit together.
+    """
     pipe = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     size, factor = pipe.vqvae.config.sample_size, pipe.vqvae.downsampling_factor
-    dataset = load_images(args.dataset, resolution=size, channels=pipe.vqvae.config.in_channels, split=args.split)
+    channels = pipe.vqvae.config.in_channels
+    if args.dataset is None and (size, channels) != (16, 1):
+        raise ValueError(
+            f"--dataset: say which images to complete; the default, digits, isn't for a model of {size}x{size} with "
+            f"{channels} channel(s)"
+        )
+    dataset = load_images(args.dataset or "digits", resolution=size, channels=channels, split=args.split)
     if args.num_images > len(dataset):
-        parser.error(f"--num-images: {dataset.name} has {len(dataset)}")
+        raise ValueError(f"--num-images: {dataset.name} has {len(dataset)}")
     chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()
     images = torch.stack([dataset[i]["images"] for i in chosen]).float() / 255
     if args.mask in MASKS:
@@ -52,7 +72,7 @@ def main() -> None:
     elif Path(args.mask).is_file():
         mask = Image.open(args.mask)
     else:
-        parser.error(f"--mask: {args.mask} is neither one of {', '.join(MASKS)} nor a file")
+        raise ValueError(f"--mask: {args.mask} is neither one of {', '.join(MASKS)} nor a file")
 
     steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
     chain = DenoisingChain(steps, output_type="pt") if steps else None

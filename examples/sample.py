@@ -18,7 +18,7 @@ _CHAIN_IMAGES = 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("pipeline", help="folder of a saved pipeline")
+    parser.add_argument("pipeline", help="folder of a saved pipeline, or its id on the Hub")
     parser.add_argument("--num-images", type=int, default=64)
     parser.add_argument("--num-inference-steps", type=int, default=20)
     parser.add_argument(
@@ -40,6 +40,17 @@ def main() -> None:
     if args.num_images < 1 or args.batch_size < 1:
         parser.error("--num-images and --batch-size must be at least 1")
 
+    try:
+        draw(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def draw(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError, OSError: no pipeline there, or one that doesn't take such a call.
+    """
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     if args.compile:

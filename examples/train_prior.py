@@ -5,8 +5,10 @@ from diffusion_bridge_vq.evaluation import evaluation_of
 from diffusion_bridge_vq.figures import plot_metrics
 from diffusion_bridge_vq.hub import parse_push_options, upload_while_training
 from diffusion_bridge_vq.training import PriorConfig, parse_config, train
+from diffusion_bridge_vq.training.command import errors_as_lines
 
 
+@errors_as_lines()
 def main() -> None:
     push, arguments = parse_push_options()
     config = parse_config(PriorConfig, arguments)

@@ -2,8 +2,10 @@
 
 from diffusion_bridge_vq.figures import plot_metrics
 from diffusion_bridge_vq.training import VQConfig, parse_config, train
+from diffusion_bridge_vq.training.command import errors_as_lines
 
 
+@errors_as_lines()
 def main() -> None:
     config = parse_config(VQConfig)
     trained = train(config)

@@ -51,7 +51,7 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError('ONNX needs more packages: `pip install "diffusion-bridge-vq[onnx]"`.') from error
+        raise ImportError('ONNX needs the extra `onnx` (`pip install -e ".[onnx]"` in the repository).') from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     device = pipe.device

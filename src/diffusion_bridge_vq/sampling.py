@@ -4,7 +4,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from .models.denoiser import denoise, embed_timesteps
+from .models.masks import expand_mask
 from .schedulers import OUBridgeScheduler
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
@@ -133,9 +134,8 @@ def inpaint_latents(
             and what [`sample_latents`] raises.
     """
     for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    unknown = _check_mask(mask, known_latents)
+        check_count(name, value)
+    unknown = expand_mask(mask.to(known_latents.device), known_latents.shape, "latents")
     if latents is None:
         noise = randn_tensor(
             known_latents.shape, generator=generator, device=known_latents.device, dtype=known_latents.dtype
@@ -181,10 +181,7 @@ def _reverse_chain(
     """The loop of both functions; `known` is z_0 and where it is unknown."""
     check_scheduler(scheduler)
     num_train = scheduler.config.num_train_timesteps
-    if not 1 <= num_inference_steps <= num_train:
-        raise ValueError(
-            f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), got {num_inference_steps}."
-        )
+    check_count("num_inference_steps", num_inference_steps, num_train)
     deterministic = solver not in (None, "ancestral")
     if isinstance(scheduler, OUBridgeScheduler):
         spacing = timestep_spacing or ("logsnr" if deterministic else None)
@@ -322,26 +319,19 @@ def _marginals(scheduler: SchedulerMixin) -> list[tuple[float, float]]:
     return [*factors, (1.0, 0.0)]
 
 
-def _check_mask(mask: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """`mask` as a bool tensor beside `latents`."""
-    if mask.numel() == 0:
-        raise ValueError(f"`mask` is empty (shape {tuple(mask.shape)}).")
-    try:
-        fits = torch.broadcast_shapes(mask.shape, latents.shape) == latents.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(f"`mask` has shape {tuple(mask.shape)}, which doesn't fit latents {tuple(latents.shape)}.")
-    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            "`mask` must be binary: True or 1 where latents are unknown, False or 0 where they are known."
-        )
-    return mask.to(latents.device, torch.bool)
-
-
 def to_latents(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor:
     """What a scheduler walks in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
     return sample if isinstance(scheduler, OUBridgeScheduler) else sample + _z_star(scheduler, sample)
+
+
+def check_count(name: str, value: int, most: int | None = None) -> None:
+    """
+    Raises:
+        ValueError: `value` isn't a whole number, is below 1 or above `most`.
+    """
+    if not isinstance(value, SupportsIndex) or value < 1 or (most is not None and value > most):
+        limits = "of at least 1" if most is None else f"in 1..{most}"
+        raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:

@@ -1,23 +1,43 @@
 """`from_pretrained` from a folder: what diffusers' own tests ask of a pipeline. The Hub is in client_load.py."""
 
+import json
 import logging
 import shutil
 
 import pytest
 import torch
-from tiny_pipeline import make_pipeline, rng
+from diffusers import DPMSolverMultistepScheduler
+from saved import INDEX, draw
+from tiny_pipeline import SKEWED, make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return make_pipeline()
+@pytest.mark.parametrize("classes", [None, 4])
+def test_round_trip(tmp_path, classes):
+    pipe = make_pipeline(classes=classes)
+    pipe.save_pretrained(tmp_path)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert {k: v for k, v in index.items() if not k.startswith("_")} == {
+        "vqvae": ["diffusion_bridge_vq.models.autoencoder_gumbel_vq", "GumbelVQModel"],
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusion_bridge_vq.schedulers.scheduling_ou_bridge", "OUBridgeScheduler"],
+    }
+    loaded = DiffusionBridgeVQPipeline.from_pretrained(tmp_path)
+    assert not loaded.vqvae.training and not loaded.unet.training
+    assert {k: loaded.scheduler.config[k] for k in SKEWED} == SKEWED
+    assert torch.equal(draw(loaded), draw(pipe))
 
 
-def draw(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe(batch_size=2, generator=rng(5), num_inference_steps=3, output_type="pt").images
+def test_a_loaded_pipeline_with_a_stock_scheduler_is_saved_again(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path / "once")
+    loaded = DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "once")
+    loaded.scheduler = loaded.scheduler.to_diffusers(DPMSolverMultistepScheduler)
+    loaded.save_pretrained(tmp_path / "twice")
+    again = DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "twice")
+    assert type(again.scheduler) is DPMSolverMultistepScheduler
+    assert torch.equal(draw(again), draw(loaded))
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])

@@ -16,11 +16,6 @@ from diffusion_bridge_vq.sampling import sample_latents
 THETA, ETA, Z_STAR = 0.5, 2.0, [0.5, -1.0, 2.0]
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def scheduler() -> OUBridgeScheduler:
     return OUBridgeScheduler(num_train_timesteps=50, theta=THETA, eta=ETA, z_star=Z_STAR)

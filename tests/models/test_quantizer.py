@@ -1,49 +1,19 @@
-"""The quantizer against loops in float64, diffusers' VectorQuantizer, torch's gumbel_softmax and exact laws."""
-
-import math
+"""
+The quantizer against loops in float64, diffusers' VectorQuantizer, torch's gumbel_softmax and exact laws. What moves
+the codebook is in test_quantizer_codebook.py, memory in test_quantizer_memory.py.
+"""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from by_loops import TYPES, rows_of, squared_distances, with_codebook
 from diffusers.models.autoencoders.vae import VectorQuantizer
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from diffusion_bridge_vq.models import GumbelQuantizer, quantizer
 
-TYPES = ["gumbel", "ste", "ema"]
 SHAPES = [(2, 3, 4, 5), (2, 3, 7)]
-# 99.99 % quantiles of chi-square, by degrees of freedom
-CHI_SQUARE = {4: 23.51, 5: 25.74}
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
-def squared_distances(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    """||z - e_k||^2 by loops in float64: (B, d, ...), (K, d) -> (B, ..., K)."""
-    flat, e = z.detach().double().flatten(2).numpy(), codebook.detach().double().numpy()
-    out = np.zeros((flat.shape[0], flat.shape[2], len(e)))
-    for b in range(flat.shape[0]):
-        for n in range(flat.shape[2]):
-            for k in range(len(e)):
-                for c in range(flat.shape[1]):
-                    out[b, n, k] += (flat[b, c, n] - e[k, c]) ** 2
-    return torch.from_numpy(out).reshape(z.shape[0], *z.shape[2:], len(e))
-
-
-def rows_of(z: torch.Tensor) -> torch.Tensor:
-    """(B, d, ...) -> (n, d)."""
-    return torch.stack([z.flatten(2)[b, :, n] for b in range(len(z)) for n in range(z[b, 0].numel())])
-
-
-def from_rows(rows: torch.Tensor) -> torch.Tensor:
-    """(n, d) -> (1, d, n)."""
-    return rows.T[None]
+CHI_SQUARE = 25.74  # the 99.99 % quantile at five degrees of freedom
 
 
 # ------------------------------------------------------------------------------------------------------ distances
@@ -73,13 +43,9 @@ def test_nearest_code_in_any_blocks(monkeypatch, kind, shape, block):
     monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
     assert torch.equal(q.encode_codes(z), nearest)
 
-    z_q, loss, (perplexity, encodings, codes) = q(z)
+    z_q, loss, (_, encodings, codes) = q(z)
     assert torch.equal(codes, nearest) and encodings is None
-    flat = torch.stack([q.embedding.weight[k] for k in nearest.flatten()]).reshape(*nearest.shape, 3)
-    torch.testing.assert_close(z_q, flat.movedim(-1, 1), atol=1e-6, rtol=1e-6)
-    histogram = np.bincount(nearest.flatten().numpy(), minlength=13) / nearest.numel()
-    entropy = -sum(p * math.log(p) for p in histogram if p > 0)
-    assert abs(perplexity.item() - math.exp(entropy)) < 1e-4
+    torch.testing.assert_close(z_q, q.embedding.weight[nearest].movedim(-1, 1), atol=1e-6, rtol=1e-6)
     expected = {
         "gumbel": 0.25 * (smallest + torch.logsumexp(-distances, -1)).mean() / 3,
         "ste": 1.25 * smallest.mean() / 3,
@@ -105,9 +71,7 @@ def crowded(bias: float = 8.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("kind", TYPES)
 def test_half_precision_latents_have_float32_distances(kind):
     z, codebook, nearest = crowded()
-    q = GumbelQuantizer(20, 4, kind).eval()
-    with torch.no_grad():
-        q.embedding.weight.copy_(codebook)
+    q = with_codebook(codebook, kind).eval()
     z_q, loss, (_, _, codes) = q(z)
     assert z_q.dtype == torch.bfloat16 and loss.dtype == torch.float32
     assert torch.equal(codes, nearest) and torch.equal(q.encode_codes(z), nearest)
@@ -124,9 +88,7 @@ def test_half_precision_latents_have_float32_distances(kind):
 def test_autocast_changes_nothing_in_eval(kind):
     z, codebook, nearest = crowded()
     z = z.float()
-    q = GumbelQuantizer(20, 4, kind).eval()
-    with torch.no_grad():
-        q.embedding.weight.copy_(codebook)
+    q = with_codebook(codebook, kind).eval()
     plain_z_q, plain_loss, _ = q(z)
     with torch.autocast("cpu", torch.bfloat16):
         z_q, loss, (_, _, codes) = q(z)
@@ -145,9 +107,7 @@ def test_autocast_changes_nothing_in_gumbel_training(monkeypatch, block):
     monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
     results = []
     for enabled in (False, True):
-        q, latents = GumbelQuantizer(20, 4), z.float().requires_grad_()
-        with torch.no_grad():
-            q.embedding.weight.copy_(codebook)
+        q, latents = with_codebook(codebook), z.float().requires_grad_()
         torch.manual_seed(3)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             z_q, loss, (_, _, codes) = q(latents)
@@ -161,12 +121,19 @@ def test_autocast_changes_nothing_in_gumbel_training(monkeypatch, block):
 
 
 def gumbel_reference(q: GumbelQuantizer, z: torch.Tensor, rows_per_block: int):
-    """Autograd through torch's gumbel_softmax(hard=True) @ E, block after block: z_q, loss, codes."""
+    """
+    Autograd through torch's gumbel_softmax(hard=True) @ E, block after block, in eval straight through the nearest:
+    z_q, loss, codes. The loss is -log p(k | z_e) of section 3.2 for T = 0, with the squares that the print leaves out.
+    """
     codebook, rows, z_q, nll, codes = q.embedding.weight, rows_of(z), [], [], []
     for block in rows.split(rows_per_block):
         logits = -(block[:, None, :] - codebook[None]).square().sum(-1)
-        one_hot = F.gumbel_softmax(logits, tau=q.temperature, hard=True)
-        z_q.append(one_hot @ codebook)
+        if q.training:
+            one_hot = F.gumbel_softmax(logits, tau=q.temperature, hard=True)
+            z_q.append(one_hot @ codebook)
+        else:
+            one_hot = F.one_hot(logits.argmax(1), len(codebook))
+            z_q.append(block + (one_hot.float() @ codebook - block).detach())
         codes.append(one_hot.argmax(1))
         nll.append(F.cross_entropy(logits, codes[-1], reduction="none"))
     shape = (z.shape[0], *z.shape[2:])
@@ -174,17 +141,20 @@ def gumbel_reference(q: GumbelQuantizer, z: torch.Tensor, rows_per_block: int):
     return torch.cat(z_q).reshape(*shape, -1).movedim(-1, 1), loss, torch.cat(codes).reshape(shape)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rows_per_block", [1000, 3])
-def test_gumbel_is_torchs_gumbel_softmax(monkeypatch, shape, rows_per_block):
+def test_gumbel_is_torchs_gumbel_softmax(monkeypatch, shape, rows_per_block, training):
     """With blocks of three rows, each block's noise is drawn again in the backward pass and must be the same."""
     monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", rows_per_block * 11 + 4)
     weight, results = torch.randn(shape), []
-    q = GumbelQuantizer(11, 3, temperature=0.7, commitment_weight=0.4)
+    q = GumbelQuantizer(11, 3, temperature=0.7, commitment_weight=0.4).train(training)
     z = 0.5 * torch.randn(shape)
-    for quantize in (q, lambda z: gumbel_reference(q, z, rows_per_block)):
+    torch.manual_seed(5)
+    drawn = int(torch.randint(2**63 - 1, ()))  # the seed of its noise
+    for quantize, seed in ((q, 5), (lambda z: gumbel_reference(q, z, rows_per_block), drawn)):
         leaf = z.clone().requires_grad_()
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         z_q, loss, codes = quantize(leaf)
         torch.randn(100)  # the generator has moved on before the backward pass
         gradients = torch.autograd.grad((z_q * weight).sum() + 3 * loss, (leaf, q.embedding.weight))
@@ -195,100 +165,40 @@ def test_gumbel_is_torchs_gumbel_softmax(monkeypatch, shape, rows_per_block):
     assert results[0][3].abs().min() > 0
 
 
-@pytest.mark.parametrize(
-    ("kind", "training"), [("ste", True), ("ema", True), ("gumbel", False), ("ste", False), ("ema", False)]
-)
-def test_straight_through_copies_the_gradient(kind, training):
-    q = GumbelQuantizer(9, 3, kind).train(training)
-    z, weight = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, 5)
-    codebook = q.embedding.weight.detach().clone()  # "ema" moves it in forward
-    z_q, _, _ = q(z)
-    nearest = squared_distances(z, codebook).argmin(-1)
-    torch.testing.assert_close(z_q, codebook[nearest].movedim(-1, 1), atol=1e-6, rtol=1e-6)
-    (to_z,) = torch.autograd.grad((z_q * weight).sum(), z, retain_graph=True)
-    assert torch.equal(to_z, weight)
-    if kind != "ema":
-        (to_e,) = torch.autograd.grad((z_q * weight).sum(), q.embedding.weight, allow_unused=True)
-        assert to_e is None or not to_e.any()
-
-
-def test_ste_is_diffusers_vector_quantizer_with_the_right_weights():
-    """`legacy=False` has beta on the commitment term, as eq. 3 of van den Oord et al. 2017."""
-    stock, q = VectorQuantizer(9, 3, beta=0.4, legacy=False), GumbelQuantizer(9, 3, "ste", commitment_weight=0.4)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["ste", "ema"])
+def test_straight_through_is_diffusers_vector_quantizer(kind, training):
+    """`legacy=False` has beta on the commitment term, as eq. 3 of van den Oord et al. 2017; "ema" has it alone."""
+    beta = 0.4
+    q = GumbelQuantizer(9, 3, kind, commitment_weight=beta).train(training)
+    stock = VectorQuantizer(9, 3, beta=beta, legacy=False)
     with torch.no_grad():
-        stock.embedding.weight.copy_(q.embedding.weight)
-    z, weight, results = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), []
+        stock.embedding.weight.copy_(q.embedding.weight)  # before "ema" moves it
+    z, weight, results, losses = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), [], []
     for module in (stock, q):
         leaf = z.clone().requires_grad_()
         z_q, loss, (_, _, codes) = module(leaf)
-        gradients = torch.autograd.grad((z_q * weight).sum() + loss, (leaf, module.embedding.weight))
-        results.append((z_q, loss, codes.flatten(), *gradients))
+        ((z_q * weight).sum() + loss).backward()
+        results.append((z_q, codes.flatten(), leaf.grad))
+        losses.append(loss)
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["ste", "ema"])
-def test_commitment_and_codebook_loss_written_out(kind):
-    beta, d = 0.3, 3
-    q = GumbelQuantizer(5, d, kind, commitment_weight=beta)
-    z = torch.randn(1, d, 8, requires_grad=True)
-    e = q.embedding.weight.detach().clone()
-    _, loss, (_, _, codes) = q(z)
-    value, to_z, to_e = 0.0, np.zeros((1, d, 8)), np.zeros((5, d))
-    for n, k in enumerate(codes[0].tolist()):
-        for c in range(d):
-            gap = z[0, c, n].item() - e[k, c].item()
-            value += (beta + (kind == "ste")) * gap**2 / (8 * d)
-            to_z[0, c, n] = 2 * beta * gap / (8 * d)
-            to_e[k, c] -= 2 * gap / (8 * d)
-    assert abs(loss.item() - value) < 1e-6
-    loss.backward()
-    np.testing.assert_allclose(z.grad.numpy(), to_z, atol=1e-6)
-    if kind == "ste":
-        np.testing.assert_allclose(q.embedding.weight.grad.numpy(), to_e, atol=1e-6)
-    else:
+    torch.testing.assert_close(losses[1], losses[0] * (beta / (1 + beta) if kind == "ema" else 1))
+    if kind == "ema":
         assert not q.embedding.weight.requires_grad
+    else:
+        torch.testing.assert_close(q.embedding.weight.grad, stock.embedding.weight.grad, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("block", [2**22, 5 * 4])
-def test_gumbel_loss_is_the_negative_log_probability(monkeypatch, block):
-    """Section 3.2 for T = 0, with the squares the print leaves out: ||z - e_k||^2 + log sum_j exp(-||z - e_j||^2)."""
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
-    q, z = GumbelQuantizer(5, 3, commitment_weight=0.4), torch.randn(2, 3, 9, requires_grad=True)
-    _, loss, (_, _, codes) = q(z)
-    distances, total = squared_distances(z, q.embedding.weight), 0.0
-    assert (codes != distances.argmin(-1)).any()  # drawn, not nearest
-    to_z, e = np.zeros((2, 3, 9)), q.embedding.weight.tolist()
-    for b in range(2):
-        for n in range(9):
-            d_k = distances[b, n].tolist()
-            normaliser = sum(math.exp(-d) for d in d_k)
-            total += d_k[codes[b, n]] + math.log(normaliser)
-            for c in range(3):  # of the distance: 2 (z - e_k); of the logsumexp: -2 (z - sum_j p_j e_j)
-                mean = sum(math.exp(-d) / normaliser * e[j][c] for j, d in enumerate(d_k))
-                to_z[b, c, n] = 0.4 * 2 * (mean - e[codes[b, n]][c]) / (18 * 3)
-    assert abs(loss.item() - 0.4 * total / 18 / 3) < 1e-5
-    loss.backward()
-    np.testing.assert_allclose(z.grad.numpy(), to_z, atol=1e-5)
-
-
-# --------------------------------------------------------------------------------------------------- laws of the draws
-
-
-def chi_square(codes: torch.Tensor, p: torch.Tensor) -> float:
-    expected = p.double() * codes.numel()
-    assert expected.min() > 10
-    return ((torch.bincount(codes.flatten(), minlength=len(p)) - expected).square() / expected).sum().item()
+# --------------------------------------------------------------------------------------------- law of the draws
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("block", [2**22, 6 * 500])
 def test_sampled_codes_follow_the_softmax(monkeypatch, temperature, block):
-    """40000 draws at each of two latents; chi-square at the 99.99 % quantile."""
+    """40000 draws at each of two latents."""
     monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
-    q = GumbelQuantizer(6, 2)
-    with torch.no_grad():
-        q.embedding.weight.copy_(0.7 * q.embedding.weight)
+    q = with_codebook(0.7 * torch.randn(6, 2))
     points = 0.3 * torch.randn(2, 2, 1)
     z = points.expand(2, 2, 40000)
     law = torch.softmax(-squared_distances(points, q.embedding.weight) / temperature, -1)[:, 0]
@@ -296,235 +206,12 @@ def test_sampled_codes_follow_the_softmax(monkeypatch, temperature, block):
     codes = q.sample_codes(z, temperature, torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), before)  # noise from the given generator only
     for b in range(2):
-        assert chi_square(codes[b], law[b]) < CHI_SQUARE[5]
+        expected = 40000 * law[b]
+        assert expected.min() > 10
+        counts = torch.bincount(codes[b], minlength=6)
+        assert ((counts - expected).square() / expected).sum() < CHI_SQUARE
     assert torch.equal(codes, q.sample_codes(z, temperature, torch.Generator().manual_seed(1)))
     assert not torch.equal(codes, q.sample_codes(z, temperature, torch.Generator().manual_seed(2)))
-
-
-@pytest.mark.parametrize("temperature", [0.4, 1.0])
-@pytest.mark.parametrize("block", [2**22, 5 * 1000])
-def test_gumbel_training_draws_from_softmax_of_minus_distance(monkeypatch, temperature, block):
-    """The temperature softens the gradient; the drawn code has the law softmax(-||z - e||^2) whatever it is."""
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
-    q = GumbelQuantizer(5, 2, temperature=temperature)
-    with torch.no_grad():
-        q.embedding.weight.copy_(0.7 * q.embedding.weight)
-        point = 0.3 * torch.randn(1, 2, 1)
-        _, _, (_, _, codes) = q(point.expand(1, 2, 40000))
-    law = torch.softmax(-squared_distances(point, q.embedding.weight), -1)[0, 0]
-    assert chi_square(codes, law) < CHI_SQUARE[4]
-
-
-# ---------------------------------------------------------------------------------------------------------- EMA
-
-
-def test_ema_codebook_follows_the_formula_for_two_steps():
-    """
-    N <- g N + (1 - g) n, m <- g m + (1 - g) sum z, e = m / N (van den Oord et al. 2017, A.1), with n and sum z
-    counted in fair shares of the batch, so that its size doesn't matter; from N = 1, m = e.
-    """
-    gamma, K, d = 0.8, 3, 2
-    q = GumbelQuantizer(K, d, "ema", ema_decay=gamma)
-    with torch.no_grad():
-        q.embedding.weight.copy_(torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 3.0]]))
-    e = q.embedding.weight.detach().double().numpy().copy()
-    N, m = np.ones(K), e.copy()
-    for _ in range(2):
-        z = 2.0 * torch.randn(2, d, 3, 5)
-        nearest = squared_distances(z, torch.from_numpy(e)).argmin(-1).flatten().numpy()
-        rows = rows_of(z).double().numpy()
-        n, total = np.zeros(K), np.zeros((K, d))
-        for k, row in zip(nearest, rows, strict=True):
-            n[k] += 1
-            total[k] += row
-        assert n.min() >= 2  # no dead codes here
-        z_q, loss, (_, _, codes) = q(z)
-        assert (codes.flatten().numpy() == nearest).all()
-        torch.testing.assert_close(rows_of(z_q).double(), torch.from_numpy(e[nearest]), atol=1e-5, rtol=0)
-        assert abs(loss.item() - 0.25 * ((rows - e[nearest]) ** 2).mean()) < 1e-5  # with the codes before the update
-        share = len(rows) / K
-        N, m = gamma * N + (1 - gamma) * n / share, gamma * m + (1 - gamma) * total / share
-        e = m / N[:, None]
-        np.testing.assert_allclose(q.embedding.weight.numpy(), e, atol=1e-5)
-        np.testing.assert_allclose(q.ema_count.numpy(), N, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("uses", "dead"), [(0, True), (2, True), (3, False)])
-def test_ema_moves_codes_below_a_twentieth_of_their_share(uses, dead):
-    """100 latents, 2 codes: a fair share is 50, and dead is what has less than 2.5."""
-    q = GumbelQuantizer(2, 2, "ema", ema_decay=0.0)
-    with torch.no_grad():
-        q.embedding.weight.copy_(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
-    rows = torch.randn(100, 2)
-    rows[:uses, 0] += 100.0
-    q(from_rows(rows))
-    torch.testing.assert_close(q.embedding.weight[0], rows[uses:].mean(0), atol=1e-5, rtol=0)
-    gap = (rows - q.embedding.weight[1]).norm(dim=1).min().item()
-    if dead:
-        assert gap < 1e-4  # it sits on one of the batch's latents ...
-        assert q.ema_count[1].item() == 1.0  # ... with a fair share
-    else:
-        torch.testing.assert_close(q.embedding.weight[1], rows[:uses].mean(0), atol=1e-4, rtol=0)
-        assert q.ema_count[1].item() == pytest.approx(3 / 50)
-
-
-def test_dead_codes_are_revived_onto_different_latents():
-    q = GumbelQuantizer(40, 2, "ema", ema_decay=0.0)
-    with torch.no_grad():
-        q.embedding.weight[1:].add_(1000.0)
-    rows = torch.randn(400, 2)
-    q(from_rows(rows))
-    gaps = torch.cdist(q.embedding.weight[1:].double(), rows.double())
-    assert gaps.min(1).values.max() < 1e-4
-    assert gaps.argmin(1).unique().numel() > 20  # 39 draws of 400
-    q(from_rows(rows))
-    assert q.usage() > 0.9
-
-
-# --------------------------------------------------------------------------------------------- initial codebook
-
-
-def test_kmeans_is_lloyds_algorithm():
-    """Ten rounds from the same first draw, in numpy."""
-    z = torch.randn(3, 2, 5, 8)
-    drawn, q = GumbelQuantizer(6, 2), GumbelQuantizer(6, 2)
-    torch.manual_seed(2)
-    drawn.initialize_codebook(z, "data")
-    torch.manual_seed(2)
-    q.initialize_codebook(z, "kmeans")
-    rows, e = rows_of(z).double().numpy(), drawn.embedding.weight.detach().double().numpy()
-    assert len(np.unique(e, axis=0)) == 6 and all((rows == code).all(1).any() for code in e)
-    for _ in range(10):
-        nearest = np.array([np.argmin([((row - code) ** 2).sum() for code in e]) for row in rows])
-        e = np.stack([rows[nearest == k].mean(0) for k in range(6)])
-    np.testing.assert_allclose(q.embedding.weight.detach().numpy(), e, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_kmeans_finds_separated_clusters(kind):
-    centres = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0], [40.0, 0.0]])
-    rows = (centres[:, None] + 0.1 * torch.randn(5, 60, 2)).reshape(-1, 2)
-    q = GumbelQuantizer(30, 2, kind)
-    q.initialize_codebook(from_rows(rows))
-    gaps = torch.cdist(q.embedding.weight.detach(), centres)
-    assert gaps.min(1).values.max() < 0.5  # every code lies in a cluster,
-    assert set(gaps.argmin(1).tolist()) == set(range(5))  # every cluster has one,
-    distances = squared_distances(from_rows(rows), q.embedding.weight).min(-1).values
-    assert distances.mean() < 2 * 0.1**2 / 2  # and several codes share the variance 2 * 0.1^2 of a cluster
-    if kind == "ema":  # the new codes start with a fair share each: the first step doesn't take them for dead
-        before = q.embedding.weight.clone()
-        q.train()(from_rows(rows))
-        assert (q.embedding.weight - before).abs().max() < 0.01
-
-
-def test_kmeans_fills_empty_codes():
-    """Two points only: whichever codes find nothing are put on a point again, none stays away or becomes nan."""
-    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(20, 1)
-    q = GumbelQuantizer(8, 2)
-    q.initialize_codebook(from_rows(rows))
-    assert {tuple(code) for code in q.embedding.weight.tolist()} == {(1.0, 2.0), (3.0, 4.0)}
-
-
-# -------------------------------------------------------------------------------------------------- statistics
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_usage_and_perplexity_over_batches(kind):
-    K = 50
-    q, histogram = GumbelQuantizer(K, 3, kind), np.zeros(K)
-    assert q.usage() == 0
-    for _ in range(3):
-        with torch.no_grad():
-            _, _, (perplexity, _, codes) = q(torch.randn(2, 3, 7))
-        counts = np.bincount(codes.flatten().numpy(), minlength=K)
-        histogram += counts
-        p = counts[counts > 0] / counts.sum()
-        assert perplexity.item() == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
-    assert 0 < (histogram > 0).sum() < K
-    p = histogram[histogram > 0] / histogram.sum()
-    perplexity = math.exp(-(p * np.log(p)).sum())
-    q.eval()
-    q(torch.randn(2, 3, 40))  # eval doesn't count
-    assert q.usage().item() == pytest.approx((histogram > 0).mean())
-    assert q.perplexity().item() == pytest.approx(perplexity, rel=1e-5)
-    q.reset_usage()
-    assert q.usage() == 0 and not q.code_counts.any()
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_eval_is_deterministic_and_keeps_its_state(kind):
-    q, z = GumbelQuantizer(9, 3, kind).eval(), torch.randn(2, 3, 4, 5)
-    before, rng = {n: b.clone() for n, b in (*q.named_buffers(), *q.named_parameters())}, torch.get_rng_state()
-    first, second = q(z), q(z)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[2][2], second[2][2])
-    assert torch.equal(torch.get_rng_state(), rng)
-    for name, tensor in (*q.named_buffers(), *q.named_parameters()):
-        assert torch.equal(tensor, before[name]), name
-
-
-# ------------------------------------------------------------------------------------------------------ memory
-
-
-class Recorder(TorchDispatchMode):
-    """The largest tensor that any operation returned, and the memory that is still alive of all of them."""
-
-    def __enter__(self):
-        self.largest, self.storages = 0, {}
-        return super().__enter__()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-                storage = StorageWeakRef(tensor.untyped_storage())
-                self.storages[storage.cdata] = (storage, tensor.untyped_storage().nbytes())
-        return out
-
-    def bytes_alive(self) -> int:
-        return sum(nbytes for storage, nbytes in self.storages.values() if not storage.expired())
-
-
-@pytest.mark.parametrize("kind", TYPES)
-def test_memory_is_that_of_a_block(monkeypatch, kind):
-    """512 latents against 1024 codes in 8 channels, 16 latents at a time: n K is 32 blocks, n K d 256."""
-    n, K, d, block = 512, 1024, 8, 2**14
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
-    q, z = GumbelQuantizer(K, d, kind), torch.randn(2, d, 16, 16, requires_grad=True)
-    with Recorder() as training:
-        z_q, loss, _ = q(z)
-        held = training.bytes_alive()
-        (z_q.square().mean() + loss).backward()
-    assert training.largest <= block
-    assert held < n * K  # for the backward pass; the distances alone would be 4 n K bytes
-    q.eval()
-    with torch.no_grad(), Recorder() as evaluation:
-        q(z)
-        q.encode_codes(z)
-        q.sample_codes(z)
-        q.initialize_codebook(z.detach())
-    assert evaluation.largest <= block
-    with torch.no_grad(), Recorder() as whole:  # the recorder sees what it should
-        logits = q.logits(z)
-        assert whole.bytes_alive() >= 4 * logits.numel()
-    assert whole.largest == n * K
-
-
-@pytest.mark.parametrize("kind", ["gumbel", "ema"])
-def test_16384_codes_on_64_by_64_positions(kind):
-    """In a sixteenth of the dense memory; codes as by dense distances in float64, but for a few that are as near."""
-    model = GumbelQuantizer(16_384, 2, kind).eval()
-    z = torch.randn(1, 2, 64, 64)
-    with torch.no_grad(), Recorder() as blocks:
-        codes = model(z)[2][2].flatten()
-    assert blocks.largest <= 4096 * 16_384 // 16
-    with torch.no_grad(), Recorder() as dense:
-        rows = z[0].flatten(1).T.double()
-        distances = torch.cdist(rows, model.embedding.weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    assert dense.largest == 4096 * 16_384
-    assert (distances.argmin(dim=1) == codes).float().mean() > 0.99
-    chosen = distances.square().gather(1, codes[:, None])[:, 0]
-    torch.testing.assert_close(chosen, distances.square().amin(dim=1), atol=1e-5, rtol=0)
 
 
 # --------------------------------------------------------------------------------------- codes, interface, errors

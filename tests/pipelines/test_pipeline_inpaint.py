@@ -8,6 +8,7 @@ from PIL import Image
 from tiny_pipeline import STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.data.images import decode_image
 
 
 def make(**kwargs) -> DiffusionBridgeVQInpaintPipeline:
@@ -128,6 +129,31 @@ def test_every_form_of_image_gives_the_same(channels):
     single = run(pipe, forms(images)["PIL"][0])
     torch.testing.assert_close(single, run(pipe, images[0]), atol=1e-5, rtol=0)
     assert (results["tensor"][0] - results["tensor"][1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_are_read_as_for_training(channels, tmp_path):
+    """Files opened with Pillow, against what training makes of the same files."""
+    generator = np.random.default_rng(0)
+    wide = Image.fromarray(generator.integers(0, 2**16, (6, 6), dtype=np.uint16))
+    rgba = Image.fromarray(generator.integers(0, 256, (6, 6, 4), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    wide.save(tmp_path / "wide.png")
+    wide.save(tmp_path / "wide.pgm")
+    rgba.save(tmp_path / "transparent.png")
+    rgba.convert("RGB").quantize(8).save(tmp_path / "palette.png", transparency=1)
+    rgba.convert("RGB").save(tmp_path / "turned.png", exif=exif)
+    pipe = make(channels=channels)
+    for path in sorted(tmp_path.iterdir()):
+        trained_on = torch.tensor(decode_image({"bytes": None, "path": path}, 6, channels))
+        picture = Image.open(path)
+        assert torch.equal(run(pipe, picture), run(pipe, trained_on)), path.name
+        assert dict(picture.getexif()) == dict(Image.open(path).getexif())  # it is as it was
+    mask = Image.fromarray((make_mask().numpy() * 65535).astype(np.uint16))
+    assert torch.equal(pipe.read_mask(mask, 1)[0, 0], make_mask() > 0)
+    with pytest.raises(ValueError, match="mode F"):
+        run(pipe, rgba.convert("F"))
 
 
 def test_every_form_of_mask_gives_the_same():

@@ -9,10 +9,12 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
+
+from .pixels import to_eight_bits
 
 # Up to this size a decoded set is held in memory; a larger one is decoded on access.
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -51,16 +53,8 @@ def decode_image(record: Record | None, resolution: int, channels: int) -> np.nd
     if record is None or (record["bytes"] is None and record["path"] is None):
         raise ValueError("no image data")
     with Image.open(record["path"] if record["bytes"] is None else BytesIO(record["bytes"])) as file:
-        ImageOps.exif_transpose(file, in_place=True)  # reads the pixels, too
-        image = _eight_bits(file)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    # Before resizing: palettes and bilevel images can't be interpolated.
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
-
+        # Before resizing: palettes and bilevel images can't be interpolated.
+        image = to_eight_bits(file, channels)
     width, height = image.size
     short = min(width, height)
     if short != resolution:
@@ -70,16 +64,6 @@ def decode_image(record: Record | None, resolution: int, channels: int) -> np.nd
     # Not torch from here: its calls give up the interpreter lock, and on small images threads would fight for it.
     pixels = np.asarray(image)[top : top + resolution, left : left + resolution]  # H W, or H W C
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow holds 16-bit gray as "I;16", or as "I" from PGM. Its own conversion to "L" clips or drops the low byte.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")
-    return image
 
 
 def reason(error: Exception) -> str:

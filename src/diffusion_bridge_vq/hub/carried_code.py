@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from ..pipelines.base import VQPipeline
 
 # What the files of a repository's components find their classes in, whatever diffusers calls the module.
 CODE_MODULE = "diffusers_modules.diffusion_bridge_vq"
@@ -36,8 +36,9 @@ def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]],
     return files
 
 
-def save_with_code(self: DiffusionPipeline, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+def save_with_code(self: VQPipeline, save_directory: Any, *args: Any, **kwargs: Any) -> None:
     """`save_pretrained` of the carried pipelines: the code is written, too, so that the folder loads as this did."""
+    VQPipeline.save_pretrained(self, save_directory, *args, **kwargs)
     parts = {name: type(part) for name, part in self.components.items()}
     files = {Path(__file__).name: Path(__file__).read_text(encoding="utf-8")}
     files |= loader_files(
@@ -49,4 +50,3 @@ def save_with_code(self: DiffusionPipeline, save_directory: Any, *args: Any, **k
         target = Path(save_directory) / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(content, encoding="utf-8")
-    DiffusionPipeline.save_pretrained(self, save_directory, *args, **kwargs)

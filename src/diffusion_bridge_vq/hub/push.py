@@ -11,7 +11,13 @@ from typing import Any, TypeVar
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from diffusers.utils import CONFIG_NAME, logging
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from .. import pipelines
 from ..model_card import RunFiles, make_model_card, read_run, without_paths
@@ -22,6 +28,7 @@ from .code import carried_files
 _ATTEMPTS = 5
 _FIRST_WAIT = 2.0  # seconds, doubled each time
 _PASSING = (408, 409, 412, 429)  # another commit came first, or too many requests; and all of 500 and more
+_OF_THIS_MACHINE = (FileNotFoundError, PermissionError, LocalTokenNotFoundError)  # the Hub isn't to blame
 
 logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
@@ -186,13 +193,17 @@ def _until_it_works(action: Callable[[], Result], repo_id: str, attempts: int = 
             error = failed.__cause__ if isinstance(failed, RuntimeError) else failed
             if not isinstance(error, (HTTPError, OSError)):
                 raise
+            if isinstance(error, OfflineModeIsEnabled):
+                raise OSError(f"{repo_id!r} can't be pushed while HF_HUB_OFFLINE is set: unset it.") from error
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
             if status in (401, 403):
                 raise PermissionError(
                     f"The Hub doesn't let you write to {repo_id!r}: run `hf auth login` with a token that may write."
                 ) from error
-            passing = status is None or status in _PASSING or status >= 500
-            if not passing or attempt == attempts - 1:
+            ours = status is None and isinstance(error, _OF_THIS_MACHINE)
+            if ours or (status is not None and status not in _PASSING and status < 500):
+                raise OSError(f"{repo_id!r} couldn't be pushed: {error}") from error
+            if attempt == attempts - 1:
                 raise OSError(
                     f"{repo_id!r} couldn't be pushed: {error}. What was uploaded is kept; try again."
                 ) from error

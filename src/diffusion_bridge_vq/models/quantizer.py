@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from .noise import exponential_noise
+
 # Elements of one block of the (positions, K) distance matrix: 16 MiB in float32.
 _BLOCK_ELEMENTS = 2**22
 # An EMA code whose running frequency is below this part of 1 / K is replaced.
@@ -126,10 +128,7 @@ class GumbelQuantizer(nn.Module):
         """Codes drawn from softmax_k(-||z - e_k||^2 / temperature): z (B, d, ...) -> (B, ...), int64."""
 
         def gumbel(logits: torch.Tensor) -> torch.Tensor:
-            # as diffusers' randn_tensor: a generator draws on its own device, so that seeds carry over
-            device = logits.device if generator is None else generator.device
-            noise = torch.empty(logits.shape, device=device).exponential_(generator=generator).log_().neg_()
-            return logits / temperature + noise.to(logits.device)
+            return logits / temperature - exponential_noise(logits.shape, generator, logits.device).log_()
 
         return self._choose(self._rows(z), gumbel).reshape(z.shape[0], *z.shape[2:])
 
@@ -273,19 +272,21 @@ class _GumbelBlocks(torch.autograd.Function):
     Code vector, -log p(code) and code of every row: (n, d), (K, d) -> (n, d), (n,), (n,).
 
     At a temperature the code is drawn, with the gradient of `F.gumbel_softmax(logits, tau, hard=True) @ codebook`
-    and its noise drawn again in the backward pass; without one it is the nearest. Results are made beforehand: small
-    tensors between the blocks would keep the C heap from using the blocks' memory again.
+    and its noise drawn again in the backward pass, from the same seed; without one it is the nearest. Results are made
+    beforehand: small tensors between the blocks would keep the C heap from using the blocks' memory again.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, codebook: torch.Tensor, temperature: float | None) -> tuple:
-        ctx.random_state = _random_state(rows.device)
+        # on the CPU: reading it waits for no device
+        ctx.seed = None if temperature is None else int(torch.randint(2**63 - 1, (), device="cpu"))
+        generator = _generator(rows.device, ctx.seed)
         codes, log_sum = torch.empty_like(rows[:, 0], dtype=torch.long), torch.empty_like(rows[:, 0])
         for block, block_codes, block_sum in _blocks(codebook, rows, codes, log_sum):
             logits = _logits(block, codebook)
             torch.logsumexp(logits, dim=1, out=block_sum)
             if temperature is not None:
-                logits.sub_(torch.empty_like(logits).exponential_().log_())
+                logits.sub_(torch.empty_like(logits).exponential_(generator=generator).log_())
             torch.argmax(logits, dim=1, out=block_codes)
         z_q = F.embedding(codes, codebook)
         ctx.save_for_backward(rows, codebook, codes)
@@ -299,18 +300,17 @@ class _GumbelBlocks(torch.autograd.Function):
         rows, codebook, codes = ctx.saved_tensors
         d_rows = 2 * d_nll * (rows - F.embedding(codes, codebook))  # of the chosen code's distance, so far
         d_codebook = torch.zeros_like(codebook).index_add_(0, codes, d_z_q - d_rows)
-        with torch.random.fork_rng([rows.device] if rows.device.type == "cuda" else []):
-            _set_random_state(rows.device, ctx.random_state)
-            for block, d_block, d_q, d_n in _blocks(codebook, rows, d_rows, d_z_q, d_nll):
-                logits = _logits(block, codebook)
-                d_logits = logits.softmax(dim=1).mul_(d_n)
-                if ctx.temperature is not None:
-                    logits.sub_(torch.empty_like(logits).exponential_().log_())
-                    soft = logits.div_(ctx.temperature).softmax(dim=1)
-                    inner = (d_q * (soft @ codebook)).sum(dim=1, keepdim=True)
-                    d_logits.addcmul_((d_q @ codebook.T).sub_(inner), soft, value=1 / ctx.temperature)
-                d_block.add_(d_logits @ codebook - d_logits.sum(dim=1, keepdim=True) * block, alpha=2)
-                d_codebook.add_(d_logits.T @ block - d_logits.sum(dim=0)[:, None] * codebook, alpha=2)
+        generator = _generator(rows.device, ctx.seed)
+        for block, d_block, d_q, d_n in _blocks(codebook, rows, d_rows, d_z_q, d_nll):
+            logits = _logits(block, codebook)
+            d_logits = logits.softmax(dim=1).mul_(d_n)
+            if ctx.temperature is not None:
+                logits.sub_(torch.empty_like(logits).exponential_(generator=generator).log_())
+                soft = logits.div_(ctx.temperature).softmax(dim=1)
+                inner = (d_q * (soft @ codebook)).sum(dim=1, keepdim=True)
+                d_logits.addcmul_((d_q @ codebook.T).sub_(inner), soft, value=1 / ctx.temperature)
+            d_block.add_(d_logits @ codebook - d_logits.sum(dim=1, keepdim=True) * block, alpha=2)
+            d_codebook.add_(d_logits.T @ block - d_logits.sum(dim=0)[:, None] * codebook, alpha=2)
         return d_rows, d_codebook, None
 
 
@@ -319,15 +319,9 @@ def _blocks(codebook: torch.Tensor, *tensors: torch.Tensor) -> Iterator[tuple[to
     return zip(*(t.split(max(1, _BLOCK_ELEMENTS // len(codebook))) for t in tensors), strict=True)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+def _generator(device: torch.device, seed: int | None) -> torch.Generator | None:
+    """Of the noise of one call, the same in both passes whatever else is drawn; "meta" tensors have no numbers."""
+    return None if seed is None or device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
 
 def _logits(rows: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

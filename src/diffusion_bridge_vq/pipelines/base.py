@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,6 +110,40 @@ class VQPipeline(DiffusionPipeline):
         pipe.register_to_config(_name_or_path=str(pretrained_model_name_or_path))
         return pipe
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        As in diffusers: a folder that `from_pretrained` loads.
+
+        Raises:
+            ValueError: `push_to_hub`, see there.
+        """
+        if push_to_hub:
+            self.push_to_hub()
+        options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        super().save_pretrained(save_directory, **options, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> str:
+        """
+        Not from here: diffusers would write a card whose code can't load the repository.
+
+        Raises:
+            ValueError: with what does it right.
+        """
+        raise ValueError(
+            f"{type(self).__name__} isn't pushed from here, where its card and its code for people without the "
+            "package would be missing. Save it with `save_pretrained(folder)`, then call "
+            "`diffusion_bridge_vq.hub.push_run(folder, repo_id)` or run "
+            "`python examples/push_to_hub.py folder user/model`."
+        )
+
     @classmethod
     def _find_classes(cls, index: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
         """
@@ -147,6 +181,12 @@ class VQPipeline(DiffusionPipeline):
     def _check_output(
         num_images: int, generator: torch.Generator | list[torch.Generator] | None, output_type: str
     ) -> None:
+        generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+        if not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(
+                f"`generator` must be a torch.Generator or a list of them, got {generator!r}; a seed becomes one by "
+                "`torch.Generator().manual_seed(seed)`."
+            )
         if isinstance(generator, list) and len(generator) != num_images:
             raise ValueError(
                 f"Got {len(generator)} generators for a batch of {num_images}; give one per image or one."
@@ -191,6 +231,7 @@ class BridgePipeline(VQPipeline):
 
     model_cpu_offload_seq = "unet->vqvae"
     _callback_tensor_inputs = ["latents"]
+    _interrupt = False
 
     def __init__(self, vqvae: GumbelVQModel, unet: UNet2DModel, scheduler: SchedulerMixin):
         super().__init__()
@@ -201,6 +242,11 @@ class BridgePipeline(VQPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call (some solvers take more than were asked for)."""
         return len(self.scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the last call was stopped, by a callback that set `_interrupt`."""
+        return self._interrupt
 
     @torch.no_grad()
     def decode_latents(
@@ -265,6 +311,14 @@ class BridgePipeline(VQPipeline):
                 module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
             reason = " ".join(str(error).split("\n")[:2])
             logger.warning(f"{type(self).__name__} isn't compiled and goes on as it was: {reason}")
+
+    def _steps(self, steps: Iterable[int]) -> Iterator[int]:
+        """`steps` with a progress bar, until a callback sets `_interrupt`."""
+        self._interrupt = False
+        for step in self.progress_bar(steps):
+            if self._interrupt:
+                return
+            yield step
 
     def _step_callback(self, callback: StepCallback | None, tensor_inputs: list[str]) -> Callback | None:
         """The user's callback in the form that the sampling loop calls."""

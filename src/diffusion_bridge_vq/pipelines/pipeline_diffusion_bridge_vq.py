@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from diffusers import ImagePipelineOutput
 
-from ..sampling import Solver, Spacing, sample_latents
+from ..sampling import Solver, Spacing, check_count, sample_latents
 from ..schedulers import OUBridgeScheduler
 from .base import BridgePipeline, StepCallback
 
@@ -71,7 +71,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             sample_codes (`bool`): draw the codes from softmax(-||z_0 - e_k||^2) (last lines of Algorithm 2) instead of
                 taking the nearest.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
-                step; `latents` in the dict it returns are used.
+                step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
+                the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
 
         Returns:
@@ -81,8 +82,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             ValueError: a number outside its range, an unknown output type or callback input, labels for a network
                 without classes (or none for one with), latents of another shape.
         """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_count("batch_size", batch_size)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
@@ -103,7 +103,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             solver=solver,
             timestep_spacing=timestep_spacing,
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
-            progress_bar=self.progress_bar,
+            progress_bar=self._steps,
         )
         codes = self._sample_codes(z_0, generator) if sample_codes else None
         images = self.decode_latents(z_0, output_type, codes)

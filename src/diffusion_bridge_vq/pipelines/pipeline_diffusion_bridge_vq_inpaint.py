@@ -9,7 +9,8 @@ from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput
 from PIL import Image
 
-from ..sampling import Solver, Spacing, inpaint_latents
+from ..data.pixels import to_eight_bits
+from ..sampling import Solver, Spacing, check_count, inpaint_latents
 from .base import BridgePipeline, StepCallback
 
 
@@ -65,8 +66,9 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): B images of the model's size:
-                PIL in any mode, numpy (H, W, C) or (B, H, W, C), tensors (C, H, W) or (B, C, H, W); floats in [0, 1]
-                or uint8.
+                PIL in any mode of up to 16 bits, which is converted as for training (upright, transparent pixels
+                white, [`to_eight_bits`]), numpy (H, W, C) or (B, H, W, C), tensors (C, H, W) or (B, C, H, W); floats
+                in [0, 1] or uint8.
             mask_image (the same types): white (1, or 255 of uint8 and PIL) where pixels are hidden and to be drawn,
                 black (0) where they are known; one for all images or one each. Numpy (H, W), (H, W, 1) or (B, H, W,
                 1), tensors (H, W), (1, H, W) or (B, 1, H, W).
@@ -88,7 +90,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 the paper's "ancestral", other than in [`DiffusionBridgeVQPipeline`]: its noise lets what is drawn
                 agree with what is known, where "dpmsolver++" and "ddim" follow the conditional law less closely.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
-                step; `latents` in the dict it returns are used.
+                step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
+                the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
 
         Returns:
@@ -99,8 +102,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 outside [0, 1]; a mask of another size or number, an empty one, one with other values than black and
                 white; a number outside its range; and what [`DiffusionBridgeVQPipeline`] raises.
         """
-        if num_completions < 1:
-            raise ValueError(f"`num_completions` must be at least 1, got {num_completions}.")
+        check_count("num_completions", num_completions)
         if not 0 <= composite_strength <= 1:
             raise ValueError(f"`composite_strength` must lie in [0, 1], got {composite_strength}.")
         if composite_strength and output_type == "latent":
@@ -131,7 +133,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             jump_length=jump_length,
             jump_n_sample=jump_n_sample,
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
-            progress_bar=self.progress_bar,
+            progress_bar=self._steps,
         )
         if output_type == "latent":
             images: Any = z_0
@@ -179,7 +181,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
 def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> torch.Tensor:
     """One image or a batch, in any of the accepted forms -> (n, C, H, W) float32; uint8 is divided by 255."""
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+        image = np.asarray(to_eight_bits(image, channels))
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image if image.ndim > 2 else image[..., None])).movedim(-1, -3)
     if not isinstance(image, torch.Tensor) or not 2 <= image.ndim <= 4:

@@ -6,6 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_num_codes
+from ..sampling import check_count
 from .base import VQPipeline
 
 
@@ -66,8 +67,7 @@ class PixelCNNVQPipeline(VQPipeline):
         Raises:
             ValueError: a number outside its range, an unknown output type, labels for a prior without classes.
         """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_count("batch_size", batch_size)
         self._check_output(batch_size, generator, output_type)
         labels = self._read_class_labels(
             class_labels, self.prior.config.num_class_embeds, batch_size, self._execution_device
