@@ -17,7 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 try:
     import gradio as gr
 except ImportError:
-    raise SystemExit('The page needs gradio: pip install "diffusion-bridge-vq[demo]"') from None
+    raise SystemExit('The page needs gradio, the extra `demo`: pip install -e ".[demo]" in the repository') from None
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -49,6 +49,8 @@ label[data-testid=block-label] {position: static; width: max-content}
 @media (max-width: 480px) {.tab-container button {padding: 0 8px !important} .app {padding: 12px !important}}
 """
 PROGRESS = gr.Progress()
+PICTURE = functools.partial(gr.Image, format="png", buttons=[])
+GALLERY = functools.partial(gr.Gallery, format="png", height="auto")
 
 
 class Stopped(Exception):
@@ -77,6 +79,7 @@ class Page:
         self.pipe, self.vqvae, self.side = pipe, pipe.vqvae, pipe.vqvae.config.sample_size
         self.channels, self.num_codes = self.vqvae.config.in_channels, self.vqvae.config.num_vq_embeddings
         self.map_side = self.side // self.vqvae.downsampling_factor
+        self.cell, self.columns = max(CELL, CANVAS // self.map_side), math.isqrt(self.num_codes)
         self.num_classes = (pipe.unet.config.num_class_embeds or 1) - 1  # the last one stands for no class
         self.samplers = SAMPLERS if isinstance(pipe.scheduler, OUBridgeScheduler) else {"as saved": None}
         self.most_steps = min(200, pipe.scheduler.config.num_train_timesteps)
@@ -198,15 +201,19 @@ class Page:
         """-> codes of a drawn image, and it twice."""
         call = {"batch_size": 1, "output_type": "latent"}
         latents = self.draw(DiffusionBridgeVQPipeline, values, 1, request, progress, **call)
-        codes = self.vqvae.encode_codes(latents)[0].tolist()
-        return codes, self.decode(codes), self.decode(codes)
+        return self.show_latents(latents)
 
     @torch.no_grad()
     def encode(self, image: Image.Image):
         """-> codes of an image of the model's size, and what is decoded from them, twice."""
         pixels = self.pipe.image_processor.preprocess(image).to(self.pipe.device)
-        codes = self.vqvae.encode_codes(self.vqvae.encode(pixels).latents)[0].tolist()
-        return codes, self.decode(codes), self.decode(codes)
+        return self.show_latents(self.vqvae.encode(pixels).latents)
+
+    def show_latents(self, latents: torch.Tensor):
+        """-> their codes, and what is decoded from these, twice."""
+        codes = self.vqvae.encode_codes(latents)[0].tolist()
+        image = self.decode(codes)
+        return codes, image, image
 
     def decode(self, codes: list[list[int]]) -> Image.Image:
         z_q = self.vqvae.decode_codes(torch.tensor([codes], device=self.pipe.device))
@@ -217,13 +224,12 @@ class Page:
         codes = torch.arange(self.num_codes, device=self.pipe.device)[:, None, None].expand(-1, 3, 3)
         images, patch = self.pipe.decode_latents(self.vqvae.decode_codes(codes)), self.side // self.map_side
         tiles = [image.crop((patch, patch, 2 * patch, 2 * patch)) for image in images]
-        return image_grid(tiles, columns=math.isqrt(self.num_codes), tile_size=TILE)
+        return image_grid(tiles, columns=self.columns, tile_size=TILE)
 
     def show_codes(self, codes: list[list[int]], row: int, column: int):
         """-> the image with its codes written over it and one position marked, the code there."""
-        cell = max(CELL, CANVAS // self.map_side)
-        picture = self.decode(codes).convert("RGB")
-        picture = picture.resize((cell * self.map_side, cell * self.map_side), Image.Resampling.NEAREST)
+        cell, side = self.cell, self.cell * self.map_side
+        picture = self.decode(codes).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
         pen, font = ImageDraw.Draw(picture), ImageFont.load_default(cell / 3)
         for y, line in enumerate(codes):
             for x, code in enumerate(line):
@@ -244,14 +250,12 @@ class Page:
 
     def choose_place(self, event: gr.SelectData) -> tuple[int, int]:
         """A click on the map -> row, column."""
-        cell = max(CELL, CANVAS // self.map_side)
-        return event.index[1] // cell + 1, event.index[0] // cell + 1
+        return event.index[1] // self.cell + 1, event.index[0] // self.cell + 1
 
     def choose_code(self, event: gr.SelectData) -> int:
         """A click on the palette -> code."""
-        columns = math.isqrt(self.num_codes)
-        tile = TILE + 4
-        return min(event.index[1] // tile * columns + event.index[0] // tile, self.num_codes - 1)
+        column, row = (place // (TILE + 4) for place in event.index)
+        return min(row * self.columns + column, self.num_codes - 1)
 
     def build(self) -> gr.Blocks:
         examples = self.examples()
@@ -291,7 +295,7 @@ class Page:
 
     def build_generate(self) -> None:
         self.count = gr.Slider(1, 64, 16, step=1, label="Number of images")
-        images = gr.Gallery(label="Images", columns=8, format="png", height="auto", render=False)
+        images = GALLERY(label="Images", columns=8, render=False)
         self.button("Generate", self.generate, {self.count}, [images])
         images.render()
 
@@ -299,14 +303,8 @@ class Page:
         self.image = gr.State(examples[0])
         with gr.Row():
             with gr.Column():
-                choice = gr.Gallery(
-                    [enlarge(image) for image in examples],
-                    label="Image",
-                    columns=EXAMPLES,
-                    format="png",
-                    height="auto",
-                    allow_preview=False,
-                )
+                shown = [enlarge(image) for image in examples]
+                choice = GALLERY(shown, label="Image", columns=EXAMPLES, allow_preview=False)
                 file = gr.UploadButton("Upload an image", file_types=["image"], size="sm")
                 self.mask = gr.Dropdown(["nothing", *MASKS], label="Hide, or paint over the image below")
                 self.editor = gr.ImageEditor(
@@ -324,7 +322,7 @@ class Page:
                 self.completions = gr.Slider(1, 16, 7, step=1, label="Completions")
                 self.walks = gr.Slider(1, 10, 3, step=1, label="Walks of each stretch of steps (resampling)")
                 self.keep = gr.Checkbox(True, label="Keep known pixels as they were given")
-                results = gr.Gallery(label="Completions", columns=4, format="png", height="auto", render=False)
+                results = GALLERY(label="Completions", columns=4, render=False)
                 inputs = {self.image, self.editor, self.mask, self.completions, self.walks, self.keep}
                 self.button("Inpaint", self.inpaint, inputs, [results])
                 results.render()
@@ -339,7 +337,7 @@ class Page:
     def build_chain(self) -> None:
         frames = gr.State([])
         scrubber = gr.Slider(1, 2, 1, step=1, label="Frame", interactive=False, render=False)
-        picture = gr.Image(label="Nothing drawn yet", format="png", buttons=[], render=False)
+        picture = PICTURE(label="Nothing drawn yet", render=False)
         self.button("Draw a chain", self.record_chain, set(), [frames, scrubber, picture])
         scrubber.render()
         picture.render()
@@ -348,14 +346,13 @@ class Page:
     def build_codebook(self, example: Image.Image) -> None:
         start, image, _ = self.encode(example)
         codes = gr.State(start)
-        before = gr.Image(image, label="Before", format="png", buttons=[], render=False)
-        after = gr.Image(image, label="After", format="png", buttons=[], render=False)
+        before, after = (PICTURE(image, label=label, render=False) for label in ("Before", "After"))
         self.button("Draw an image", self.draw_codes, set(), [codes, before, after])
         encode = gr.Button("Take the image of Inpaint", size="sm")
         with gr.Row():
             with gr.Column():
                 picture, here = self.show_codes(start, 1, 1)
-                places = gr.Image(picture, label="Which code where", format="png", buttons=[])
+                places = PICTURE(picture, label="Which code where")
                 with gr.Row():
                     row = gr.Slider(1, self.map_side, 1, step=1, label="Row", min_width=180)
                     column = gr.Slider(1, self.map_side, 1, step=1, label="Column", min_width=180)
@@ -365,9 +362,7 @@ class Page:
                 with gr.Row():
                     before.render()
                     after.render()
-                palette = gr.Image(
-                    self.palette(), label="The patch of each code, among eight of its own", format="png", buttons=[]
-                )
+                palette = PICTURE(self.palette(), label="The patch of each code, among eight of its own")
         encode.click(self.encode, self.image, [codes, before, after])
         swap.click(self.swap, [codes, row, column, code], [codes, after])
         palette.select(self.choose_code, None, code)
