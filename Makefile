@@ -1,4 +1,4 @@
-# make demo   train on the embedded digits (once), then sample from what was trained
+# make demo   train on the embedded digits (once; interrupted, it goes on), then sample from what was trained
 # make sample draw from the checkpoint that is in the repository, without training
 # make test   all tests
 # make lint   ruff and mypy
@@ -18,7 +18,8 @@ test: export MKL_NUM_THREADS = 1
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
-	test -d outputs/demo/pipeline || $(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo
+	test -d outputs/demo/pipeline || $(BIN)/python examples/train_e2e.py --preset digits --output-dir outputs/demo \
+		$(if $(wildcard outputs/demo/checkpoints/step-*),--resume)
 	$(BIN)/python examples/sample.py outputs/demo/pipeline --num-images 64 --output outputs/demo/samples.png
 
 sample: $(VENV)/.stamp-demo

@@ -112,6 +112,16 @@ def test_what_is_not_recorded_is_left_out(run):
     assert "device a GPU, processes 2." in make_model_card(run, "user/model").text
 
 
+def test_names_what_the_autoencoder_was_trained_against(run):
+    settings = json.loads((run / "config.json").read_text())
+    for weight, shown in ((0.0, False), (0.5, True)):
+        more = {"perceptual_weight": weight, "perceptual_features": "lpips", "adversarial_weight": 0.0}
+        (run / "config.json").write_text(json.dumps(settings | more))
+        text = make_model_card(run, "user/model").text
+        assert ("| perceptual_features | lpips |" in text) == shown == ("| perceptual_weight | 0.5 |" in text)
+        assert "adversarial_weight" not in text
+
+
 def test_results_of_several_models(run):
     measure(run, "psnr", 10.0, model="bridge")
     measure(run, "psnr", 20.0, model="pixelcnn")

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from .evaluation.report import read_results
+from .evaluation.report import of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
 from .repository import INDEX_NAME, find_weights, read_json
 
@@ -36,6 +36,7 @@ _SHOWN_SETTINGS = (
     "random_flip",
     "seed",
 )
+_SHOWN_WEIGHTS = ("perceptual_weight", "adversarial_weight")  # of terms that a run may do without
 _GRIDS = ("samples", "reconstructions")
 
 
@@ -155,7 +156,7 @@ def make_model_card(
         snippet_images=_SNIPPET_IMAGES,
         carries_code=carries_code,
         data=_describe_data(run.config),
-        settings=[(key, run.config[key]) for key in _SHOWN_SETTINGS if run.config.get(key) is not None],
+        settings=_settings(run.config),
         cost=_describe_cost(run),
         last_metrics=_last_metrics(run.metrics),
         results=rows,
@@ -219,7 +220,7 @@ def _last(path: str) -> str:
 def _own_results(run: RunFiles, evaluated_as: str | None) -> list[dict[str, Any]]:
     """The newest of each measurement of this model, as it was when the run ended."""
     last_step = run.metrics[-1]["step"] if run.metrics else None
-    found = [result for result in run.results if result.get("step", last_step) == last_step]
+    found = of_newest_weights(result for result in run.results if result.get("step", last_step) == last_step)
     if evaluated_as is not None:
         found = [result for result in found if result.get("model") == evaluated_as]
     names = sorted({str(result["model"]) for result in found if "step" not in result and "model" in result})
@@ -277,6 +278,14 @@ def _describe_data(config: dict[str, Any]) -> str:
         )
     size = f"{config.get('resolution')}x{config.get('resolution')}"
     return f"Split `{config.get('split')}` of `{config.get('dataset')}`, as {size} images."
+
+
+def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
+    found = [(key, config[key]) for key in _SHOWN_SETTINGS if config.get(key) is not None]
+    found += [(key, config[key]) for key in _SHOWN_WEIGHTS if config.get(key)]
+    if config.get("perceptual_weight"):  # whose features: no judge of this model should be that network
+        found.append(("perceptual_features", config.get("perceptual_features", "efficientnet-lite0")))
+    return found
 
 
 def _describe_cost(run: RunFiles) -> str:
