@@ -144,16 +144,19 @@ def test_bridge_nll_of_given_draws(monkeypatch, quantizer):
     mask[0, 1, 1:3] = mask[1, 2] = mask[1, 0, 0] = 1
     known, seen = torch.randn(2, 2, 3, 4), []
 
-    def inpaint(unet, scheduler, known_latents, mask, num_inference_steps, generator, jump_length, jump_n_sample):
-        seen.append((known_latents, mask, num_inference_steps, generator, jump_length, jump_n_sample))
+    def inpaint(unet, scheduler, known_latents, mask, num_inference_steps, generator, **rest):
+        assert list(rest) == ["jump_length", "jump_n_sample", "class_labels"]
+        seen.append((known_latents, mask, num_inference_steps, generator, *rest.values()))
         return draws[len(seen) - 1]
 
     monkeypatch.setattr(latents, "inpaint_latents", inpaint)
     generator = torch.Generator()
-    nll = bridge_nll(None, None, quantizer, known, codes, mask, 3, 7, generator, jump_length=2, jump_n_sample=5)
+    labels = torch.tensor([3, 0])
+    settings = {"jump_length": 2, "jump_n_sample": 5, "class_labels": labels}
+    nll = bridge_nll(None, None, quantizer, known, codes, mask, 3, 7, generator, **settings)
     for arguments in seen:
         assert torch.equal(arguments[0], known) and torch.equal(arguments[1], mask[:, None].bool())
-        assert arguments[2:] == (7, generator, 2, 5)
+        assert arguments[2:-1] == (7, generator, 2, 5) and arguments[-1] is labels
     codebook = toy_codebook().double().numpy()
     for b in range(2):
         hidden = np.argwhere(mask[b].numpy())
