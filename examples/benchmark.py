@@ -220,7 +220,7 @@ def main() -> None:
 def print_row(row: dict[str, Any], head: str) -> dict[str, Any]:
     floor = f"{row['times_the_floor']:18.2f}" if "times_the_floor" in row else ""
     same = f"   {row['same_codes']:.1%} of codes as in float32" if "same_codes" in row else ""
-    text = row.get("skipped") or f"{1e3 * row['seconds_per_image']:11.4g} ms{floor}{same}"
+    text = f"   {row['skipped']}" if "skipped" in row else f"{1e3 * row['seconds_per_image']:11.4g} ms{floor}{same}"
     print(head.format(**row) + text, flush=True)
     return row
 
