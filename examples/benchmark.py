@@ -205,8 +205,8 @@ def main() -> None:
         axes = {"batch": [1, 4, 16, 64, 256], "steps": [4, 8, 16, 32, 64], "grid": [16, 32, 64]}
         axes |= {"codes": [1024, 4096, 16_384, 65_536], "positions": [4096, 16_384, 65_536]}
         if not cuda:
-            axes |= {"batch": [1, 2, 4, 8], "steps": [4, 8, 16], "grid": [4, 8, 16]}
-            axes |= {"codes": [256, 1024, 4096, 16_384], "positions": [256, 1024, 4096]}
+            axes |= {"batch": [1, 4, 16, 64], "steps": [4, 8, 16, 32], "grid": [4, 8, 16, 32]}
+            axes |= {"codes": [256, 1024, 4096, 16_384], "positions": [256, 1024, 4096, 16_384]}
         channels = config.unet["in_channels"]
         rows = measure_growth(sampler, bridge, axes, (channels, 1024), Clock(args.budget, args.repeats, device))
         report["growth"] = [print_row(row, "{axis:44}{value:6}") for row in rows]
