@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .noise_schedules import make_betas
 from .reverse_steps import SolverStep, place_timesteps, solver_coefficients
 
 
@@ -29,13 +30,6 @@ class OUBridgeSchedulerOutput(BaseOutput):
 
     prev_sample: torch.Tensor
     pred_original_sample: torch.Tensor | None = None
-
-
-def _cosine_betas(num_train_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
-    """betas of the squared-cosine schedule (Nichol and Dhariwal 2021, eq. 17), in float64."""
-    u = np.arange(num_train_timesteps + 1) / num_train_timesteps
-    abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - abar[1:] / abar[:-1], max_beta)
 
 
 class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
@@ -122,31 +116,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
         if not np.isfinite(z_star).all():
             raise ValueError(f"`z_star` must be a finite number or one per channel, got {z_star}.")
-        if trained_betas is None and beta_schedule in ("linear", "scaled_linear"):
-            for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
-                if not 0 <= value <= 1:
-                    raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
-        if trained_betas is not None:
-            betas = np.asarray(trained_betas, dtype=np.float64)
-            if betas.shape != (num_train_timesteps,):
-                got = len(betas) if betas.ndim == 1 else f"shape {betas.shape}"
-                raise ValueError(
-                    "`trained_betas` must be a list of numbers, one for each of the "
-                    f"{num_train_timesteps} `num_train_timesteps`, got {got}."
-                )
-            if not ((betas >= 0) & (betas <= 1)).all():
-                raise ValueError(f"`trained_betas` must lie in [0, 1], got {betas.min()}..{betas.max()}.")
-        elif beta_schedule == "linear":
-            betas = np.linspace(beta_start, beta_end, num_train_timesteps)
-        elif beta_schedule == "scaled_linear":
-            betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        elif beta_schedule == "squaredcos_cap_v2":
-            betas = _cosine_betas(num_train_timesteps)
-        else:
-            raise ValueError(
-                f"`beta_schedule` must be linear, scaled_linear or squaredcos_cap_v2, got {beta_schedule!r}; "
-                "give other schedules as `trained_betas`."
-            )
+        betas = make_betas(num_train_timesteps, beta_schedule, beta_start, beta_end, trained_betas)
         abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
         if betas[0] == 0 or abar[-2] == 0:
             raise ValueError(
