@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing as mp
 from killable_run import ACCUMULATION, BATCHES_PER_EPOCH, FREEZE_FROM, JOINT_FROM, STEPS, config, run
+from run_in_memory import FILES
 from safetensors.torch import load_file
-from test_checkpoint import FILES
 
 from diffusion_bridge_vq.training import train
 from diffusion_bridge_vq.training.checkpoint import list_checkpoints
