@@ -20,7 +20,6 @@ except ImportError:
     raise SystemExit('The page needs gradio, the extra `demo`: pip install -e ".[demo]" in the repository') from None
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from diffusion_bridge_vq import (
@@ -35,7 +34,7 @@ from diffusion_bridge_vq.data.masks import MASKS, paper_mask
 from diffusion_bridge_vq.grids import image_grid
 
 DEMO = "checkpoints/digits"
-SAMPLERS = {"ancestral": None, "DDIM": DDIMScheduler, "DPM-Solver++": DPMSolverMultistepScheduler}
+SAMPLERS = {"DPM-Solver++": "dpmsolver++", "DDIM": "ddim", "ancestral": "ancestral"}
 EXAMPLES, CHAIN_IMAGES, CHAIN_FRAMES = 4, 4, 50
 CANVAS = 320  # pixels a side, about, that small images are enlarged to
 CELL, TILE = 40, 32  # pixels a side, at least: a position of the map of codes; a code of the palette
@@ -92,14 +91,11 @@ class Page:
         seed, steps = values[self.seed], values[self.steps]
         if seed is None:
             raise ValueError("The seed is empty: give a whole number.")
-        # A scheduler of its own: calls change it, and several may be under way.
-        stock, scheduler = self.samplers[values[self.sampler]], copy.deepcopy(self.pipe.scheduler)
-        if stock:
-            scheduler = scheduler.to_diffusers(stock)
-        elif isinstance(scheduler, OUBridgeScheduler):
-            call["solver"] = "ancestral"
-        pipe = kind(self.vqvae, self.pipe.unet, scheduler)
+        # a scheduler of its own: calls change it, and several may be under way
+        pipe = kind(self.vqvae, self.pipe.unet, copy.deepcopy(self.pipe.scheduler))
         pipe.set_progress_bar_config(disable=True)
+        if kind is DiffusionBridgeVQPipeline:  # completing keeps its own, see there
+            call["solver"] = self.samplers[values[self.sampler]]
         if self.num_classes:
             call |= {"class_labels": int(values[self.label]), "guidance_scale": values[self.guidance]}
         done, total, chain = 0, steps * call.get("jump_n_sample", 1), call.pop("chain", None)
@@ -267,8 +263,8 @@ class Page:
             )
             with gr.Row():
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31, min_width=100)
-                self.sampler = gr.Dropdown(list(self.samplers), label="Sampler", min_width=140)
-                default = min(50, self.most_steps)
+                self.sampler = gr.Dropdown(list(self.samplers), label="Sampler, but for Inpaint", min_width=160)
+                default = min(20, self.most_steps)
                 self.steps = gr.Slider(1, self.most_steps, default, step=1, label="Steps", min_width=240)
             with gr.Row(visible=self.num_classes > 0):
                 self.label = gr.Slider(0, max(1, self.num_classes - 1), 0, step=1, label="Class")

@@ -58,7 +58,9 @@ def test_class_and_guidance(app, classes):
     call = {"progress": lambda *args, **kwargs: None, "batch_size": 1, "output_type": "latent"}
     drawn = page.draw(DiffusionBridgeVQPipeline, values, 1, REQUEST, **call)
     labels = {} if classes is None else {"class_labels": torch.tensor([1]), "guidance_scale": 3.0}
-    expected = sample_latents(pipe.unet, pipe.scheduler, (1, 3, 3, 3), 6, generator=[rng()], **labels)
+    expected = sample_latents(
+        pipe.unet, pipe.scheduler, (1, 3, 3, 3), 6, generator=[rng()], solver="dpmsolver++", **labels
+    )
     torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
 
 

@@ -1,11 +1,15 @@
 """Settings of runs that take a second, on real digits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from diffusion_bridge_vq.training import VQConfig
+from diffusion_bridge_vq.training import loop as loop_module
 
 TINY = {
     "vqvae": {
@@ -47,3 +51,30 @@ def config(cls, folder: Path, **overrides):
 def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     """One file of a checkpoint."""
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+@contextmanager
+def stopped_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The run inside ends as soon as it has written one."""
+
+    class Stop(Exception):
+        pass
+
+    save = loop_module._Run._save
+
+    def save_and_stop(self, done):
+        save(self, done)
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(loop_module._Run, "_save", save_and_stop)
+        yield
+
+
+def assert_same_state(folder: Path, other: Path, step: int, names: tuple[str, ...]) -> None:
+    """Those files of two runs' checkpoints are equal bit for bit."""
+    for name in names:
+        one, two = state(folder, step, name), state(other, step, name)
+        assert one.keys() == two.keys()
+        different = [key for key in one if not torch.equal(one[key], two[key])]
+        assert not different, (name, different[:5])

@@ -6,9 +6,9 @@ hub/test_folder.py.
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from by_hand import decode, predict, run
 from diffusers import DDIMScheduler, UNet2DModel
+from offloaded import offload
 from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
@@ -218,35 +218,17 @@ def test_half_precision(tmp_path, dtype):
     assert torch.equal(run(half, seed=3, output_type="latent"), run(half, seed=3, latents=noise, output_type="latent"))
 
 
-class Asleep(ModelHook):
-    """Stands for offloading: the weights are away (zero) until the hook before a use brings them back."""
-
-    def __init__(self, module: torch.nn.Module, name: str, used: list[str]):
-        self.weights, self.name, self.used = {k: v.clone() for k, v in module.state_dict().items()}, name, used
-        with torch.no_grad():
-            for tensor in module.state_dict().values():
-                tensor.zero_()
-
-    def pre_forward(self, module, *args, **kwargs):
-        module.load_state_dict(self.weights)
-        self.used.append(self.name)
-        return args, kwargs
-
-
 @pytest.mark.parametrize(
     "options", [{"output_type": "latent"}, {"sample_codes": False}, {"sample_codes": True}], ids=str
 )
 def test_offloaded_weights_are_fetched_in_order_and_hooks_freed(monkeypatch, options):
     """`enable_model_cpu_offload` moves a model in when it is called; the codebook is used before the decoder."""
-    pipe, used, freed = make_pipeline(), [], []
+    pipe = make_pipeline()
     images = run(pipe, **options)
-    for name in ("unet", "vqvae"):
-        module = getattr(pipe, name)
-        add_hook_to_module(module, Asleep(module, name, used))
-    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    used = offload(pipe, monkeypatch)
     torch.testing.assert_close(run(pipe, **options), images, atol=1e-5, rtol=1e-5)  # a hook may change rounding
     order = ["unet"] if "output_type" in options else pipe.model_cpu_offload_seq.split("->")
-    assert list(dict.fromkeys(used)) == order and freed == [True]
+    assert list(dict.fromkeys(used)) == [*order, "freed"] and used.count("freed") == 1
 
 
 # -------------------------------------------------------------------------------------------------------- errors

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import ImagePipelineOutput
+from offloaded import offload
 from tiny_pipeline import make_pipeline, rng
 
 from diffusion_bridge_vq import PixelCNNPrior, PixelCNNVQPipeline
@@ -104,29 +104,13 @@ def test_round_trip(tmp_path, classes):
     assert images.dtype == torch.float32 and images.isfinite().all()
 
 
-class Asleep(ModelHook):
-    """Stands for offloading: the weights are away (zero) until the hook before a use brings them back."""
-
-    def __init__(self, module: torch.nn.Module):
-        self.weights = {k: v.clone() for k, v in module.state_dict().items()}
-        with torch.no_grad():
-            for tensor in module.state_dict().values():
-                tensor.zero_()
-
-    def pre_forward(self, module, *args, **kwargs):
-        module.load_state_dict(self.weights)
-        return args, kwargs
-
-
 @pytest.mark.parametrize("output_type", ["pt", "latent"])
 def test_offloaded_weights_are_fetched_and_hooks_freed(monkeypatch, output_type):
-    pipe, freed = make_pixelcnn(), []
+    pipe = make_pixelcnn()
     images = run(pipe, output_type=output_type)
-    for module in (pipe.prior, pipe.vqvae):
-        add_hook_to_module(module, Asleep(module))
-    monkeypatch.setattr(pipe, "maybe_free_model_hooks", lambda: freed.append(True))
+    used = offload(pipe, monkeypatch)
     assert torch.equal(run(pipe, output_type=output_type), images)
-    assert freed == [True]
+    assert used[-1] == "freed" and used.count("freed") == 1
 
 
 @pytest.mark.parametrize(

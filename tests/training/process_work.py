@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from diffusers import UNet2DModel
+from tiny_run import TINY
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,26 +45,8 @@ from diffusion_bridge_vq.training import loop as loop_module
 from diffusion_bridge_vq.training.config import RunConfig
 from diffusion_bridge_vq.training.sharding import whole
 
-VQVAE = {
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "norm_num_groups": 4,
-    "latent_channels": 4,
-    "num_vq_embeddings": 16,
-    "sample_size": 8,
-}
-UNET = {
-    "sample_size": 4,
-    "block_out_channels": [8, 8],
-    "norm_num_groups": 4,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["DownBlock2D"] * 2,
-    "up_block_types": ["UpBlock2D"] * 2,
-}
+VQVAE = TINY["vqvae"] | {"in_channels": 1, "out_channels": 1, "num_vq_embeddings": 16, "sample_size": 8}
+UNET = TINY["unet"] | {"sample_size": 4}
 OBJECTIVE_CLASSES = {"vq": VQObjective, "prior": PriorObjective, "e2e": E2EObjective, "pixelcnn": PixelCNNObjective}
 CONFIGS = {config.kind: config for config in (VQConfig, PriorConfig, E2EConfig, PixelCNNConfig)}
 

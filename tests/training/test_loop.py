@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from tiny_run import SETTINGS, TINY, config, state
+from tiny_run import SETTINGS, TINY, assert_same_state, config, state, stopped_at_a_checkpoint
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
@@ -26,25 +26,11 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path, accum
     overrides |= {"freeze_fraction": 0.75, "max_train_steps": 10, "checkpoint_every": 5}
     train(config(E2EConfig, tmp_path / "whole", **overrides))
 
-    class Stop(Exception):
-        pass
-
-    original = loop_module._Run._save
-
-    def stop_after_saving(self, done):
-        original(self, done)
-        raise Stop
-
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop_module._Run, "_save", stop_after_saving)
+    with stopped_at_a_checkpoint(monkeypatch):
         train(config(E2EConfig, tmp_path / "parts", **overrides))
     torch.manual_seed(123)  # what happens between must not matter
     train(config(E2EConfig, tmp_path / "parts", resume=True, **overrides))
-    for name in ("model", "ema", "optimizer", "random-0"):
-        whole, parts = state(tmp_path / "whole", 10, name), state(tmp_path / "parts", 10, name)
-        assert whole.keys() == parts.keys()
-        different = [key for key in whole if not torch.equal(whole[key], parts[key])]
-        assert not different, (name, different[:5])
+    assert_same_state(tmp_path / "whole", tmp_path / "parts", 10, ("model", "ema", "optimizer", "random-0"))
 
 
 def test_stages_and_what_they_leave(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
-from tiny_run import TINY
+from tiny_run import TINY, assert_same_state, stopped_at_a_checkpoint
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
@@ -21,7 +21,6 @@ from diffusion_bridge_vq.training import (
     parse_config,
     train,
 )
-from diffusion_bridge_vq.training import loop as loop_module
 from diffusion_bridge_vq.training.early_stopping import EarlyStopping, hold_out
 
 VQVAE = TINY["vqvae"]
@@ -215,28 +214,13 @@ def test_logged_bits_are_those_of_the_saved_pipeline(vq, tmp_path, class_conditi
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(vq, tmp_path, monkeypatch):
-    train(config(vq, tmp_path / "whole", max_train_steps=6, checkpoint_every=3, class_conditional=True))
-
-    class Stop(Exception):
-        pass
-
-    original = loop_module._Run._save
-
-    def stop_after_saving(self, done):
-        original(self, done)
-        raise Stop
-
-    parts = {"max_train_steps": 6, "checkpoint_every": 3, "class_conditional": True}
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop_module._Run, "_save", stop_after_saving)
-        train(config(vq, tmp_path / "parts", **parts))
+    overrides = {"max_train_steps": 6, "checkpoint_every": 3, "class_conditional": True}
+    train(config(vq, tmp_path / "whole", **overrides))
+    with stopped_at_a_checkpoint(monkeypatch):
+        train(config(vq, tmp_path / "parts", **overrides))
     torch.manual_seed(123)  # what happens between must not matter
-    train(config(vq, tmp_path / "parts", resume=True, **parts))
-    for name in ("model", "ema", "best", "optimizer", "random-0"):
-        whole, resumed = state(tmp_path / "whole", 6, name), state(tmp_path / "parts", 6, name)
-        assert whole.keys() == resumed.keys()
-        different = [key for key in whole if not torch.equal(whole[key], resumed[key])]
-        assert not different, (name, different[:5])
+    train(config(vq, tmp_path / "parts", resume=True, **overrides))
+    assert_same_state(tmp_path / "whole", tmp_path / "parts", 6, ("model", "ema", "best", "optimizer", "random-0"))
     assert state(tmp_path / "whole", 6, "best")["best_value"].isfinite()
 
 

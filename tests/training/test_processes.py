@@ -232,8 +232,7 @@ CONFIGS = ROOT / "examples" / "accelerate_configs"
 def accelerate(*command: str, config: str = "cpu_2.yaml") -> subprocess.Popen:
     """accelerate launch on two processes of this machine."""
     options = ("--config_file", str(CONFIGS / config), "--num_processes", "2", "--main_process_port", "0")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.environ.get("PYTHONPATH") or str(ROOT / "src")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
         stdout=subprocess.PIPE,

@@ -130,8 +130,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             )
 
         # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts
-        # as a default: `from_config` of another class drops defaults, and stock DDIM would then clip latents to [-1,
-        # 1].
+        # as a default: `from_config` of another class drops those, and stock DDIM would then clip latents to [-1, 1].
         self.register_to_config(
             trained_betas=None if trained_betas is None else betas.tolist(),
             z_star=np.asarray(z_star, dtype=np.float64).tolist(),
@@ -426,9 +425,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         """
         A stock variance-preserving scheduler that samples x = (z - z*) / m with this process's network.
 
-        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta =
-        sqrt(2) and
-        z*: x + z* is the bridge with those numbers. `sample_latents` and the pipelines read z* there and return z.
+        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta = sqrt(2)
+        and z*: x + z* is the bridge with those numbers. `sample_latents` and the pipelines read z* there and return z.
 
         Args:
             scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...
