@@ -48,6 +48,9 @@ setup(
         "jinja2",  # model cards
         "numpy",
         "pillow",
+        "psutil",
+        "pyarrow",
+        "fsspec",
         "tqdm",
         "tensorboard",
     ],

@@ -60,13 +60,17 @@ def main() -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="a saved pipeline or autoencoder, repeatable; bridge, bridge-e2e and pixelcnn have places in the tables",
+        help="a saved pipeline or autoencoder (of a run: its pipeline or vqvae), repeatable; bridge, bridge-e2e and "
+        "pixelcnn have places in the tables",
     )
     parser.add_argument("--dataset", default="digits", help="as for the training scripts")
     add_evaluation_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/evaluation"))
     args = parser.parse_args()
+    names = [name for name, _ in args.model]
+    if len(set(names)) < len(names):
+        parser.error(f"--model: each needs a name of its own, got {', '.join(names)}")
     signal.signal(signal.SIGTERM, say_how_to_go_on)
     try:
         if args.verb != "table":
@@ -80,7 +84,7 @@ def main() -> None:
                 device="cuda" if torch.cuda.is_available() else "cpu",
             )
         written = write_report(args.output_dir)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     print(f"written: {', '.join(str(path) for path in written)}")
 

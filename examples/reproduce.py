@@ -47,13 +47,14 @@ def main() -> None:
                 evaluate(args)
             else:
                 train_stage(args, stage)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
 def train_stage(args: argparse.Namespace, stage: str) -> None:
     folder, tokenizer = args.output_dir / stage, args.output_dir / "vq"
     if any((folder / done).is_dir() for done in ("vqvae", "pipeline")):
+        refuse_another(folder, preset=args.preset, dataset=args.dataset, split=args.train_split, seed=args.seed)
         print(f"{stage}: done before, {folder}")
         return
     cls, settings = {
@@ -86,6 +87,18 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
     print(f"{stage}: {steps} steps, {folder}")
 
 
+def refuse_another(folder: Path, **asked: Any) -> None:
+    """
+    Raises:
+        ValueError: the run in `folder` had other settings.
+    """
+    path = folder / "config.json"
+    had = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else asked  # a carried one has only weights
+    for name, value in asked.items():
+        if had[name] != value:
+            raise ValueError(f"{folder} has {name} {had[name]}, not {value}: give another --output-dir.")
+
+
 def remembered(path: Path, compute: Callable[[], int]) -> int:
     """What an earlier start of the same stage computed, so that it goes on with the same number."""
     if not path.is_file():
@@ -102,6 +115,8 @@ def evaluate(args: argparse.Namespace) -> None:
     folders = {model: folder for model, folder in folders.items() if folder.is_dir()}
     if not folders:
         raise ValueError(f"{args.output_dir} has no pipeline to evaluate: run {', '.join(STAGES[1:4])} before.")
+    for model in folders:
+        refuse_another(args.output_dir / model, preset=args.preset)
     output = args.output_dir / "evaluation"
     evaluate_pipelines(
         folders,

@@ -37,8 +37,8 @@ def main() -> None:
     parser.add_argument("--chain-steps", type=int, default=0, help="columns of chain.png (Figure 9); 0 for none")
     parser.add_argument("--output", type=Path, default=Path("samples.png"))
     args = parser.parse_args()
-    if args.num_images < 1 or args.batch_size < 1:
-        parser.error("--num-images and --batch-size must be at least 1")
+    if args.num_images < 1 or args.batch_size < 1 or args.chain_steps < 0:
+        parser.error("--num-images and --batch-size must be at least 1, --chain-steps at least 0")
 
     try:
         draw(args)

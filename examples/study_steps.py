@@ -35,7 +35,7 @@ from diffusion_bridge_vq.evaluation import (
 SOLVERS = ("dpmsolver++", "ddim", "ancestral")
 SPACINGS = ("logsnr", "trailing", "linspace", "leading")
 TITLES = {"frechet": "Frechet distance", "kl": "KL of codes, nats"}
-KEYS = ("name", "weights", "features", "solver", "spacing", "steps", "n", "seed")
+KEYS = ("name", "weights", "dataset", "split", "features", "solver", "spacing", "steps", "n", "seed")
 
 
 def main() -> None:
@@ -54,19 +54,19 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="the figure; default: steps.png in the output folder")
     args = parser.parse_args()
     try:
-        path, weights = study(args)
+        path, facts = study(args)
     except ValueError as error:
         parser.error(str(error))
-    found = [r for r in read_results(path) if (r["n"], r["features"]) == (args.num_images, args.features)]
-    rows = [r for r in found if r.get("weights") == weights]
+    wanted = {"n": args.num_images, **facts}
+    rows = [r for r in read_results(path) if all(r.get(key) == value for key, value in wanted.items())]
     text = "\n".join(table(rows, name) for name in TITLES)
     (args.output_dir / "steps.md").write_text(text)
     print(text)
     plot(rows, args.plot or args.output_dir / "steps.png")
 
 
-def study(args: argparse.Namespace) -> tuple[Path, str]:
-    """Measures what results.json lacks, the fewest steps first; returns its path and the model's fingerprint."""
+def study(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
+    """Measures what results.json lacks, the fewest steps first; returns its path, and what all of these share."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
     done = {tuple(r.get(key) for key in KEYS) for r in (read_results(path) if path.is_file() else [])}
@@ -74,17 +74,17 @@ def study(args: argparse.Namespace) -> tuple[Path, str]:
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline).to(device)
     pipe.set_progress_bar_config(disable=True)
     judge = Judge(pipe, args)
-    weights = fingerprint(*pipe.components.values())
-    facts = {"weights": weights, "features": args.features, "dataset": args.dataset, "device": device}
+    facts = {"weights": fingerprint(*pipe.components.values()), "dataset": args.dataset, "split": args.split}
+    facts["features"] = args.features
 
     def add(solver: str, spacing: str, steps: int, seed: int, values: dict[str, float]) -> None:
         own = {"solver": solver, "spacing": spacing, "steps": steps, "n": args.num_images, "seed": seed}
         for name, value in values.items():
-            append_result(path, name, value, **own, **facts)
+            append_result(path, name, value, **own, **facts, device=device)
 
     def is_done(solver: str, spacing: str, steps: int, seed: int) -> bool:
-        own = (solver, spacing, steps, args.num_images, seed)
-        return all((name, weights, args.features, *own) in done for name in TITLES)
+        own = (*facts.values(), solver, spacing, steps, args.num_images, seed)
+        return all((name, *own) in done for name in TITLES)
 
     if not is_done("real", "all", 0, 0):
         add("real", "all", 0, 0, judge.floor(args.num_images))
@@ -102,7 +102,7 @@ def study(args: argparse.Namespace) -> tuple[Path, str]:
                     add(solver, spacing, steps, seed, values)
                     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                     print(f"{steps:5} steps, {solver:12} {spacing:9} seed {seed}: {shown}", flush=True)
-    return path, weights
+    return path, facts
 
 
 def draw_codes(pipe: DiffusionBridgeVQPipeline, n: int, batch_size: int, seed: int, **call: Any) -> torch.Tensor:

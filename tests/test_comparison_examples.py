@@ -5,6 +5,7 @@ a second, and the same again.
 
 import csv
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -169,8 +170,18 @@ def test_an_evaluation_that_is_told_to_stop_goes_on(command, tmp_path):
 def test_what_reproduce_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    options = ["--dataset", "digits", "--output-dir", str(tmp_path), "--stage", "evaluate"]
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *options])
-    with pytest.raises(SystemExit, match="2"):
-        importlib.import_module("reproduce").main()
-    assert "has no pipeline to evaluate" in capsys.readouterr().err
+    options = ["--dataset", "digits", "--output-dir", str(tmp_path), "--stage"]
+
+    def refused(*stages_and_others: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *options, *stages_and_others])
+        with pytest.raises(SystemExit, match="2"):
+            importlib.import_module("reproduce").main()
+        return capsys.readouterr().err
+
+    assert "has no pipeline to evaluate" in refused("evaluate")
+    (tmp_path / "bridge" / "pipeline").mkdir(parents=True)
+    settings = {"preset": "digits", "dataset": "digits", "split": "train", "seed": 0}
+    (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
+    for stage in ("bridge", "evaluate"):
+        assert "has preset digits, not cifar10: give another" in refused(stage, "--preset", "cifar10")
+    assert "has seed 0, not 1" in refused("bridge", "--preset", "digits", "--seed", "1")

@@ -80,6 +80,15 @@ def test_sample(fails, tmp_path):
     line = fails("sample.py", tmp_path / "pipeline", "--num-inference-steps", 30)
     assert "`num_inference_steps` must be a whole number in 1..20, got 30" in line
     assert "no classes" in fails("sample.py", tmp_path / "pipeline", "--class-labels", 1)
+    assert "--chain-steps at least 0" in fails("sample.py", tmp_path / "pipeline", "--chain-steps", -1)
+
+
+def test_evaluate(fails, tmp_path, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    output = ["--output-dir", tmp_path / "out"]
+    assert "none" in fails("evaluate.py", "kl", "--model", f"bridge={tmp_path / 'none'}", *output)
+    two = ["--model", f"bridge={tmp_path / 'one'}", "--model", f"bridge={tmp_path / 'two'}"]
+    assert "each needs a name of its own, got bridge, bridge" in fails("evaluate.py", "kl", *two, *output)
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "prior", "pixelcnn", "e2e"])

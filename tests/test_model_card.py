@@ -9,9 +9,15 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from tiny_pipeline import SKEWED, make_gray_pipeline, make_pipeline
 
-from diffusion_bridge_vq import PixelCNNPrior, PixelCNNVQPipeline
+from diffusion_bridge_vq import (
+    DiffusionBridgeVQInpaintPipeline,
+    DiffusionBridgeVQPipeline,
+    GumbelVQModel,
+    PixelCNNPrior,
+    PixelCNNVQPipeline,
+)
 from diffusion_bridge_vq.evaluation import append_result
-from diffusion_bridge_vq.model_card import make_model_card, without_paths
+from diffusion_bridge_vq.model_card import make_model_card, read_run, without_paths
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -122,6 +128,29 @@ def test_names_what_the_autoencoder_was_trained_against(run):
         assert "adversarial_weight" not in text
 
 
+def test_snippet_of_an_inpainting_pipeline(run):
+    pipe = make_pipeline()
+    DiffusionBridgeVQInpaintPipeline(**pipe.components).save_pretrained(run / "pipeline")
+    (snippet,) = SNIPPET.findall(make_model_card(run, str(run / "pipeline")).text)
+    names: dict = {"image": torch.full((2, 3, 6, 6), 0.7), "mask_image": torch.ones(6, 6)}
+    exec(snippet.replace("mask_image)", "mask_image, num_inference_steps=2)"), names)
+    assert len(names["images"]) == 2
+
+
+def test_channels_are_those_of_the_codes(run):
+    pipe = make_pipeline()
+    config = {key: value for key, value in pipe.vqvae.config.items() if not key.startswith("_")}
+    vqvae = GumbelVQModel(**config | {"latent_channels": 8, "vq_embed_dim": 3})
+    DiffusionBridgeVQPipeline(vqvae, pipe.unet, pipe.scheduler).save_pretrained(run / "pipeline")
+    assert "3x3 positions, 3 channels, 32 codes" in make_model_card(run, "user/model").text
+
+
+def test_newest_grid_by_number(run):
+    for step in (1_000_000, 999_000):
+        (run / f"samples-{step:06d}.png").touch()
+    assert read_run(run).grids == {"samples": run / "samples-1000000.png"}
+
+
 def test_results_of_several_models(run):
     measure(run, "psnr", 10.0, model="bridge")
     measure(run, "psnr", 20.0, model="pixelcnn")
@@ -167,6 +196,9 @@ def test_no_pipeline(run):
         ("user/model", "user/model"),
         ("outputs/run", "outputs/run"),
         ("12 / 3 and images/s", "12 / 3 and images/s"),
+        ("../up/data", "data"),
+        ("/home/some body/faces", "faces"),
+        (r"\\server\share\faces", "faces"),
         ({"_name_or_path": "/a/b", "c": ["/a/b"]}, {"c": ["b"]}),
         (
             {"command": "evaluate.py --model a=/x/y '/with space/z' ../up/data outputs/run"},

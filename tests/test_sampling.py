@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -71,6 +72,7 @@ def make(name: str):
         "pndm": (PNDMScheduler, {"skip_prk_steps": True}),
         "euler": (EulerDiscreteScheduler, {}),
         "heun": (HeunDiscreteScheduler, {}),
+        "lms": (LMSDiscreteScheduler, {}),
     }
     return bridge, bridge if name == "bridge" else bridge.to_diffusers(stock[name][0], **stock[name][1])
 
@@ -164,8 +166,10 @@ def test_without_resampling_the_law_is_another(name):
     assert conditional_error(name, 1, 1) > 0.35
 
 
-@pytest.mark.parametrize("name", ["bridge", "ddim", "dpm", "heun"])
-def test_jumps_leave_an_exact_law_alone(name):
+@pytest.mark.parametrize(
+    ("name", "steps", "length"), [("bridge", 30, 2), ("ddim", 30, 2), ("dpm", 30, 2), ("heun", 30, 2), ("lms", 12, 1)]
+)
+def test_jumps_leave_an_exact_law_alone(name, steps, length):
     """With nothing known, walking back and forth must not change what an exact network samples."""
     bridge, scheduler = make(name)
     n = 4000
@@ -174,9 +178,9 @@ def test_jumps_leave_an_exact_law_alone(name):
         scheduler,
         KNOWN.expand(n, 2, 3),
         torch.ones(3),
-        30,
+        steps,
         generator(),
-        jump_length=2,
+        jump_length=length,
         jump_n_sample=4,
     )[:, 0]
     torch.testing.assert_close(z_0.mean(0), MEAN, atol=0.08, rtol=0)

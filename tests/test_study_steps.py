@@ -73,6 +73,17 @@ def test_a_retrained_model_is_another(script, command, tmp_path, monkeypatch):
     assert first != second and f"| {second:.3g} |" in (tmp_path / "steps" / "steps.md").read_text()
 
 
+def test_other_images_are_another_study(script, command, tmp_path, monkeypatch):
+    command += ["--steps", "2", "--solvers", "ddim", "--spacings", "trailing"]
+    tables = []
+    for split in ("train", "test", "train"):
+        monkeypatch.setattr(sys, "argv", [*command, "--split", split])
+        script.main()
+        tables.append((tmp_path / "steps" / "steps.md").read_text())
+    assert tables[0] == tables[2] != tables[1]
+    assert len(read_results(tmp_path / "steps" / "results.json")) == 2 * 2 * 2  # measures, real and drawn, splits
+
+
 def test_images_that_are_the_training_images(script, command, tmp_path, monkeypatch):
     """The judge finds no distance between a set and itself, and more between sets of which one has fewer codes."""
     monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--solvers", "ddim", "--spacings", "trailing"])

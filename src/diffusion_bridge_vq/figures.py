@@ -78,7 +78,8 @@ def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
         curve.set_ylim(bottom=0)
         curve.legend()
     for picture, (name, folder) in zip(axes[2:], run_dirs.items(), strict=True):
-        picture.imshow(Image.open(max(folder.glob("samples-*.png"))), cmap="gray", vmin=0, vmax=255)
+        newest = max(folder.glob("samples-*.png"), key=lambda path: (len(path.name), path.name))
+        picture.imshow(Image.open(newest), cmap="gray", vmin=0, vmax=255)
         picture.set(title=f"samples, {name}")
         picture.axis("off")
     return _save(figure, path)

@@ -14,10 +14,12 @@ from safetensors import safe_open
 
 from .evaluation.report import of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
+from .pipelines import DiffusionBridgeVQInpaintPipeline
 from .repository import INDEX_NAME, find_weights, read_json
 
 _TASK = "unconditional-image-generation"
 _SNIPPET_IMAGES = 16
+_INPAINT = DiffusionBridgeVQInpaintPipeline.__name__
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"=,:;()]+)+[/\\]?")
 _OUTSIDE = re.compile(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]")
@@ -89,9 +91,10 @@ def read_run(folder: str | Path) -> RunFiles:
     if (folder / "evaluation" / "results.json").is_file():
         run.results = without_paths(read_results(folder / "evaluation" / "results.json"))
     for name in _GRIDS:
-        found = sorted(folder.glob(f"{name}-*.png"))
-        if found:
-            run.grids[name] = found[-1]
+        found = folder.glob(f"{name}-*.png")
+        newest = max(found, key=lambda path: (len(path.name), path.name), default=None)  # 1000000 is after 999000
+        if newest is not None:
+            run.grids[name] = newest
     return run
 
 
@@ -153,7 +156,7 @@ def make_model_card(
         components=_describe_components(run, vqvae, network),
         pipeline_class=run.index["_class_name"],
         source=source,
-        snippet_images=_SNIPPET_IMAGES,
+        call="image, mask_image" if run.index["_class_name"] == _INPAINT else f"batch_size={_SNIPPET_IMAGES}",
         carries_code=carries_code,
         data=_describe_data(run.config),
         settings=_settings(run.config),
@@ -182,7 +185,7 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     if isinstance(value, str):
-        return _ABSOLUTE.sub(lambda match: _last(match[0]), value)
+        return _last(value) if _OUTSIDE.match(value) else _ABSOLUTE.sub(lambda match: _last(match[0]), value)
     return value
 
 
@@ -208,9 +211,7 @@ def _read_lines(path: Path) -> list[dict[str, float]]:
 
 
 def _clean_argument(token: str) -> str:
-    return "=".join(
-        _last(part) if re.match(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]", part) else part for part in token.split("=")
-    )
+    return "=".join(_last(part) if _OUTSIDE.match(part) else part for part in token.split("="))
 
 
 def _last(path: str) -> str:
@@ -247,9 +248,10 @@ def _size(vqvae: dict[str, Any]) -> str:
 def _describe_components(run: RunFiles, vqvae: dict[str, Any], network: dict[str, Any]) -> list[str]:
     assert run.pipeline is not None
     side = vqvae["sample_size"] // 2 ** (len(vqvae["block_out_channels"]) - 1)
+    channels = vqvae.get("vq_embed_dim") or vqvae["latent_channels"]
     lines = [
         f"**Autoencoder** (`GumbelVQModel`, {_count_weights(run.pipeline / 'vqvae')}): {_size(vqvae)} -> "
-        f"{side}x{side} positions, {vqvae['latent_channels']} channels, {vqvae['num_vq_embeddings']} codes "
+        f"{side}x{side} positions, {channels} channels, {vqvae['num_vq_embeddings']} codes "
         f"(`{vqvae['quantizer_type']}`)."
     ]
     if "unet" not in run.index:

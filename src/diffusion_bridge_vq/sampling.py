@@ -287,9 +287,9 @@ def _restart(fresh: SchedulerMixin, saved: SchedulerMixin, step: int) -> Schedul
     A scheduler that goes on from `step`, where it was `saved`, after a jump back.
 
     Solvers that extrapolate from earlier steps begin with first order again: those belong to another path, and what
-    they would extrapolate is the jump's noise.
+    they would extrapolate is the jump's noise. LMS and PNDM, which can't, keep those before `step`.
     """
-    if not hasattr(fresh, "set_begin_index"):
+    if not hasattr(fresh, "set_begin_index") or hasattr(fresh, "derivatives"):
         return copy.deepcopy(saved)
     scheduler = copy.deepcopy(fresh)
     scheduler.set_begin_index(step)
@@ -336,10 +336,11 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """
-    Refuse a stock scheduler that was swapped in by `from_config` from a bridge with another stationary variance than
-    1.
+    Refuse a stock scheduler that doesn't follow the bridge's betas, or that was swapped in by `from_config` from a
+    bridge with another stationary variance than 1.
 
-    Such a scheduler keeps theta and eta in its config without following them. With s = 1 the swap is right as it is.
+    Such a scheduler keeps betas, theta and eta in its config without following them. With s = 1 the swap is right as
+    it is.
 
     Raises:
         ValueError: with the call that makes the right scheduler.
@@ -347,6 +348,8 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     if isinstance(scheduler, OUBridgeScheduler):
         return
     name, config = type(scheduler).__name__, scheduler.config
+    if "trained_betas" not in inspect.signature(type(scheduler).__init__).parameters:
+        raise ValueError(f"{name} has noise levels of its own and can't follow the bridge's; take another scheduler.")
     s = config.get("eta", math.sqrt(2.0)) / math.sqrt(2 * config.get("theta", 1.0))
     if abs(s - 1) > 1e-6:
         raise ValueError(

@@ -1,19 +1,25 @@
 """The collector: what it feeds to the metrics (which have their own tests), and what it writes down."""
 
+import io
 import json
+import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DModel
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipeline import make_gray_pipeline
 
-from diffusion_bridge_vq import PixelCNNVQPipeline
+from diffusion_bridge_vq import GumbelVQModel, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
     EvaluationConfig,
     Evaluator,
     RealImages,
+    append_result,
     autoencoder_evaluator,
     code_kl,
     evaluate_pipelines,
@@ -151,6 +157,62 @@ def test_an_autoencoder_alone_is_measured_as_that_of_its_pipeline(tmp_path):
         assert found["alone", name] == found["whole", name]
     with pytest.raises(ValueError, match="is an autoencoder: its metrics are rfid, reconstruction"):
         evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, metrics=("nll",))
+
+
+def test_one_image_has_no_standard_deviation(real, tmp_path):
+    settings = EvaluationConfig(num_inference_steps=2, num_nll_images=1, num_nll_samples=1)
+    Evaluator("bridge", make_gray_pipeline(), real, tmp_path, settings).nll()
+    found = results(tmp_path)["nll"]
+    assert found["n"] == 1 and found["value"] > 0 and "std" not in found
+
+
+def test_a_blank_image_that_comes_back_exactly(tmp_path):
+    pipe = make_gray_pipeline()
+    torch.nn.init.constant_(pipe.vqvae.decoder.conv_out.bias, 9.0)  # all is white
+    pipe.save_pretrained(tmp_path / "pipeline")
+    for number, shade in enumerate((255, 230)):
+        for split in ("train", "test"):
+            (tmp_path / "images" / split).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((16, 16), shade, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / split / f"{number}.png")
+    settings = EvaluationConfig(num_images=2)
+    folders = {"bridge": tmp_path / "pipeline"}
+    evaluate_pipelines(folders, str(tmp_path / "images"), tmp_path / "out", settings, ("reconstruction",))
+    # errors in a rounded value are spread evenly over a step of 1: variance 1/12
+    expected = (-10 * math.log10(1 / 12 / 255**2) + 20 * math.log10(255 / 25)) / 2
+    assert results(tmp_path / "out")["psnr"]["value"] == pytest.approx(expected)
+
+
+def test_an_extractor_that_wont_do_costs_no_draws(real, tmp_path, monkeypatch):
+    def drawn(self, count):
+        raise AssertionError("drawn")
+
+    monkeypatch.setattr(Evaluator, "sampled_codes", drawn)
+    monkeypatch.setattr(real, "extractor", lambda images: images.float().flatten(1))  # 256 features, 40 images
+    with pytest.raises(ValueError, match="at least 257 images"):
+        Evaluator("bridge", make_gray_pipeline(), real, tmp_path, EvaluationConfig()).fid()
+
+
+def test_models_of_other_sizes_and_names_that_are_no_files(tmp_path):
+    pipe = make_gray_pipeline()
+    pipe.save_pretrained(tmp_path / "small")
+    shutil.copytree(tmp_path / "small" / "vqvae", tmp_path / "large")
+    GumbelVQModel.from_config(pipe.vqvae.config, sample_size=32).save_config(tmp_path / "large")
+    folders = {"small": tmp_path / "small", "large": tmp_path / "large"}
+    with pytest.raises(ValueError, match=r"large has images of .*32.*, those before it of .*16"):
+        evaluate_pipelines(folders, "digits", tmp_path, EvaluationConfig(num_images=20), ("reconstruction",))
+    assert {r["model"] for r in read_results(tmp_path / "results.json")} == {"small"}
+    for name in ("", "seed/0", "seed\\0", "a:b"):
+        with pytest.raises(ValueError, match="can't be a model's name"):
+            evaluate_pipelines({name: tmp_path / "small"}, "digits", tmp_path)
+
+
+def test_tables_are_utf8_wherever_they_are_written(tmp_path, monkeypatch):
+    append_result(tmp_path / "results.json", "kl", 0.5, n=9, seed=0, dataset="фото", model="bridge")
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "text_encoding", lambda encoding, *_: encoding or "ascii")  # a locale's
+        write_report(tmp_path)
+    assert "All results on фото" in (tmp_path / "tables.md").read_text(encoding="utf-8")
 
 
 def test_bad_input(tmp_path):

@@ -212,6 +212,17 @@ def test_a_copied_model_has_the_same_fingerprint(real, calls, tmp_path):
     assert calls["code_kl"] == 2 and calls["draw"] == 3
 
 
+def test_pictures_of_other_draws_go_with_their_codes(real, tmp_path):
+    for name in ("bridge", "bridge-e2e"):
+        Evaluator(name, make_gray_pipeline(), real, tmp_path, CONFIG, batch_size=BATCH).fid()
+    measure(tmp_path, real, ("kl",), pipe=other_weights())
+    kept = load_file(tmp_path / "figures.safetensors")
+    pictures = {name for name in kept if not name.startswith(("codes/", "generator/"))}
+    assert pictures == {"kl/bridge", "kl_floor/bridge", "samples/bridge-e2e"}
+    measure(tmp_path, real, ("fid",), pipe=other_weights())  # the same draws
+    assert {"kl/bridge", "samples/bridge"} <= load_file(tmp_path / "figures.safetensors").keys()
+
+
 def test_models_share_the_files(real, calls, tmp_path):
     for name in ("one", "two"):
         evaluator = Evaluator(name, make_gray_pipeline(), real, tmp_path, CONFIG, batch_size=BATCH)

@@ -82,6 +82,15 @@ def test_all_results_has_a_table_per_data_set_with_the_latest_of_each():
     assert all_results([]) == ""
 
 
+def test_values_that_are_no_numbers_are_passed_over():
+    facts = {"dataset": "cifar10", "model": "bridge"}
+    results = [{"name": "kl", "value": 0.5, **facts}, {"name": "kl", "value": {"map": [0.5]}, **facts}]
+    assert parse(paper_tables(results))["Table 1: KL between code histograms, mean over positions, in nats."][
+        "bridge"
+    ] == ["0.713", "", "0.5 [1]"]
+    assert "| kl | 0.5 |" in all_results(results).splitlines()
+
+
 def test_figures_of_weights_that_a_model_no_longer_has_are_left_out():
     old = {"n": 10, "dataset": "cifar10", "model": "bridge", "weights": "old"}
     new = {"n": 10, "dataset": "cifar10", "model": "bridge", "weights": "new"}

@@ -75,6 +75,21 @@ def test_pushed_again(hub, cache, pipe, run):
     assert len([name for name in names if name.startswith("diffusion_bridge_vq_")]) == 1
 
 
+def test_weights_in_shards_are_replaced(hub, cache, pipe, run):
+    """An index that stayed would make diffusers load the shards of the push before; other variants stay."""
+    make_pipeline().save_pretrained(run / "pipeline", max_shard_size="20KB")
+    push_run(run, "tester/model", token=TOKEN)
+    assert any("-00001-of-" in name for name in hub.files("tester/model"))
+    half = "unet/diffusion_pytorch_model.fp16.safetensors"
+    hub.commit("tester/model", {half: b"half"})
+    shutil.rmtree(run / "pipeline")
+    pipe.save_pretrained(run / "pipeline")
+    push_run(run, "tester/model", token=TOKEN)
+    weights = {name for name in hub.files("tester/model") if "diffusion_pytorch_model" in name}
+    assert weights == {f"unet/{WEIGHTS}", f"vqvae/{WEIGHTS}", half}
+    assert torch.equal(draw(DiffusionBridgeVQPipeline.from_pretrained("tester/model", token=TOKEN)), draw(pipe))
+
+
 def test_public(hub, cache, run, caplog):
     push_run(run, "tester/new", token=TOKEN, private=False)
     assert not hub.repos["tester/new"].private

@@ -289,6 +289,18 @@ def test_chain_of_a_walk_with_jumps_keeps_the_last_walk():
     assert len(chain.images) == 1 and torch.equal(chain.images[0], images)
 
 
+def test_chain_begins_anew_with_each_call():
+    pipe, chain = make(), DenoisingChain([0, -1], output_type="pt")
+
+    def stop(called, *args):
+        called._interrupt = True
+        return chain(called, *args)
+
+    run(pipe, callback_on_step_end=chain)
+    stopped = run(pipe, seed=1, callback_on_step_end=stop)
+    assert len(chain.images) == 1 and torch.equal(chain.images[0], stopped)
+
+
 def test_chain_refuses_steps_that_there_are_not():
     with pytest.raises(ValueError, match="empty"):
         DenoisingChain([])

@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -296,6 +297,22 @@ def test_swapping_by_from_config():
             sample_latents(network, cls.from_config(wide.config), (1, 3, 4), 5)
     with pytest.raises(ValueError, match="clip_sample"):
         sample_latents(network, DDIMScheduler(), (1, 3, 4), 5)
+    with pytest.raises(ValueError, match="EDMEulerScheduler has noise levels of its own"):
+        sample_latents(network, EDMEulerScheduler.from_config(kept.config), (1, 3, 4), 5)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm++", "unipc", "euler"])
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_stock_solvers_start_from_noise_alone(prediction_type, solver):
+    """Zero terminal SNR: alpha-bar is 0 at the last timestep, by which most of them divide."""
+    betas = [*np.linspace(0.0001, 0.02, 999), 1.0]
+    bridge = OUBridgeScheduler(trained_betas=betas, prediction_type=prediction_type, timestep_spacing="trailing")
+    mean = torch.tensor([0.5, -1.0, 0.2]).reshape(1, 3, 1)
+    cls, kwargs, steps = SOLVERS[solver]
+    scheduler = bridge.to_diffusers(cls, **kwargs)
+    z = sample_latents(GaussianDenoiser(bridge, mean, 0.6), scheduler, (4, 3, 2000), steps, torch.manual_seed(0))
+    assert (z.mean((0, 2)) - mean.flatten()).abs().max() < 0.03
+    assert (z.std((0, 2)) / 0.6 - 1).abs().max() < 0.04
 
 
 def test_config_survives_the_way_through_another_class(tmp_path):
@@ -312,11 +329,11 @@ def test_config_survives_the_way_through_another_class(tmp_path):
         k: v for k, v in ours.config.items() if not k.startswith("_")
     }
     # what to_diffusers makes is itself a bridge with s = 1, so it comes back as one that samples the same x + z*
-    vp = ours.to_diffusers(DDIMScheduler)
-    again = OUBridgeScheduler.from_config(vp.config)
-    assert again.stationary_std == 1.0
     x_signal = ours.signal_to_noise(torch.arange(1000))
-    assert torch.allclose(again.signal_to_noise(torch.arange(1000)), x_signal, rtol=1e-6)
+    for cls in (DDIMScheduler, DPMSolverMultistepScheduler):
+        again = OUBridgeScheduler.from_config(ours.to_diffusers(cls).config)
+        assert again.stationary_std == 1.0
+        assert torch.allclose(again.signal_to_noise(torch.arange(1000)), x_signal, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ diffusers' contract
@@ -361,6 +378,7 @@ def test_timesteps_and_bad_input():
         (lambda: OUBridgeScheduler(beta_end=2.0), "`beta_end` must lie in [0, 1], got 2.0"),
         (lambda: OUBridgeScheduler(beta_end=math.nan, beta_schedule="scaled_linear"), "`beta_end`"),
         (lambda: OUBridgeScheduler(beta_start=0.0), "first above 0"),
+        (lambda: OUBridgeScheduler(2, trained_betas=[1e-17, 0.1]), "first above 0"),  # 1 - 1e-17 is 1
         (lambda: OUBridgeScheduler(2, trained_betas=[0.1, math.nan]), "`trained_betas` must lie in [0, 1]"),
         (lambda: OUBridgeScheduler(2, trained_betas=[0.1, 1.5]), "`trained_betas` must lie in [0, 1]"),
         (lambda: OUBridgeScheduler(2, trained_betas=[1.0, 0.1]), "all but the last below 1"),
@@ -378,6 +396,7 @@ def test_timesteps_and_bad_input():
         (lambda: scheduler.set_timesteps(3, timesteps=[3, 2, 1]), "one of the two"),
         (lambda: scheduler.set_timesteps(timesteps=[1, 2]), "descending"),
         (lambda: scheduler.set_timesteps(timesteps=[100, 2]), "0..99"),
+        (lambda: OUBridgeScheduler(100, steps_offset=1).set_timesteps(100), "0..99, got 100..1"),
         (lambda: scheduler.add_noise(z, z, torch.tensor([0, 100])), "-1..99"),
         (lambda: scheduler.add_noise(z, z[:1], 3), "shape"),
         (lambda: scheduler.step(z, 100, z), "0..99"),

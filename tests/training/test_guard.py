@@ -8,26 +8,33 @@ import torch
 from diffusion_bridge_vq.training.guard import LARGEST_LATENT_RMS, LATENT_RMS, LossGuard
 
 
-def run(values: list[dict[str, float]]) -> tuple[torch.Tensor, torch.Tensor, LossGuard]:
-    """A weight with gradient 1 and a buffer that counts forward passes, over steps with the given values."""
+def run(values: list[dict[str, float]], scaled: bool = False) -> tuple[torch.Tensor, torch.Tensor, LossGuard]:
+    """
+    A weight whose gradient is the sum of the given values, and a buffer that counts forward passes, over their steps.
+    """
     weight, buffer = torch.nn.Parameter(torch.zeros(3)), torch.zeros(2)
     optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=True)
     guard = LossGuard(optimizer, [buffer], torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)  # of fp16
     for step, watched in enumerate(values):
         buffer += 1.0 if all(map(math.isfinite, watched.values())) else math.nan
-        weight.grad = torch.full((3,), sum(watched.values()))
+        optimizer.zero_grad()
+        scaler.scale(sum(watched.values()) * weight.sum()).backward()
+        scaler.unscale_(optimizer)
         guard.watch({k: torch.tensor(v) for k, v in watched.items()}, step)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         guard.hold()
     return weight.detach(), buffer, guard
 
 
+@pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_holds_still_from_the_first_bad_step_on(bad):
+def test_holds_still_from_the_first_bad_step_on(bad, scaled):
     fine, broken = {"prior": 0.5, "codebook": 0.5}, {"prior": 0.5, "codebook": bad}
     whole, counted, guard = run([fine, fine])
     assert guard.failure() is None
-    weight, buffer, guard = run([fine, fine, broken, fine, {"prior": math.nan}])
+    weight, buffer, guard = run([fine, fine, broken, fine, {"prior": math.nan}], scaled)
     assert torch.equal(weight, whole) and torch.equal(buffer, counted)
     failure = guard.failure()
     assert failure.step == 2 and failure.culprits == ["codebook"] and failure.values["prior"] == 0.5
@@ -37,6 +44,13 @@ def test_names_are_those_of_the_bad_step():
     """Phases have their own terms, as many or others."""
     guard = run([{"a": 1.0, "b": 1.0}, {"a": 1.0, "c": 1.0}, {"c": math.inf, "d": 2.0}, {"e": 1.0}])[2]
     assert guard.failure().values == {"c": math.inf, "d": 2.0} and guard.failure().culprits == ["c"]
+
+
+def test_as_many_names_as_there_are():
+    """The last of them is the bad one; a phase with fewer came before, and another follows."""
+    many = {f"term {i}": 1.0 for i in range(20)}
+    failure = run([{"a": 1.0}, many | {"norm": math.nan}, {"a": 1.0}])[2].failure()
+    assert failure.culprits == ["norm"] and list(failure.values) == [*many, "norm"]
 
 
 def test_names_are_those_of_the_bad_look():

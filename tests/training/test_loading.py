@@ -11,7 +11,28 @@ from PIL import Image as PILImage
 from tiny_run import config
 
 from diffusion_bridge_vq.training import PriorConfig
-from diffusion_bridge_vq.training.loading import make_validation, open_images
+from diffusion_bridge_vq.training.loading import make_validation, open_images, preview_images
+
+
+class Numbers(torch.utils.data.Dataset):
+    """As many images as one likes, each its own number."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        assert 0 <= index < self.count
+        return {"images": torch.tensor(index)}
+
+
+def test_previews_are_from_all_over_the_set():
+    """Also of sets whose numbers float32 doesn't have; a small one is shown once."""
+    for count in (5, 33, 2**24 + 4, 2**31 + 1):
+        found = preview_images(Numbers(count), 32)
+        assert found[0] == 0 and found[-1] == count - 1 and len(found.unique()) == len(found) == min(32, count)
 
 
 def write(folder, split: str, labels: list[str | None]) -> None:

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import math
 import shutil
 
+import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -16,6 +18,8 @@ from diffusion_bridge_vq.evaluation import autoencoder_evaluator, during_trainin
 from diffusion_bridge_vq.models import quantizer as quantizer_module
 from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training.profiling import profile_steps
 
 PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
 
@@ -161,6 +165,57 @@ def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monk
     pairs = zip(records(tmp_path / "float", "loss/"), records(tmp_path / "half", "loss/"), strict=True)
     assert all(b["loss/prior"] == pytest.approx(a["loss/prior"], rel=0.1) for a, b in pairs if "loss/prior" in a)
     assert {t.dtype for t in state(tmp_path / "half", 8, "ema").values()} == {torch.float32}
+
+
+def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path):
+    """With next to no learning rate all that moves a weight is the decay, by a tenth of it a step."""
+    settings = {"lr_schedule": "constant", "log_every": 1}
+    train(config(VQConfig, tmp_path, max_train_steps=4, **settings))
+    train(config(VQConfig, tmp_path, resume=True, learning_rate=1e-30, weight_decay=1e29, **settings))
+    before, after = (state(tmp_path, step, "model")["vqvae.encoder.conv_in.weight"] for step in (4, 8))
+    assert torch.allclose(after, 0.9**4 * before, rtol=1e-5)
+    assert [r["train/learning_rate"] for r in records(tmp_path, "loss/")] == [0.001] * 4 + [0.0] * 4  # rounded
+    # and the schedule is where it was, of another height
+    schedule = {"max_train_steps": 8, "log_every": 1, "lr_warmup_steps": 0, "checkpoint_every": 4}
+    train(config(VQConfig, tmp_path / "half", max_train_time=1e-9, **schedule))
+    train(config(VQConfig, tmp_path / "half", resume=True, learning_rate=0.5, **schedule))
+    found = [r["train/learning_rate"] for r in records(tmp_path / "half", "loss/")]
+    cosine = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 9)]
+    assert found == pytest.approx([1e-3 * cosine[0], *(0.5 * height for height in cosine[1:])], abs=1e-6)
+
+
+def test_a_run_goes_on_in_fp16(tmp_path, monkeypatch):
+    """With a gradient scaler, which the run before had no need of."""
+    train(config(VQConfig, tmp_path, max_train_steps=4))
+    make = loop_module.make_accelerator
+
+    def scaled(settings):
+        accelerator = make(settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu")  # Accelerate's fp16 needs a GPU
+        return accelerator
+
+    monkeypatch.setattr(loop_module, "make_accelerator", scaled)
+    train(config(VQConfig, tmp_path, resume=True))
+    saved = json.loads((tmp_path / "checkpoints" / "step-00000008" / "state.json").read_text())
+    assert saved["scaler"]["scale"] == 65536.0 and saved["scaler"]["_growth_tracker"] == 4
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    """Accelerate leaves it out without a word."""
+    monkeypatch.setattr(accelerate.tracking, "get_available_trackers", list)
+    for dry_run in (False, True):
+        with pytest.raises(ValueError, match="`report_to` 'wandb' isn't installed"):
+            train(config(VQConfig, tmp_path, report_to="wandb", dry_run=dry_run))
+    train(config(VQConfig, tmp_path, report_to="none", dry_run=True))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps", "xpu"])
+def test_profiles_are_sorted_by_the_time_of_any_device(tmp_path, device):
+    with profile_steps(tmp_path, torch.device(device)) as profiler:
+        for _ in range(8):
+            torch.ones(3).exp()
+            profiler.step()
+    assert "aten::exp" in (tmp_path / "operators.txt").read_text()
 
 
 def test_profile_leaves_a_trace(tmp_path):

@@ -1,6 +1,7 @@
 """Signals and time limits: saved, ended, and gone on with as if nothing had happened."""
 
 import functools
+import multiprocessing
 import os
 import signal
 
@@ -41,6 +42,26 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
         assert [key for key in whole if not torch.equal(whole[key], parts[key])] == [], name
     whole, parts = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts"))
     assert len(whole) == len(parts)
+
+
+def test_a_signal_to_all_of_a_process_group_leaves_the_run_its_batches(tmp_path, monkeypatch):
+    """At the first of 12 batches of a step, more than a worker has ready: the rest still come."""
+    original, calls = loop_module._Run.step, []
+
+    def interrupted(self, *args):
+        original(self, *args)
+        calls.append(args)
+        if len(calls) == 1:
+            workers = [process.pid for process in multiprocessing.active_children()]
+            for pid in (*workers, os.getpid()):
+                os.kill(pid, signal.SIGTERM)
+            assert workers
+
+    monkeypatch.setattr(loop_module._Run, "step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train(config(VQConfig, tmp_path, batch_size=50, gradient_accumulation_steps=12, num_workers=1))
+    assert stop.value.code == 128 + signal.SIGTERM and len(calls) == 12
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, request):

@@ -55,6 +55,14 @@ def test_other_data_are_refused(tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "step-00000003").is_dir()
 
 
+def test_what_was_not_streamed_is_not_gone_on_with_as_a_stream(tmp_path):
+    write_shards(tmp_path / "shards")
+    run = {**RUN, "dataset": str(tmp_path / "shards"), "max_train_steps": 3}
+    train(config(VQConfig, tmp_path / "run", **run | {"streaming": False}))
+    with pytest.raises(ValueError, match=r"data have changed.*num_workers: None then, 0 now"):
+        train(config(VQConfig, tmp_path / "run", **run, resume=True))
+
+
 def test_an_epoch_without_a_batch_is_named(tmp_path):
     write_shards(tmp_path / "shards", count=10)
     with pytest.raises(ValueError, match="10 images to train on, fewer than one batch of 16"):

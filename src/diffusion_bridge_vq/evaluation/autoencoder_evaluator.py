@@ -1,6 +1,7 @@
 """Autoencoders against real images: what they lose, before any prior draws from them."""
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .latents import code_perplexity, code_usage
 from .report import RESULTS_FILE, append_results, recall_results
 
 _EXTRACTOR_BATCH = 32
+_ROUNDING_PSNR = 10 * math.log10(12 * 255**2)  # of rounding to 8 bits, in dB
 AUTOENCODER_METRICS = ("rfid", "reconstruction")
 
 
@@ -115,13 +117,16 @@ class AutoencoderEvaluator:
         self._append(settings, {"frechet_reconstruction": {"value": distance, "reference": "test images"}})
 
     def reconstruction(self) -> None:
-        """PSNR in dB and SSIM of reconstructions, and how the test images use the codebook."""
+        """
+        PSNR in dB and SSIM of reconstructions, and how the test images use the codebook. An image's PSNR is at most
+        that of rounding to 8 bits, since a blank one can come back exactly.
+        """
         settings = self._settings("reconstruction", len(self.real.test))
         if self._is_measured(settings):
             return
         pairs = [images.float() / 255 for images in (self.reconstructions, self.real.test)]
         figures = {
-            "psnr": mean(psnr(*pairs)) | {"reference": "test images"},
+            "psnr": mean(psnr(*pairs).clamp(max=_ROUNDING_PSNR)) | {"reference": "test images"},
             "ssim": mean(ssim(*pairs)) | {"reference": "test images"},
         }
         self._append(settings, figures | self._code_use(self.test_codes))
@@ -190,8 +195,8 @@ def fingerprint(*components: Any) -> str:
 
 
 def mean(values: torch.Tensor) -> dict[str, float]:
-    """A figure that is the mean over images, with its standard deviation."""
-    return {"value": values.mean().item(), "std": values.std().item()}
+    """A figure that is the mean over images, with its standard deviation if there are several."""
+    return {"value": values.mean().item()} | ({"std": values.std().item()} if len(values) > 1 else {})
 
 
 def evenly(items: torch.Tensor, count: int) -> torch.Tensor:

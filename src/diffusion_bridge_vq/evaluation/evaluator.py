@@ -30,7 +30,7 @@ from .autoencoder_evaluator import (
 )
 from .config import EvaluationConfig
 from .elbo import bridge_elbo
-from .frechet import frechet_distance
+from .frechet import check_features, frechet_distance
 from .images import precision_recall
 from .latents import BridgeNLL, bridge_nll, code_kl, pixelcnn_nll
 from .report import RESULTS_FILE, describe_device, read_results
@@ -74,30 +74,36 @@ def evaluate_pipelines(
         device (`torch.device`): of everything.
 
     Raises:
-        ValueError: no pipeline, an unknown metric or only such as an autoencoder lacks, a results.json that is none,
-            and what the metrics raise.
+        ValueError: no pipeline, a name that can't be a file's, models of different image sizes, an unknown metric or
+            only such as an autoencoder lacks, a results.json that is none, and what the metrics raise.
     """
     config = config or EvaluationConfig()
     if not folders:
         raise ValueError("No pipeline is given: name at least one, e.g. bridge=outputs/demo/pipeline.")
+    for model in folders:
+        if not model or set(model) & set('/\\:*?"<>|'):
+            raise ValueError(f"{model!r} can't be a model's name: its figures are files that are named after it.")
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
         raise ValueError(f"Metrics are {', '.join(METRICS)}, got {', '.join(unknown)}.")
     output_dir.mkdir(parents=True, exist_ok=True)
     facts |= {"train_split": train_split, "test_split": test_split}
-    real = None
+    real, size = None, {}
     for model, folder in folders.items():
         evaluated = _load(Path(folder)).to(device)
         alone = isinstance(evaluated, GumbelVQModel)
         own = [metric for metric in metrics if not alone or metric in AUTOENCODER_METRICS]
         if not own:
             raise ValueError(f"{folder} is an autoencoder: its metrics are {', '.join(AUTOENCODER_METRICS)}.")
+        vqvae = (evaluated if alone else evaluated.vqvae).config
+        own_size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
         if real is None:
-            vqvae = (evaluated if alone else evaluated.vqvae).config
-            size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
+            size = own_size
             train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
             name = dataset_name or train.name
             real = RealImages(name, train, test, config.num_images, config.extractor, device)
+        elif own_size != size:
+            raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
         kind = AutoencoderEvaluator if alone else Evaluator
         evaluator = kind(model, evaluated, real, output_dir, config, batch_size, **facts)
         for metric in own:
@@ -124,7 +130,7 @@ def write_report(output_dir: Path) -> list[Path]:
     tables = output_dir / "tables.md"
     found = read_results(results)
     load_figures(output_dir / FIGURES_FILE)  # or say what is wrong with it
-    tables.write_text(f"{paper_tables(found)}\n{all_results(found)}")
+    tables.write_text(f"{paper_tables(found)}\n{all_results(found)}", encoding="utf-8")
     return [tables, *plot_kl_maps(output_dir), *sample_sheets(output_dir)]
 
 
@@ -181,10 +187,13 @@ class Evaluator(AutoencoderEvaluator):
         batches = [kept[codes_name]] if codes_name in kept else []
         if batches:
             generator.set_state(kept[generator_name])
+        # pictures of other draws go with their codes
+        stale = () if batches else {name for name in kept if name.partition("/")[2] == self.model}
         while sum(map(len, batches)) < count:
             latents = self.pipe(self.batch_size, generator=generator, output_type="latent", **self._call).images
             batches.append(self.vqvae.encode_codes(latents).to("cpu", dtype))
-            others = {name: value for name, value in load_figures(path).items() if not name.startswith(own)}
+            now = load_figures(path)
+            others = {name: now[name] for name in now if not name.startswith(own) and name not in stale}
             save_figures(path, others | {codes_name: torch.cat(batches), generator_name: generator.get_state()})
         return torch.cat(batches)[:count].long()
 
@@ -203,9 +212,9 @@ class Evaluator(AutoencoderEvaluator):
         settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._draws)
         if self._is_measured(settings):
             return
-        features, reconstruction_features, test_features = (
-            self.real.features(images) for images in (self.samples, self.reconstructions, self.real.test)
-        )
+        test_features = self.real.features(self.real.test)
+        check_features(test_features, "reference")  # an extractor that won't do is no reason to draw samples
+        features, reconstruction_features = map(self.real.features, (self.samples, self.reconstructions))
         near = precision_recall(features, reconstruction_features)
         against = {"reference": "reconstructions of test images"}
         figures = {

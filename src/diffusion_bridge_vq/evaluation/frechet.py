@@ -32,7 +32,7 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
         raise ValueError(
             f"The Frechet distance needs the extra `eval` (pip install -e '.[eval]' in the repository): {error}."
         ) from error
-    rows, reference_rows = _checked(features, "features"), _checked(reference, "reference")
+    rows, reference_rows = check_features(features, "features"), check_features(reference, "reference")
     d = rows.shape[1]
     if reference_rows.shape[1] != d:
         raise ValueError(f"`features` have {d} dimensions and `reference` {reference_rows.shape[1]}.")
@@ -45,8 +45,8 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     return metric.compute().item()
 
 
-def _checked(features: torch.Tensor, name: str) -> torch.Tensor:
-    """float64 on the CPU."""
+def check_features(features: torch.Tensor, name: str) -> torch.Tensor:
+    """What [`frechet_distance`] takes, called `name` in errors, as float64 on the CPU."""
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(f"`{name}` must be (n, d) float, got {tuple(features.shape)} {features.dtype}.")
     n, d = features.shape

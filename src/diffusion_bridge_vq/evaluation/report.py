@@ -35,7 +35,7 @@ def append_result(
     Args:
         path, n, seed, device, facts: see there.
         name (`str`): of the metric. [`paper_tables`] shows "kl", "nll", "frechet" and "seconds_per_sample".
-        value: a number, or lists and dicts of numbers.
+        value: a number, or lists and dicts of numbers, which the tables leave out.
 
     Returns:
         `dict`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .report import of_newest_weights
+from .report import Result, of_newest_weights
 
 # (dataset, model, metric) -> what the paper prints; one standard deviation in parentheses
 _PAPER = {
@@ -52,7 +52,7 @@ def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
         extractor, seed, steps, device, time and command. A Frechet distance has its extractor in its cell: only
         "inception" makes a FID.
     """
-    latest = {(r.get("dataset"), r.get("model"), r["name"]): r for r in of_newest_weights(results)}
+    latest = {(r.get("dataset"), r.get("model"), r["name"]): r for r in _numbers(results)}
     notes: list[str] = []
 
     def ours(dataset: str, model: str, metric: str) -> str:
@@ -90,13 +90,13 @@ def all_results(results: Iterable[Mapping[str, Any]]) -> str:
     One table per data set, with a row for each metric and a column for each model: the latest of each, as there.
 
     Args:
-        results (iterable of mappings): as for [`paper_tables`], but any names, data sets and models.
+        results (iterable of mappings): as for [`paper_tables`], but any names, data sets and models; numbers only.
 
     Returns:
         `str`: Markdown; empty without results.
     """
     tables: dict[str, dict[str, dict[str, str]]] = {}  # dataset -> metric -> model -> cell
-    for result in of_newest_weights(results):
+    for result in _numbers(results):
         text = f"{result['value']:.4g}" + (f" ({result['std']:.2g})" if "std" in result else "")
         row = tables.setdefault(str(result.get("dataset", "")), {}).setdefault(result["name"], {})
         row[str(result.get("model", ""))] = f"{text}, n {result['n']}" if "n" in result else text
@@ -107,6 +107,11 @@ def all_results(results: Iterable[Mapping[str, Any]]) -> str:
         parts.append(f"All results on {dataset}; standard deviation over images in parentheses.")
         parts.append(_markdown(["", *models], rows))
     return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _numbers(results: Iterable[Result]) -> list[Result]:
+    """[`of_newest_weights`], without what a cell has no room for."""
+    return [r for r in of_newest_weights(results) if isinstance(r["value"], (int, float))]
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

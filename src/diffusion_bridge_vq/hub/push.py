@@ -81,8 +81,8 @@ def push_run(
     Upload a run (or a saved pipeline alone) in one commit: weights, card, newest grids, settings, metrics, evaluation,
     and code for people without the package. No path of this machine is in it.
 
-    Errors that pass are waited for; files that an interrupted push has uploaded are not sent again. The card replaces
-    the one that is there.
+    Errors that pass are waited for; files that an interrupted push has uploaded are not sent again. The card and the
+    weights replace those that are there.
 
     Args:
         folder (`str` or `Path`): of the run, with `pipeline/`; or of a pipeline.
@@ -151,12 +151,18 @@ def commit_files(
     """One commit with these files, to a repository that is made if there is none; errors as in [`push_run`]."""
     api = HfApi(token=token)
     carries_code = any(path.startswith(CODE_PREFIX) for path in files)
+    models = [path.removesuffix(f"/{CONFIG_NAME}") for path in files if path.endswith(f"/{CONFIG_NAME}")]
+
+    def is_outdated(name: str) -> bool:
+        """Code of another push, and weights, which loading would take instead of these if they are shards."""
+        part, _, file = name.partition("/")
+        return name not in files and (name.startswith(CODE_PREFIX) or (part in models and bool(find_weights([file]))))
 
     def push() -> str:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
         info = api.model_info(repo.repo_id)
         there = [sibling.rfilename for sibling in info.siblings or []]
-        outdated = [name for name in there if name.startswith(CODE_PREFIX) and name not in files and carries_code]
+        outdated = [name for name in there if carries_code and is_outdated(name)]
         api.create_commit(
             repo.repo_id,
             [

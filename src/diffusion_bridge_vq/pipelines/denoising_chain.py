@@ -49,6 +49,8 @@ class DenoisingChain:
             raise ValueError(
                 f"`steps` must lie in {-total}..{total - 1} for a call of {total} steps, got {self.steps}."
             )
+        if step == 0:
+            self._images.clear()  # of a call before
         for position, chosen in enumerate(self.steps):
             if chosen % total == step:  # with resampling a step comes again, and its last form counts
                 latents = to_latents(pipe.scheduler, kwargs["latents"])

@@ -118,7 +118,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`z_star` must be a finite number or one per channel, got {z_star}.")
         betas = make_betas(num_train_timesteps, beta_schedule, beta_start, beta_end, trained_betas)
         abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
-        if betas[0] == 0 or abar[-2] == 0:
+        if abar[1] == 1 or abar[-2] == 0:
             raise ValueError(
                 "The betas must have their first above 0 and all but the last below 1, so that noise is added and "
                 f"something of z_0 is left before the last step; got {betas[0]}, and alpha-bar = {abar[-2]} before it."
@@ -328,8 +328,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                 noise alone, and those whose noise no longer moves a code.
 
         Raises:
-            ValueError: both or none given, a number outside 1..T, timesteps not descending or outside 0..T-1, an
-                unknown spacing.
+            ValueError: both or none given, a number outside 1..T, timesteps not descending or (with `steps_offset`,
+                too) outside 0..T-1, an unknown spacing.
         """
         num_train = self.config.num_train_timesteps
         spacing = timestep_spacing or self.config.timestep_spacing
@@ -341,8 +341,6 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             chosen = np.asarray(timesteps, dtype=np.int64)
             if chosen.ndim != 1 or len(chosen) == 0 or (np.diff(chosen) >= 0).any():
                 raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
-            if chosen[0] >= num_train or chosen[-1] < 0:
-                raise ValueError(f"`timesteps` must lie in 0..{num_train - 1}, got {chosen[0]}..{chosen[-1]}.")
         else:
             n = int(num_inference_steps)  # type: ignore[arg-type]
             if not 1 <= n <= num_train:
@@ -352,6 +350,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                 )
             log_snr = 0.5 * self.signal_to_noise(torch.arange(num_train)).log().numpy()
             chosen = place_timesteps(n, spacing, self.config.steps_offset, log_snr)
+        if chosen[0] >= num_train or chosen[-1] < 0:  # also where `steps_offset` leads to
+            raise ValueError(f"`timesteps` must lie in 0..{num_train - 1}, got {chosen[0]}..{chosen[-1]}.")
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
         self.timesteps = torch.from_numpy(chosen.copy()).to(device)
@@ -425,8 +425,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         """
         A stock variance-preserving scheduler that samples x = (z - z*) / m with this process's network.
 
-        Its `trained_betas` are those of abar' (see the class docstring). Its config also says theta = 1, eta = sqrt(2)
-        and z*: x + z* is the bridge with those numbers. `sample_latents` and the pipelines read z* there and return z.
+        Its `trained_betas` are those of abar' (see the class docstring); a last one of 1, from which most solvers make
+        NaN, is 1 - 2^-24. Its config also says theta = 1, eta = sqrt(2) and z*: x + z* is the bridge with those
+        numbers. `sample_latents` and the pipelines read z* there and return z.
 
         Args:
             scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...
@@ -443,8 +444,10 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                 "DDIMScheduler."
             )
         abar = self._abar / (self._abar + self.stationary_std**2 * (1 - self._abar))  # abar'
-        shared = {k: v for k, v in self.config.items() if not k.startswith("_") and k != "variance_type"}
-        shared |= {"trained_betas": (1 - abar[1:] / abar[:-1]).tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
+        betas = (1 - abar[1:] / abar[:-1]).clamp(max=1 - 2**-24)
+        # "fixed_small" is the variance that every class knows, and its config leads back to a bridge
+        shared = {k: v for k, v in self.config.items() if not k.startswith("_")} | {"variance_type": "fixed_small"}
+        shared |= {"trained_betas": betas.tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
         scheduler = scheduler_class(**{k: v for k, v in (shared | kwargs).items() if k in accepted or k in kwargs})
         scheduler.register_to_config(**{k: v for k, v in shared.items() if k not in accepted}, _use_default_values=[])
         return scheduler

@@ -1,6 +1,5 @@
 """From the settings of a run to its components and its objective."""
 
-from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DModel
@@ -20,13 +19,14 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     Components and objective of a run, with fresh weights or those of `config.init_from`.
 
     Sizes follow from `config.resolution`, also those that loaded components carry on: pipelines draw what was trained.
+    What else of `config` isn't what was loaded is named in a warning.
 
     Raises:
-        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`; class-conditional
-            without labels.
+        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`, or a U-Net of other
+            classes; class-conditional without labels.
     """
     pixels = {"sample_size": config.resolution, "in_channels": config.channels, "out_channels": config.channels}
-    vqvae = _load(GumbelVQModel, config.init_from, "vqvae") or _build(GumbelVQModel, pixels | config.vqvae)
+    vqvae = _load(GumbelVQModel, config, "vqvae") or _build(GumbelVQModel, pixels | config.vqvae)
     if config.init_from is not None:
         if vqvae.config.sample_size != config.resolution:
             logger.warning(
@@ -41,7 +41,10 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     classes = {}
     if config.class_conditional:
         if num_classes is None:
-            raise ValueError(f"`class_conditional` needs labels, but {config.dataset} has none; give `label_column`.")
+            instead = "give `label_column`"
+            if config.streaming and config.label_column is not None:
+                instead = "bare integers are known only after all are read: load it without `streaming`"
+            raise ValueError(f"`class_conditional` needs classes, but {config.dataset} has none; {instead}.")
         classes = {"num_class_embeds": num_classes + 1}  # the last is the null class
     if isinstance(config, PixelCNNConfig):
         fitting = {"num_codes": vqvae.config.num_vq_embeddings, "sample_size": side}
@@ -49,13 +52,23 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
         check_num_codes(prior, vqvae)
         return PixelCNNObjective(vqvae, prior, config.class_dropout)
     assert isinstance(config, (PriorConfig, E2EConfig))
-    scheduler = _build(OUBridgeScheduler, config.scheduler)
-    unet = _load(UNet2DModel, config.init_from, "unet") if isinstance(config, E2EConfig) else None
+    scheduler = None
+    unet = _load(UNet2DModel, config, "unet") if isinstance(config, E2EConfig) else None
     if unet is None:
         unet = _build(UNet2DModel, {"sample_size": side} | config.unet | classes)
     else:
+        scheduler = _load(OUBridgeScheduler, config, "scheduler")  # the process that the U-Net knows
         unet.register_to_config(sample_size=side)
+        known, needed = (found.get("num_class_embeds") for found in (unet.config, config.unet | classes))
+        if known != needed:
+            raise ValueError(
+                f"The U-Net in {config.init_from} has `num_class_embeds` {known}, this run needs {needed} "
+                "(its classes and a null class, or None without `class_conditional`). Start from an autoencoder "
+                "alone, or with the classes that the U-Net knows."
+            )
     check_channels(unet, vqvae)
+    if scheduler is None:
+        scheduler = _build(OUBridgeScheduler, config.scheduler)
     if isinstance(config, PriorConfig):
         return PriorObjective(vqvae, unet, scheduler, config.weighting, config.class_dropout)
     steps = config.max_train_steps
@@ -88,12 +101,17 @@ def _reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
     )
 
 
-def _load(cls: type, folder: Path | None, name: str) -> Any:
+def _load(cls: type, config: RunConfig, name: str) -> Any:
+    folder = config.init_from
     if folder is None:
         return None
     for candidate in (folder / name, folder / "pipeline" / name):
         if candidate.is_dir():
-            return cls.from_pretrained(candidate)  # type: ignore[attr-defined]
+            loaded = cls.from_pretrained(candidate)  # type: ignore[attr-defined]
+            pairs = [(key, loaded.config.get(key), wanted) for key, wanted in getattr(config, name).items()]
+            if other := [f"{key} {found!r}, not {wanted!r}" for key, found, wanted in pairs if found != wanted]:
+                logger.warning(f"The {name} in {folder} goes on as it is: {'; '.join(other)}.")
+            return loaded
     if name == "vqvae":
         raise ValueError(f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}.")
     return None

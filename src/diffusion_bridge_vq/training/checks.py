@@ -76,9 +76,8 @@ def check_data(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) ->
     Raises:
         ValueError: they differ in more than the name: the run wouldn't go on as it would have.
     """
-    different = [
-        f"{key}: {before[key]} then, {now[key]} now" for key in now if key != "name" and before[key] != now[key]
-    ]
+    pairs = [(key, before.get(key), value) for key, value in now.items() if key != "name"]
+    different = [f"{key}: {then} then, {value} now" for key, then, value in pairs if then != value]
     if different:
         raise ValueError(
             f"The data have changed since {checkpoint} was written ({'; '.join(different)}). Give back what was "

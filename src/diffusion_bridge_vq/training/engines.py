@@ -22,7 +22,7 @@ from .update import Update
 def make_accelerator(config: RunConfig) -> Accelerator:
     """
     Raises:
-        ValueError: launched with an engine that can't train this run.
+        ValueError: launched with an engine that can't train this run; a tracker that isn't installed.
     """
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
@@ -31,7 +31,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             config.gradient_accumulation_steps, sync_with_dataloader=False
         ),
-        log_with=None if config.report_to == "none" or config.dry_run else config.report_to,
+        log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
         kwargs_handlers=[
@@ -44,6 +44,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             )
         ],
     )
+    if config.report_to != "none" and not accelerator.log_with:  # Accelerate would leave it out without a word
+        raise ValueError(f"`report_to` {config.report_to!r} isn't installed; install it, or take 'none'.")
     check_engine(config, accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         configure_deepspeed(config, accelerator)

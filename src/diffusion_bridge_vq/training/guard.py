@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import pad
 from torch.optim import Optimizer
 
 # Latents have unit variance or stay near it; beyond this, float16 (up to 65,504) is about to overflow.
 LATENT_RMS = "latent rms"
 LARGEST_LATENT_RMS = 1e4
-_SLOTS = 8  # of values watched at a time
 
 
 class Failure(NamedTuple):
@@ -39,12 +39,12 @@ class LossGuard:
     """
 
     def __init__(self, optimizer: Optimizer, forward_state: Iterable[torch.Tensor], device: torch.device):
-        self._optimizer = optimizer
+        optimizer.register_step_pre_hook(self._skip_bad)
         self._state = list(forward_state)
         self._kept = [tensor.detach().clone() for tensor in self._state]
         self._bad = torch.zeros((), device=device)
         self._step = torch.full((), -1, device=device)
-        self._values = torch.zeros(_SLOTS, device=device)
+        self._values = torch.zeros(0, device=device)  # as many as were ever watched at a time
         self._which = torch.zeros((), dtype=torch.long, device=device)  # of the lists of names that there were
         self._names: list[list[str]] = []
 
@@ -54,6 +54,7 @@ class LossGuard:
         names = list(values)
         if names not in self._names:  # phases have their own
             self._names.append(names)
+            self._values = pad(self._values, (0, max(0, len(names) - len(self._values))))
         numbers = torch.stack([value.detach().float() for value in values.values()])
         fine = torch.isfinite(numbers)
         if LATENT_RMS in values:
@@ -62,9 +63,12 @@ class LossGuard:
         first = (self._bad == 0) & ~fine.all()
         self._step = torch.where(first, step, self._step)
         self._which = torch.where(first, self._names.index(names), self._which)
-        self._values = torch.where(first, torch.nn.functional.pad(numbers, (0, _SLOTS - len(names))), self._values)
+        self._values = torch.where(first, pad(numbers, (0, len(self._values) - len(names))), self._values)
         self._bad = torch.where(first, 1.0, self._bad)
-        self._optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # a GradScaler takes it away again
+
+    def _skip_bad(self, optimizer: Any, *_: Any) -> None:
+        """Just before the optimiser steps: a GradScaler has put its own `found_inf` there by then."""
+        optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", self._bad), self._bad)
 
     def agree(self) -> None:
         """Before an update, on all processes: what is bad on one is bad on all, so that none goes on alone."""

@@ -1,6 +1,6 @@
 """From the settings of a run to its images, and to what its loop iterates over."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from ..models import GumbelVQModel
 from .config import PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig
 from .early_stopping import hold_out
 from .encoded import EncodedImages
+from .stopping import outlive_first_signal
 from .validation import Validation
 
 
@@ -40,6 +41,7 @@ def make_loader(
         ValueError: fewer images than one batch of all processes.
     """
     workers: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    workers["worker_init_fn"] = outlive_first_signal
     batch = config.batch_size * accelerator.num_processes
     too_few = f"{images.name} has {{}} images to train on, fewer than one batch of {batch}."
     if isinstance(images, StreamedImages):
@@ -59,10 +61,11 @@ def make_loader(
     accelerator.print(f"{count} images of {images.name} to train on")
     if count < batch:
         raise ValueError(too_few.format(count))
-    if isinstance(config, PixelCNNConfig) and not config.dry_run:
-        training = EncodedImages(vqvae, training, "codes", *encoding, mirrored=config.random_flip)
-    elif isinstance(config, PriorConfig) and config.cache_latents:
-        training = EncodedImages(vqvae, training, "latents", *encoding, mirrored=config.random_flip)
+    cached: Literal["codes", "latents"] | None = "codes" if isinstance(config, PixelCNNConfig) else None
+    if isinstance(config, PriorConfig) and config.cache_latents:
+        cached = "latents"
+    if cached and not config.dry_run:  # whose batches the objective encodes
+        training = EncodedImages(vqvae, training, cached, *encoding, mirrored=config.random_flip)
     if isinstance(training, EncodedImages):
         workers = {"collate_fn": EncodedImages.collate}
     else:
@@ -116,7 +119,7 @@ def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.T
     """`count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream."""
     if isinstance(images, StreamedImages):
         return torch.stack([item["images"] for item in images.head(count)])
-    indices = torch.linspace(0, len(images) - 1, count).long().tolist()
+    indices = torch.linspace(0, len(images) - 1, min(count, len(images)), dtype=torch.float64).long().tolist()
     return torch.stack([images[i]["images"] for i in indices])
 
 

@@ -346,13 +346,16 @@ class _Run:
         found, state = load_newest(folder, self.accelerator, self.state_modules(), self.update.moments)
         check_data(found, state["data"], self.data)
         self.first_step, self.epoch, self.batches_done = state["step"], state["epoch"], state["batches_done"]
-        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"] | {"base_lrs": [self.config.learning_rate]})
+        rate = self.config.learning_rate * self.lr_scheduler.lr_lambdas[0](self.first_step)
+        for group in self.lr_scheduler.optimizer.param_groups:  # the options of this start, not of the one before
+            group |= {"lr": rate, "initial_lr": self.config.learning_rate, "weight_decay": self.config.weight_decay}
         self.ema.started = True
         device = self.accelerator.device
         self.codebook_metrics = {k: torch.tensor(v, device=device) for k, v in state["codebook_metrics"].items()}
         if self.accelerator.is_main_process:  # counts of all processes
             self.objective.vqvae.quantize.code_counts.copy_(torch.tensor(state["code_counts"]))
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and "scaler" in state:  # not after another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.print(f"resumed from {found}")
 

@@ -21,7 +21,8 @@ def profile_steps(folder: Path | None, device: torch.device) -> Any:
     def write(profiler: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(folder / "trace.json"))
-        table = profiler.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=40)
+        kind = "cpu" if device.type == "cpu" else "device"
+        table = profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=40)
         (folder / "operators.txt").write_text(table)
 
     schedule = torch.profiler.schedule(wait=1, warmup=2, active=PROFILED_STEPS, repeat=1)

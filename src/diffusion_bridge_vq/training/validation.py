@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..data.pixels import to_pixels
 from .objectives import Objective
+from .stopping import outlive_first_signal
 
 
 class Validation:
@@ -29,7 +30,9 @@ class Validation:
 
     def __init__(self, images: Dataset, batch_size: int, num_workers: int, seed: int, accelerator: Accelerator):
         share = range(accelerator.process_index, len(images), accelerator.num_processes)  # type: ignore[arg-type]
-        self.loader = DataLoader(Subset(images, share), batch_size=batch_size, num_workers=num_workers)
+        self.loader = DataLoader(
+            Subset(images, share), batch_size=batch_size, num_workers=num_workers, worker_init_fn=outlive_first_signal
+        )
         self.seed, self.accelerator = seed, accelerator
 
     @torch.no_grad()
