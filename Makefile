@@ -1,5 +1,5 @@
 # make demo   train on the embedded digits (once; interrupted, it goes on), then sample from what was trained
-# make sample draw from the checkpoint that is in the repository, without training
+# make sample draw from the checkpoints that are in the repository, without training
 # make test   all tests
 # make lint   ruff and mypy
 # make clean  remove the environment, the caches and what was built; outputs/ stays
@@ -24,6 +24,8 @@ demo: $(VENV)/.stamp-demo
 
 sample: $(VENV)/.stamp-demo
 	$(BIN)/python examples/sample.py checkpoints/digits --output outputs/samples.png
+	$(BIN)/python examples/sample.py checkpoints/cifar10-small --num-images 100 --class-labels 0 1 2 3 4 5 6 7 8 9 \
+		--guidance-scale 2.5 --output outputs/samples-cifar10.png
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2
