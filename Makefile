@@ -36,7 +36,7 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/mypy src
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find src tests examples -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and pinned: left to the resolver, a newer build may bring gigabytes along.

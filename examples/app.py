@@ -238,11 +238,11 @@ class Page:
 
     @readable
     def swap(self, codes: list[list[int]], row: int, column: int, code: int | None):
-        """-> codes with another one at a position, and the image decoded from them."""
+        """-> codes with another one at a position, the image decoded from them, and it with its codes."""
         if code is None or not 0 <= code < self.num_codes:
             raise ValueError(f"The code must be a whole number from 0 to {self.num_codes - 1}, got {code}.")
         codes[row - 1][column - 1] = code
-        return codes, self.decode(codes)
+        return codes, self.decode(codes), self.show_codes(codes, row, column)[0]
 
     def choose_place(self, event: gr.SelectData) -> tuple[int, int]:
         """A click on the map -> row, column."""
@@ -343,7 +343,7 @@ class Page:
         start, image, _ = self.encode(example)
         codes = gr.State(start)
         before, after = (PICTURE(image, label=label, render=False) for label in ("Before", "After"))
-        self.button("Draw an image", self.draw_codes, set(), [codes, before, after])
+        drawn = self.button("Draw an image", self.draw_codes, set(), [codes, before, after])
         encode = gr.Button("Take the image of Inpaint", size="sm")
         with gr.Row():
             with gr.Column():
@@ -359,17 +359,13 @@ class Page:
                     before.render()
                     after.render()
                 palette = PICTURE(self.palette(), label="The patch of each code, among eight of its own")
-        encode.click(self.encode, self.image, [codes, before, after])
-        swap.click(self.swap, [codes, row, column, code], [codes, after])
+        encoded = encode.click(self.encode, self.image, [codes, before, after])
+        swap.click(self.swap, [codes, row, column, code], [codes, after, places])
         palette.select(self.choose_code, None, code)
-        places.select(self.choose_place, None, [row, column])
-        gr.on(
-            [codes.change, row.change, column.change],
-            self.show_codes,
-            [codes, row, column],
-            [places, code],
-            show_progress="hidden",
-        )
+        chosen = places.select(self.choose_place, None, [row, column])
+        # not when anything changes: after a swap, or twice after a click, it would undo what is typed in the meantime
+        for event in (drawn.success, encoded.success, chosen.success, row.input, column.input):
+            event(self.show_codes, [codes, row, column], [places, code], show_progress="hidden")
 
 
 def enlarge(image: Image.Image) -> Image.Image:

@@ -32,15 +32,19 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that models are trained on, in tables also a part: train[:20000]",
     )
     parser.add_argument("--test-split", default="test", help="images that models are held against")
+    parser.add_argument("--image-column", help="column with the images, if there are several")
     for option in fields(EvaluationConfig):
         name, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
         parser.add_argument(name, type=type(option.default), default=option.default, help=text)
 
 
+_SHARED = ("dataset_name", "train_split", "test_split", "image_column")
+
+
 def evaluation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """What [`add_evaluation_arguments`] read, as keyword arguments of `evaluate_pipelines`."""
     config = EvaluationConfig(**{option.name: getattr(args, option.name) for option in fields(EvaluationConfig)})
-    return {name: getattr(args, name) for name in ("dataset_name", "train_split", "test_split")} | {"config": config}
+    return {name: getattr(args, name) for name in _SHARED} | {"config": config}
 
 
 def say_how_to_go_on(number: int, _: Any) -> None:

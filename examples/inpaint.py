@@ -23,6 +23,7 @@ def main() -> None:
         help="images to complete, as for the training scripts; none: digits, if the model's are 16x16 gray",
     )
     parser.add_argument("--split", default="test", help="of the data set; a folder of images without splits is train")
+    parser.add_argument("--image-column", help="column with the images, if there are several")
     parser.add_argument("--num-images", type=int, default=3, help="taken evenly from the data set")
     parser.add_argument("--num-completions", type=int, default=4, help="independent ones of each image")
     parser.add_argument(
@@ -61,7 +62,13 @@ def complete(args: argparse.Namespace) -> None:
             f"--dataset: say which images to complete; the default, digits, isn't for a model of {size}x{size} with "
             f"{channels} channel(s)"
         )
-    dataset = load_images(args.dataset or "digits", resolution=size, channels=channels, split=args.split)
+    dataset = load_images(
+        args.dataset or "digits",
+        resolution=size,
+        channels=channels,
+        split=args.split,
+        image_column=args.image_column,
+    )
     if args.num_images > len(dataset):
         raise ValueError(f"--num-images: {dataset.name} has {len(dataset)}")
     chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()

@@ -63,7 +63,7 @@ def train_stage(args: argparse.Namespace, stage: str) -> None:
         "pixelcnn": (PixelCNNConfig, {"init_from": tokenizer}),
         "bridge-e2e": (E2EConfig, {"init_from": tokenizer, "joint_fraction": 0.0}),
     }[stage]
-    shared: dict[str, Any] = {"dataset": args.dataset, "split": args.train_split}
+    shared: dict[str, Any] = {"dataset": args.dataset, "split": args.train_split, "image_column": args.image_column}
     shared |= {"output_dir": folder, "seed": args.seed, "num_inference_steps": args.num_inference_steps}
     for option in ("mixed_precision", "batch_size"):
         if getattr(args, option) is not None:

@@ -5,13 +5,15 @@ import json
 import math
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
 from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_pipeline import make_gray_pipeline
+from tiny_pipeline import make_gray_pipeline, make_pipeline
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
@@ -80,6 +82,11 @@ def test_bridge(real, tmp_path, monkeypatch):
     features = real.extractor(reconstructions)
     expected = frechet_distance(features, real.extractor(real.test))
     assert found["frechet_reconstruction"]["value"] == pytest.approx(expected, rel=1e-5)
+    train = pipe.vqvae.encode_codes(pipe.vqvae.encode(real.train.float() / 127.5 - 1).latents)
+    with torch.no_grad():
+        decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(train), force_not_quantize=True).sample
+    floor = frechet_distance(real.extractor((decoded.clamp(-1, 1).add(1) * 127.5).round().byte()), features)
+    assert found["frechet_floor"]["value"] == pytest.approx(floor, rel=1e-5)
     samples = real.extractor(evaluator.samples)
     assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
     assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes(N), codes, 16).mean().item())
@@ -157,6 +164,40 @@ def test_an_autoencoder_alone_is_measured_as_that_of_its_pipeline(tmp_path):
         assert found["alone", name] == found["whole", name]
     with pytest.raises(ValueError, match="is an autoencoder: its metrics are rfid, reconstruction"):
         evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, metrics=("nll",))
+
+
+def test_images_smaller_than_ssims_window_have_none(tmp_path):
+    make_pipeline(channels=1).save_pretrained(tmp_path / "pipeline")
+    settings = EvaluationConfig(num_images=5)
+    evaluate_pipelines({"small": tmp_path / "pipeline"}, "digits", tmp_path, settings, ("reconstruction",))
+    assert results(tmp_path).keys() == {"psnr", "usage", "perplexity"}
+
+
+def test_the_column_of_images_is_chosen(tmp_path):
+    make_pipeline(channels=1).save_pretrained(tmp_path / "pipeline")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 6), dtype=np.uint8)  # two columns of six images
+    left, right = ([Image.fromarray(x) for x in column] for column in pixels)
+    columns = {"both": {"left": left, "right": right}, "right": {"right": right}}
+    for name, images in columns.items():
+        features = Features(dict.fromkeys(images, datasets.Image()))
+        for split in ("train", "test"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Dataset.from_dict(images, features=features).to_parquet(
+                tmp_path / name / f"{split}-00000-of-00001.parquet"
+            )
+    found = []
+    for name, column in (("both", "right"), ("right", None), ("both", "left")):
+        (tmp_path / f"{name}-{column}").mkdir()
+        evaluate_pipelines(
+            {"bridge": tmp_path / "pipeline"},
+            str(tmp_path / name),
+            tmp_path / f"{name}-{column}",
+            EvaluationConfig(num_images=6),
+            ("reconstruction",),
+            image_column=column,
+        )
+        found.append(results(tmp_path / f"{name}-{column}")["psnr"]["value"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_one_image_has_no_standard_deviation(real, tmp_path):

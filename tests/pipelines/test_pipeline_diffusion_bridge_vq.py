@@ -135,6 +135,8 @@ def test_codes_are_sampled_at_the_temperature_of_the_autoencoder():
     torch.testing.assert_close(images(0.7, 5), expected, atol=1e-5, rtol=0)
     assert (images(0.7, 5) - images(0.7, 6)).abs().max() > 0.01
     torch.testing.assert_close(images(1e-6, 5), nearest, atol=1e-5, rtol=0)  # cold: the nearest
+    with pytest.raises(ValueError, match="before any code is drawn"):
+        run(pipe, output_type="latent", sample_codes=True)
 
 
 # ----------------------------------------------------------------------------------------------------- callbacks

@@ -16,7 +16,7 @@ from ..models import GumbelVQModel
 from .config import EvaluationConfig
 from .features import extract, load_extractor
 from .frechet import frechet_distance
-from .images import psnr, ssim
+from .images import SSIM_WINDOW, psnr, ssim
 from .latents import code_perplexity, code_usage
 from .report import RESULTS_FILE, append_results, recall_results
 
@@ -119,16 +119,16 @@ class AutoencoderEvaluator:
     def reconstruction(self) -> None:
         """
         PSNR in dB and SSIM of reconstructions, and how the test images use the codebook. An image's PSNR is at most
-        that of rounding to 8 bits, since a blank one can come back exactly.
+        that of rounding to 8 bits, since a blank one can come back exactly. Images smaller than SSIM's window have
+        none.
         """
         settings = self._settings("reconstruction", len(self.real.test))
         if self._is_measured(settings):
             return
         pairs = [images.float() / 255 for images in (self.reconstructions, self.real.test)]
-        figures = {
-            "psnr": mean(psnr(*pairs).clamp(max=_ROUNDING_PSNR)) | {"reference": "test images"},
-            "ssim": mean(ssim(*pairs)) | {"reference": "test images"},
-        }
+        figures = {"psnr": mean(psnr(*pairs).clamp(max=_ROUNDING_PSNR)) | {"reference": "test images"}}
+        if min(self.real.test.shape[2:]) >= SSIM_WINDOW:
+            figures["ssim"] = mean(ssim(*pairs)) | {"reference": "test images"}
         self._append(settings, figures | self._code_use(self.test_codes))
 
     def _code_use(self, codes: torch.Tensor, suffix: str = "") -> dict[str, dict[str, float]]:

@@ -54,6 +54,7 @@ def evaluate_pipelines(
     dataset_name: str | None = None,
     train_split: str = "train",
     test_split: str = "test",
+    image_column: str | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     **facts: Any,
@@ -65,7 +66,7 @@ def evaluate_pipelines(
     Args:
         folders (`Mapping[str, str]`): {model: folder of a saved pipeline, bridge or PixelCNN, or of an autoencoder,
             which has those of the metrics that are in `AUTOENCODER_METRICS`}.
-        dataset (`str`): as `load_images` takes it.
+        dataset (`str`), image_column (`str`, *optional*): as `load_images` takes them.
         config ([`EvaluationConfig`], *optional*): the default one without it.
         metrics (`Sequence[str]`): of `METRICS`.
         dataset_name (`str`, *optional*): in the results, see [`RealImages`].
@@ -99,7 +100,10 @@ def evaluate_pipelines(
         own_size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
         if real is None:
             size = own_size
-            train, test = (load_images(dataset, split=split, **size) for split in (train_split, test_split))
+            train, test = (
+                load_images(dataset, split=split, image_column=image_column, **size)
+                for split in (train_split, test_split)
+            )
             name = dataset_name or train.name
             real = RealImages(name, train, test, config.num_images, config.extractor, device)
         elif own_size != size:
@@ -207,18 +211,26 @@ class Evaluator(AutoencoderEvaluator):
     def fid(self) -> None:
         """
         Samples against reconstructions (the paper's FID) and against real images, and precision and recall, so that
-        memorising and mode dropping show. Keeps the first 64 samples for a sheet as Figure 5.
+        memorising and mode dropping show. A perfect prior isn't at 0 either: `frechet_floor` is what reconstructions
+        of as many training images get. Keeps the first 64 samples for a sheet as Figure 5.
         """
         settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._draws)
         if self._is_measured(settings):
             return
         test_features = self.real.features(self.real.test)
         check_features(test_features, "reference")  # an extractor that won't do is no reason to draw samples
-        features, reconstruction_features = map(self.real.features, (self.samples, self.reconstructions))
+        train = self._decode(self._codes(self._encode(self.real.train)))
+        features, reconstruction_features, floor_features = map(
+            self.real.features, (self.samples, self.reconstructions, train)
+        )
         near = precision_recall(features, reconstruction_features)
         against = {"reference": "reconstructions of test images"}
         figures = {
             "frechet": {"value": frechet_distance(features, reconstruction_features), **against},
+            "frechet_floor": {
+                "value": frechet_distance(floor_features, reconstruction_features),
+                "reference": "reconstructions of train against test images",
+            },
             "frechet_real": {"value": frechet_distance(features, test_features), "reference": "test images"},
             "precision": {"value": near.precision, **against},
             "recall": {"value": near.recall, **against},

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+SSIM_WINDOW = 11  # pixels
+
 # Elements of one block of a distance matrix: 128 MiB in float64.
 _BLOCK_ELEMENTS = 2**24
 # Images whose local moments are held at a time.
@@ -53,19 +55,19 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         ValueError: what [`psnr`] raises, or images smaller than the window.
     """
     x, y = _check_pair(images, reference)
-    if min(x.shape[2:]) < 11:
-        raise ValueError(f"SSIM needs sides of at least 11 pixels, got {tuple(x.shape[2:])}.")
+    if min(x.shape[2:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs sides of at least {SSIM_WINDOW} pixels, got {tuple(x.shape[2:])}.")
     return torch.cat([_ssim(*block) for block in zip(x.split(_SSIM_IMAGES), y.split(_SSIM_IMAGES), strict=True)])
 
 
 def _ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    offsets = torch.arange(-5, 6, dtype=torch.float64, device=x.device)
+    offsets = torch.arange(SSIM_WINDOW, dtype=torch.float64, device=x.device) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * 1.5**2))
     window = window / window.sum()
 
     def local_mean(values: torch.Tensor) -> torch.Tensor:
-        rows = F.conv2d(values.flatten(0, 1)[:, None], window.reshape(1, 1, 11, 1))
-        return F.conv2d(rows, window.reshape(1, 1, 1, 11))
+        rows = F.conv2d(values.flatten(0, 1)[:, None], window.reshape(1, 1, -1, 1))
+        return F.conv2d(rows, window.reshape(1, 1, 1, -1))
 
     mean_x, mean_y = local_mean(x), local_mean(y)
     var_x, var_y = local_mean(x * x) - mean_x**2, local_mean(y * y) - mean_y**2

@@ -80,10 +80,12 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
 
         Raises:
             ValueError: a number outside its range, an unknown output type or callback input, labels for a network
-                without classes (or none for one with), latents of another shape.
+                without classes, latents of another shape, or `sample_codes` of latents.
         """
         check_count("batch_size", batch_size)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
+        if sample_codes and output_type == "latent":
+            raise ValueError("`output_type` 'latent' is z_0, before any code is drawn: leave out `sample_codes`.")
         device = self._execution_device
         labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
         if solver is None and isinstance(self.scheduler, OUBridgeScheduler):
