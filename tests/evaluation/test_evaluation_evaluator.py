@@ -23,6 +23,7 @@ from diffusion_bridge_vq.evaluation import (
     RealImages,
     append_result,
     autoencoder_evaluator,
+    bridge_code_bits,
     code_kl,
     evaluate_pipelines,
     frechet_distance,
@@ -96,6 +97,9 @@ def test_bridge(real, tmp_path, monkeypatch):
     assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
     assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
     assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()
+    own = pipe.unet, pipe.scheduler, pipe.vqvae.quantize
+    bits = bridge_code_bits(*own, codes, torch.Generator().manual_seed(5), batch_size=16)
+    assert found["code_bits"]["value"] == pytest.approx(bits.mean().item())
 
 
 def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
@@ -113,9 +117,10 @@ def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         evaluator = Evaluator(name, each, real, tmp_path / name, settings, batch_size=16)
         evaluator.nll()
+        evaluator.bits()
         evaluator.elbo()
     without, with_classes = results(tmp_path / "without"), results(tmp_path / "with")
-    assert {"nll", "nll_top_left", "elbo_prior"} <= without.keys() == with_classes.keys()
+    assert {"nll", "nll_top_left", "code_bits", "elbo_prior"} <= without.keys() == with_classes.keys()
     for name in without:
         assert with_classes[name]["value"] == pytest.approx(without[name]["value"], rel=1e-4)
 
@@ -124,6 +129,7 @@ def test_pixelcnn(real, tmp_path):
     pipe = make_pixelcnn()
     evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(num_nll_images=20), batch_size=16)
     evaluator.nll()
+    evaluator.bits()
     evaluator.elbo()
     found = results(tmp_path)
     hidden = torch.zeros(4, 4, dtype=torch.bool)
@@ -132,6 +138,10 @@ def test_pixelcnn(real, tmp_path):
     bits = pixelcnn_nll(pipe.prior, evaluator.test_codes[some], hidden)
     assert found["nll"]["value"] == pytest.approx(bits.mean().item())
     assert found["nll"]["std"] == pytest.approx(bits.std().item())
+    with torch.no_grad():
+        log_p = pipe.prior(evaluator.test_codes[some], return_dict=False)[0].log_softmax(dim=1)
+    truth = log_p.gather(1, evaluator.test_codes[some][:, None]).mean().item()
+    assert found["code_bits"]["value"] == pytest.approx(-truth / math.log(2), rel=1e-5)
     assert "steps" not in found["nll"] and not any(name.startswith(("elbo", "nll_joint")) for name in found)
     few, all_of_them = evaluator.sampled_codes(9), evaluator.sampled_codes(N)
     assert all_of_them.shape == (N, 4, 4) and torch.equal(all_of_them[:9], few)

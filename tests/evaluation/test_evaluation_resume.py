@@ -25,7 +25,15 @@ N, BATCH = 40, 16
 CONFIG = EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=1)
 CLOCKS = {"time", "quartiles"}
 # what each start of a metric that isn't measured yet calls in the end
-MEASURES = ("frechet_distance", "precision_recall", "bridge_nll", "code_kl", "bridge_elbo", "seconds_per_sample")
+MEASURES = (
+    "frechet_distance",
+    "precision_recall",
+    "bridge_nll",
+    "bridge_code_bits",
+    "code_kl",
+    "bridge_elbo",
+    "seconds_per_sample",
+)
 
 
 class Killed(BaseException):
@@ -111,9 +119,9 @@ def test_a_killed_evaluation_goes_on(real, calls, tmp_path, monkeypatch):
     """Killed before any batch of samples and any metric, it finds the same figures, and no work is done twice."""
     measure(tmp_path / "whole", real)
     whole = calls.copy()
-    assert whole["draw"] == 3 and whole["bridge_nll"] == 2 and whole["frechet_distance"] == 3
+    assert whole["draw"] == 3 and whole["bridge_nll"] == 2 and whole["frechet_distance"] == 4
     places = [(DiffusionBridgeVQPipeline, "__call__", 2), (DiffusionBridgeVQPipeline, "__call__", 3)]
-    places += [(Evaluator, "_is_measured", number) for number in range(1, 9)]  # seven metrics, nll with two masks
+    places += [(Evaluator, "_is_measured", number) for number in range(1, 10)]  # eight metrics, nll with two masks
     for number, place in enumerate(places):
         folder = tmp_path / str(number)
         calls.clear()

@@ -1,6 +1,7 @@
 """Measuring what models make."""
 
 from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages, fingerprint
+from .code_bits import bridge_code_bits
 from .config import EvaluationConfig
 from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
@@ -29,6 +30,7 @@ __all__ = [
     "SecondsPerSample",
     "append_result",
     "append_results",
+    "bridge_code_bits",
     "bridge_elbo",
     "bridge_nll",
     "code_kl",

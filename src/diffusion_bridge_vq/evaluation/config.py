@@ -23,7 +23,7 @@ class EvaluationConfig:
     """
 
     num_images: int = _option(5000, "samples, and real images of each split")
-    num_nll_images: int = _option(256, "images whose codes are masked, and of the ELBO")
+    num_nll_images: int = _option(256, "images whose codes are masked, and of bits per code and ELBO")
     num_nll_samples: int = _option(4, "draws per masked image")
     num_inference_steps: int = _option(50, "reverse steps of the bridges")
     solver: Solver = _option(

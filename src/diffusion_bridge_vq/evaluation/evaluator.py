@@ -28,6 +28,7 @@ from .autoencoder_evaluator import (
     fingerprint,
     mean,
 )
+from .code_bits import bridge_code_bits
 from .config import EvaluationConfig
 from .elbo import bridge_elbo
 from .frechet import check_features, frechet_distance
@@ -42,7 +43,7 @@ _ELBO_TIMESTEPS = 32  # per image
 _TIMING_BATCH, _TIMING_REPEATS = 32, 10  # the paper's batch
 _SHEET_IMAGES = 64
 _MASKS = {"center": "", "top-left": "_top_left"}  # and what their figures' names end with
-METRICS = ("fid", "rfid", "nll", "kl", "reconstruction", "elbo", "timing")
+METRICS = ("fid", "rfid", "nll", "bits", "kl", "reconstruction", "elbo", "timing")
 
 
 def evaluate_pipelines(
@@ -162,8 +163,9 @@ class Evaluator(AutoencoderEvaluator):
     ):
         super().__init__(model, pipe.vqvae, real, output_dir, config, batch_size, **facts)
         self.pipe, self.is_bridge = pipe, hasattr(pipe, "unet")
-        self.has_elbo = self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler)
-        solver: dict[str, Any] = {"solver": config.solver} if self.has_elbo else {}  # a stock scheduler is its own
+        self.has_own_scheduler = self.is_bridge and isinstance(pipe.scheduler, OUBridgeScheduler)
+        # a stock scheduler is a solver itself
+        solver: dict[str, Any] = {"solver": config.solver} if self.has_own_scheduler else {}
         steps = config.num_inference_steps
         self._call = {"num_inference_steps": steps} | solver if self.is_bridge else {}
         self._draws = {"steps": steps} | solver if self.is_bridge else {}  # as facts
@@ -212,29 +214,28 @@ class Evaluator(AutoencoderEvaluator):
         """
         Samples against reconstructions (the paper's FID) and against real images, and precision and recall, so that
         memorising and mode dropping show. A perfect prior isn't at 0 either: `frechet_floor` is what reconstructions
-        of as many training images get. Keeps the first 64 samples for a sheet as Figure 5.
+        of as many training images get, if those are others. Keeps the first 64 samples for a sheet as Figure 5.
         """
         settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._draws)
         if self._is_measured(settings):
             return
         test_features = self.real.features(self.real.test)
         check_features(test_features, "reference")  # an extractor that won't do is no reason to draw samples
-        train = self._decode(self._codes(self._encode(self.real.train)))
-        features, reconstruction_features, floor_features = map(
-            self.real.features, (self.samples, self.reconstructions, train)
-        )
+        features, reconstruction_features = map(self.real.features, (self.samples, self.reconstructions))
         near = precision_recall(features, reconstruction_features)
         against = {"reference": "reconstructions of test images"}
         figures = {
             "frechet": {"value": frechet_distance(features, reconstruction_features), **against},
-            "frechet_floor": {
-                "value": frechet_distance(floor_features, reconstruction_features),
-                "reference": "reconstructions of train against test images",
-            },
             "frechet_real": {"value": frechet_distance(features, test_features), "reference": "test images"},
             "precision": {"value": near.precision, **against},
             "recall": {"value": near.recall, **against},
         }
+        if not torch.equal(self.real.train, self.real.test):
+            train = self.real.features(self._decode(self._codes(self._encode(self.real.train))))
+            figures["frechet_floor"] = {
+                "value": frechet_distance(train, reconstruction_features),
+                "reference": "reconstructions of train against test images",
+            }
         self._keep(samples=self.samples[:_SHEET_IMAGES])
         self._append(settings, figures)
 
@@ -284,6 +285,33 @@ class Evaluator(AutoencoderEvaluator):
             for z, k in zip(self._batches(latents), self._batches(codes), strict=True)
         ]
 
+    def bits(self) -> None:
+        """
+        Bits per code of whole maps, comparable between priors on one autoencoder: exact of a PixelCNN, a bound of a
+        bridge ([`bridge_code_bits`]; none with a stock scheduler). Mean and standard deviation over images.
+        """
+        if self.is_bridge and not self.has_own_scheduler:
+            return
+        count = min(self.config.num_nll_images, len(self.real.test))
+        settings = self._settings("bits", count, reference="test images")
+        if self._is_measured(settings):
+            return
+        codes = evenly(self.test_codes, count).to(self.real.device)
+        if self.is_bridge:
+            bits = bridge_code_bits(
+                self.pipe.unet.eval(),
+                self.pipe.scheduler,
+                self.vqvae.quantize,
+                codes,
+                self._generator(),
+                self.batch_size,
+                class_labels=self._null_classes(count),
+            )
+        else:
+            everything = torch.ones(codes.shape[1:], dtype=torch.bool)
+            bits = torch.cat([pixelcnn_nll(self.pipe.prior, part, everything) for part in self._batches(codes)])
+        self._append(settings, {"code_bits": mean(bits)})
+
     def _null_classes(self, count: int) -> torch.Tensor | None:
         """As the pipelines draw without labels: of a U-Net with classes, the last of them."""
         classes = self.pipe.unet.config.num_class_embeds
@@ -307,7 +335,7 @@ class Evaluator(AutoencoderEvaluator):
 
     def elbo(self) -> None:
         """-ELBO in bits per dimension with its terms; a PixelCNN has none, nor a bridge with a stock scheduler."""
-        if not self.has_elbo:
+        if not self.has_own_scheduler:
             return
         count = min(self.config.num_nll_images, len(self.real.test))
         settings = self._settings("elbo", count, reference="test images", timesteps_per_image=_ELBO_TIMESTEPS)
