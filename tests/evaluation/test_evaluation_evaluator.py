@@ -125,6 +125,49 @@ def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
         assert with_classes[name]["value"] == pytest.approx(without[name]["value"], rel=1e-4)
 
 
+@pytest.mark.parametrize(("model", "guidance"), [("bridge", 1.0), ("bridge", 2.5), ("pixelcnn", 1.0)])
+def test_with_guidance_samples_have_every_class_in_turn(model, guidance, real, tmp_path):
+    """Codes of a labelled sheet, drawn by hand with the pipeline; a batch isn't a multiple of the classes."""
+    torch.manual_seed(0)
+    if model == "bridge":
+        pipe = make_gray_pipeline()
+        pipe.register_modules(unet=UNet2DModel.from_config(pipe.unet.config, num_class_embeds=4).eval())
+        torch.nn.init.normal_(pipe.unet.class_embedding.weight, std=10)
+        call = {"num_inference_steps": 3, "solver": "dpmsolver++", "guidance_scale": guidance}
+    else:
+        prior = PixelCNNPrior(num_codes=16, width=8, num_layers=2, kernel_size=3, sample_size=4, num_class_embeds=4)
+        for layer in prior.layers:
+            torch.nn.init.normal_(layer.classes.weight)
+        pipe, call = PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior.eval()), {}
+    settings = EvaluationConfig(num_inference_steps=3, solver="dpmsolver++", guidance_scale=guidance, seed=3)
+    evaluator = Evaluator(model, pipe, real, tmp_path, settings, batch_size=4)
+    generator = torch.Generator().manual_seed(3)
+    expected = [
+        pipe.vqvae.encode_codes(pipe(4, generator=generator, output_type="latent", class_labels=labels, **call).images)
+        for labels in ([0, 1, 2, 0], [1, 2, 0, 1])
+    ]
+    assert torch.equal(evaluator.sampled_codes(8), torch.cat(expected))
+    evaluator.kl()
+    assert results(tmp_path)["kl"]["guidance_scale"] == guidance
+    # drawn without classes they are others, and are measured by themselves
+    without = Evaluator(model, pipe, real, tmp_path, EvaluationConfig(num_inference_steps=3, seed=3), batch_size=4)
+    assert not torch.equal(without.sampled_codes(8), torch.cat(expected))
+    without.kl()
+    assert [r["guidance_scale"] for r in read_results(tmp_path / "results.json") if r["name"] == "kl"] == [guidance, 0]
+
+
+def test_guidance_needs_classes(real, tmp_path):
+    for pipe in (make_gray_pipeline(), make_pixelcnn()):
+        with pytest.raises(ValueError, match="has no classes: leave out `guidance_scale`"):
+            Evaluator("model", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
+    prior = PixelCNNPrior(num_codes=16, width=8, num_layers=2, kernel_size=3, sample_size=4, num_class_embeds=4)
+    with pytest.raises(ValueError, match=r"no guidance: `guidance_scale` is 0 or 1, not 1\.5"):
+        pipe = PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior)
+        Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
+    with pytest.raises(ValueError, match="`guidance_scale` must be at least 0, got -1"):
+        EvaluationConfig(guidance_scale=-1)
+
+
 def test_pixelcnn(real, tmp_path):
     pipe = make_pixelcnn()
     evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(num_nll_images=20), batch_size=16)

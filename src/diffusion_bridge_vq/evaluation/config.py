@@ -29,6 +29,9 @@ class EvaluationConfig:
     solver: Solver = _option(
         "ancestral", "of the bridges' samples: ancestral (the paper's, as all likelihoods), dpmsolver++ or ddim"
     )
+    guidance_scale: float = _option(
+        0.0, "of samples that have a class each, in turn, as FIDs of class-conditional models do; 0: without classes"
+    )
     extractor: str = _option("inception", f"judge of images: {', '.join(EXTRACTORS)}; only inception makes a FID")
     seed: int = _option(0, "of every draw")
 
@@ -36,6 +39,8 @@ class EvaluationConfig:
         for name in ("num_images", "num_nll_images", "num_nll_samples", "num_inference_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.guidance_scale < 0:
+            raise ValueError(f"`guidance_scale` must be at least 0, got {self.guidance_scale}.")
         for name, choices in (("solver", typing.get_args(Solver)), ("extractor", EXTRACTORS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")

@@ -149,6 +149,9 @@ class Evaluator(AutoencoderEvaluator):
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
         pipe: [`DiffusionBridgeVQPipeline`] or [`PixelCNNVQPipeline`], on the device of `real`.
         real, output_dir, config, batch_size, facts: see [`AutoencoderEvaluator`].
+
+    Raises:
+        ValueError: a guidance scale for a model without classes, or other than 1 for a PixelCNN.
     """
 
     def __init__(
@@ -169,6 +172,16 @@ class Evaluator(AutoencoderEvaluator):
         steps = config.num_inference_steps
         self._call = {"num_inference_steps": steps} | solver if self.is_bridge else {}
         self._draws = {"steps": steps} | solver if self.is_bridge else {}  # as facts
+        self._classes = (pipe.unet if self.is_bridge else pipe.prior).config.num_class_embeds
+        guidance = config.guidance_scale
+        if guidance and self._classes is None:
+            raise ValueError(f"{model} has no classes: leave out `guidance_scale`.")
+        if guidance not in (0, 1) and not self.is_bridge:
+            raise ValueError(
+                f"{model} is a PixelCNN, which has no guidance: `guidance_scale` is 0 or 1, not {guidance}."
+            )
+        # as facts: what samples depend on
+        self._samples = self._draws | ({} if self._classes is None else {"guidance_scale": guidance})
         pipe.set_progress_bar_config(disable=True)
 
     @cached_property
@@ -183,7 +196,7 @@ class Evaluator(AutoencoderEvaluator):
         kept on disk, so that fewer or more of them are the same ones, whoever asks and after whatever interruption.
         """
         path = self.output_dir / FIGURES_FILE
-        law = {"weights": self.weights, "seed": self.config.seed, **self._draws}
+        law = {"weights": self.weights, "seed": self.config.seed, **self._samples}
         law |= {"batch_size": self.batch_size, "device": self.real.device.type}
         own = (f"codes/{self.model}/", f"generator/{self.model}/")
         codes_name, generator_name = (prefix + short_hash(json.dumps(law).encode()) for prefix in own)
@@ -195,13 +208,22 @@ class Evaluator(AutoencoderEvaluator):
             generator.set_state(kept[generator_name])
         # pictures of other draws go with their codes
         stale = () if batches else {name for name in kept if name.partition("/")[2] == self.model}
-        while sum(map(len, batches)) < count:
-            latents = self.pipe(self.batch_size, generator=generator, output_type="latent", **self._call).images
+        while (drawn := sum(map(len, batches))) < count:
+            call = self._call | self._next_classes(drawn)
+            latents = self.pipe(self.batch_size, generator=generator, output_type="latent", **call).images
             batches.append(self.vqvae.encode_codes(latents).to("cpu", dtype))
             now = load_figures(path)
             others = {name: now[name] for name in now if not name.startswith(own) and name not in stale}
             save_figures(path, others | {codes_name: torch.cat(batches), generator_name: generator.get_state()})
         return torch.cat(batches)[:count].long()
+
+    def _next_classes(self, drawn: int) -> dict[str, Any]:
+        """Labels of the batch that follows `drawn` samples, each class as often as every other."""
+        if not self.config.guidance_scale:
+            return {}
+        labels = torch.arange(drawn, drawn + self.batch_size) % (self._classes - 1)
+        guidance = {"guidance_scale": self.config.guidance_scale} if self.is_bridge else {}
+        return {"class_labels": labels.tolist(), **guidance}
 
     @cached_property
     def samples(self) -> torch.Tensor:
@@ -216,7 +238,7 @@ class Evaluator(AutoencoderEvaluator):
         memorising and mode dropping show. A perfect prior isn't at 0 either: `frechet_floor` is what reconstructions
         of as many training images get, if those are others. Keeps the first 64 samples for a sheet as Figure 5.
         """
-        settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._draws)
+        settings = self._settings("fid", len(self.real.test), extractor=self.real.extractor_name, **self._samples)
         if self._is_measured(settings):
             return
         test_features = self.real.features(self.real.test)
@@ -314,13 +336,13 @@ class Evaluator(AutoencoderEvaluator):
 
     def _null_classes(self, count: int) -> torch.Tensor | None:
         """As the pipelines draw without labels: of a U-Net with classes, the last of them."""
-        classes = self.pipe.unet.config.num_class_embeds
-        return None if classes is None else torch.full((count,), classes - 1, device=self.real.device)
+        null = None if self._classes is None else self._classes - 1
+        return None if null is None else torch.full((count,), null, device=self.real.device)
 
     def kl(self) -> None:
         """KL map of Figure 4 and its mean, beside its floor (train against test), and how the codebook is used."""
         count, num_codes = min(_KL_IMAGES, len(self.real.test)), self.vqvae.config.num_vq_embeddings
-        settings = self._settings("kl", count, **self._draws)
+        settings = self._settings("kl", count, **self._samples)
         if self._is_measured(settings):
             return
         sampled, real = self.sampled_codes(count), evenly(self.test_codes, count)
