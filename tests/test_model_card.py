@@ -92,7 +92,7 @@ def test_what_it_says(run):
         assert found.metric_args == facts  # n, seed, device, versions, time and command among them
 
     text = card.text
-    assert "| fid | 30 | 9 | test images | inception |  | 2 | CPU" in text and "| psnr | 20 (4) |" in text
+    assert "| fid | 30 | 9 | test images | inception |  |  | 2 | CPU" in text and "| psnr | 20 (4) |" in text
     assert "loss/prior 0.25 (step 12)" in text and "codebook/usage 0.75 (step 10)" in text
     assert "12 steps, batch 4 per process." in text and "| mixed_precision | bf16 |" in text
     assert "![Samples, unselected](samples.png)" in text
@@ -164,6 +164,16 @@ def test_other_extractors_make_no_fid(run):
     measure(run, "frechet", 40.0, reference="test images", extractor="efficientnet-lite0")
     card = make_model_card(run, "user/model")
     assert card.data.metrics == ["frechet"] and "on another network's features" in card.text
+
+
+def test_samples_with_and_without_classes_are_told_apart(run):
+    for guidance, distance in ((0, 40.0), (1.5, 30.0), (1.5, 20.0)):  # the last again, and so instead
+        measure(run, "frechet", distance, reference="test images", guidance_scale=guidance)
+    card = make_model_card(run, "user/model")
+    rows = [[cell.strip() for cell in line.split("|")] for line in card.text.splitlines() if "| frechet |" in line]
+    header = next(line for line in card.text.splitlines() if line.startswith("| metric |")).split("|")
+    column = [cell.strip() for cell in header].index("guidance")
+    assert [(row[2], row[column]) for row in rows] == [("40", "0"), ("20", "1.5")]
 
 
 def test_classes_and_pixelcnn(run, tmp_path):

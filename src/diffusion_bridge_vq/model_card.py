@@ -230,10 +230,11 @@ def _own_results(run: RunFiles, evaluated_as: str | None) -> list[dict[str, Any]
             f"{run.folder / 'evaluation' / 'results.json'} has results of {', '.join(names)}: say which is this model "
             "with `evaluated_as`."
         )
+    differ_by = ("name", "dataset", "reference", "extractor", "steps", "guidance_scale")
     newest = {}
     for result in found:
         if isinstance(result["value"], (int, float)) and math.isfinite(result["value"]):
-            newest[tuple(result.get(key) for key in ("name", "dataset", "reference", "extractor", "steps"))] = result
+            newest[tuple(result.get(key) for key in differ_by)] = result
     return list(newest.values())
 
 
@@ -338,7 +339,7 @@ def _eval_result(result: dict[str, Any]) -> EvalResult:
 
 def _row(result: dict[str, Any]) -> list[str]:
     std = f" ({result['std']:.2g})" if "std" in result else ""
-    columns = ("n", "reference", "extractor", "steps", "seed", "device")
+    columns = ("n", "reference", "extractor", "steps", "guidance_scale", "seed", "device")
     return [_metric_type(result), f"{result['value']:.4g}{std}", *(str(result.get(key, "")) for key in columns)]
 
 

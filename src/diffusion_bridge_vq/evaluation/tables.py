@@ -33,7 +33,7 @@ _METRICS = {
     "frechet": ("FID", "Fréchet distance (extractor), ours"),
     "seconds_per_sample": ("s per sample, batch 32, TITAN Xp", "s per sample, ours"),
 }
-_NOTED = ("preset", "n", "reference", "extractor", "seed", "steps", "device", "time", "command")
+_NOTED = ("preset", "n", "reference", "extractor", "seed", "steps", "guidance_scale", "device", "time", "command")
 
 
 def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:

@@ -25,10 +25,10 @@ def _vqvae(channels: tuple[int, ...], latent_channels: int, codes: int, **kwargs
     }
 
 
-def _small_vqvae(latent_channels: int, codes: int) -> dict[str, Any]:
-    """0.9M weights, for CPUs."""
+def _small_vqvae(latent_channels: int, codes: int, channels: tuple[int, ...] = (32, 64, 64)) -> dict[str, Any]:
+    """0.9M weights or fewer, for CPUs."""
     small = {"layers_per_block": 1, "norm_num_groups": 8, "mid_block_add_attention": False}
-    return _vqvae((32, 64, 64), latent_channels, codes, **small)
+    return _vqvae(channels, latent_channels, codes, **small)
 
 
 def _unet(channels: tuple[int, ...], latent_channels: int, **kwargs: Any) -> dict[str, Any]:
@@ -41,6 +41,18 @@ def _unet(channels: tuple[int, ...], latent_channels: int, **kwargs: Any) -> dic
         "layers_per_block": 2,
         **kwargs,
     }
+
+
+def _small_unet(channels: tuple[int, ...], latent_channels: int) -> dict[str, Any]:
+    """For CPUs: attention at the lowest resolution alone costs half as much (docs/experiments.md, section 5)."""
+    return _unet(
+        channels,
+        latent_channels,
+        layers_per_block=1,
+        attention_head_dim=64,
+        down_block_types=["DownBlock2D"] * (len(channels) - 1) + ["AttnDownBlock2D"],
+        up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * (len(channels) - 1),
+    )
 
 
 # The paper's process: DDPM's linear schedule, s = 1, eps-network.
@@ -102,6 +114,13 @@ def _cifar10(latent_channels: int, codes: int, scheduler: dict[str, Any]) -> Pre
     }
 
 
+_SMALL_PIXELCNN = {
+    "max_train_steps": 3000,
+    "holdout_fraction": 0.05,
+    "eval_every": 100,
+    "patience": 10,
+    "prior": {"width": 96, "num_layers": 8, "kernel_size": 7, "dropout": 0.1},
+}
 _SMALL_E2E = {"reconstruction_weight": 4.0, "joint_fraction": 0.3, "freeze_fraction": 0.5}
 
 # What `--mode paper` changes in any preset, to be Algorithm 1 as printed: eq. 4 with its weight, L_t^reg with its
@@ -155,16 +174,32 @@ PRESETS: dict[str, Preset] = {
             "image_every": 500,
             "checkpoint_every": 500,
             "vqvae": _small_vqvae(16, 256),
-            "unet": _unet((128, 192), 16, layers_per_block=1),
+            "unet": _small_unet((128, 192), 16),
             "scheduler": _wide_noise_bridge(2.0),
         },
-        "pixelcnn": {
-            "max_train_steps": 3000,
-            "holdout_fraction": 0.05,
-            "eval_every": 100,
-            "patience": 10,
-            "prior": {"width": 96, "num_layers": 8, "kernel_size": 7, "dropout": 0.1},
+        "pixelcnn": _SMALL_PIXELCNN,
+        "e2e": _SMALL_E2E,
+    },
+    # That for miniImageNet's shape, 21x21 positions.
+    "miniimagenet-tiny": {
+        "common": {
+            "resolution": 84,
+            "channels": 3,
+            "batch_size": 8,
+            "random_flip": True,
+            "lr_warmup_steps": 50,
+            "learning_rate": 1e-3,
+            "ema_decay": 0.99,
+            "l1_weight": 0.1,
+            "max_train_steps": 6000,
+            "log_every": 20,
+            "image_every": 500,
+            "checkpoint_every": 500,
+            "vqvae": _small_vqvae(16, 128, (16, 32, 64)),
+            "unet": _small_unet((64, 128, 192), 16),
+            "scheduler": _wide_noise_bridge(2.0),
         },
+        "pixelcnn": _SMALL_PIXELCNN,
         "e2e": _SMALL_E2E,
     },
     # The paper's shapes: 8x8 positions, 128 channels, 256 codes.
