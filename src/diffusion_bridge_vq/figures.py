@@ -6,19 +6,17 @@ reason to lose a run. Sheets of images need nothing.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file
 
 from .data.toy import LENGTH
 from .grids import image_grid
-
-# What an `Evaluator` keeps: tensors named samples/MODEL, kl/MODEL, kl_floor/MODEL for figures, and codes/MODEL/KEY,
-# generator/MODEL/KEY for its next start.
-FIGURES_FILE = "figures.safetensors"
 
 _COLORS = [f"C{i}" for i in range(LENGTH)]  # one per position of a sequence
 
@@ -172,40 +170,43 @@ def chain_sheet(run_dir: Path) -> Path:
     return run_dir / "chain.png"
 
 
-def sample_sheets(run_dir: Path) -> list[Path]:
-    """Figure 5 from the samples that an `Evaluator` kept in `run_dir`, as samples-MODEL.png."""
+def sample_sheets(samples: Mapping[str, torch.Tensor], folder: Path) -> list[Path]:
+    """
+    Figure 5 as samples-MODEL.png in `folder`.
+
+    Args:
+        samples (`Mapping[str, torch.Tensor]`): {model: uint8 (n, C, H, W)}.
+        folder (`Path`): exists.
+    """
     paths = []
-    for model, samples in _kept(run_dir, "samples").items():  # uint8 (n, C, H, W)
-        paths.append(run_dir / f"samples-{model}.png")
-        image_grid(_images(samples.float() / 255), columns=8).save(paths[-1])
+    for model, images in samples.items():
+        paths.append(folder / f"samples-{model}.png")
+        image_grid(_images(images.float() / 255), columns=8).save(paths[-1])
     return paths
 
 
-def plot_kl_maps(run_dir: Path) -> list[Path]:
+def plot_kl_maps(maps: Mapping[str, torch.Tensor], floors: Mapping[str, torch.Tensor], folder: Path) -> list[Path]:
     """
-    Figure 4 from the maps that an `Evaluator` kept in `run_dir`, as kl_maps.png on one scale.
+    Figure 4 as kl_maps.png in `folder`, on one scale.
+
+    Args:
+        maps (`Mapping[str, torch.Tensor]`): {model: KL of samples against test images, (h, w) in nats}.
+        floors (`Mapping[str, torch.Tensor]`): the same of train against test images.
+        folder (`Path`): exists.
 
     Returns:
         `list[Path]`: that picture; none without matplotlib or maps.
     """
-    maps = _kept(run_dir, "kl")
-    maps |= {f"{model}: train against test": floor for model, floor in _kept(run_dir, "kl_floor").items()}
-    figure = _figure(figsize=(3.2 * len(maps), 3)) if maps else None
+    panels = {**maps, **{f"{model}: train against test": floor for model, floor in floors.items()}}
+    figure = _figure(figsize=(3.2 * len(panels), 3)) if panels else None
     if figure is None:
         return []
-    largest = max(float(values.max()) for values in maps.values())
-    for axes, (title, values) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
+    largest = max(float(values.max()) for values in panels.values())
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         image = axes.imshow(values, vmin=0, vmax=largest, cmap="magma")
         axes.set_title(f"{title}\nmean {float(values.mean()):.3f} nats", fontsize="small")
     figure.colorbar(image, ax=axes)
-    return [_save(figure, run_dir / "kl_maps.png")]
-
-
-def _kept(run_dir: Path, kind: str) -> dict[str, Any]:
-    """{model: tensor} of one kind."""
-    path = run_dir / FIGURES_FILE
-    tensors = load_file(path) if path.is_file() else {}
-    return {name.removeprefix(f"{kind}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
+    return [_save(figure, folder / "kl_maps.png")]
 
 
 def _images(pixels: Any) -> list[Image.Image]:

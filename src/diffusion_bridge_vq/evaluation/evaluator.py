@@ -1,7 +1,6 @@
 """From saved pipelines and real images to results in a file: every metric of the paper's section 4."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..data import load_images
 from ..data.images import short_hash
 from ..data.masks import paper_mask
 from ..data.pixels import to_pixels
-from ..figures import FIGURES_FILE, plot_kl_maps, sample_sheets
+from ..figures import plot_kl_maps, sample_sheets
 from ..models import GumbelVQModel
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
 from ..schedulers import OUBridgeScheduler
@@ -33,6 +30,7 @@ from .config import EvaluationConfig
 from .elbo import bridge_elbo
 from .frechet import check_features, frechet_distance
 from .images import precision_recall
+from .kept import KEPT_FILE, load_kept, of_kind, save_kept
 from .latents import BridgeNLL, bridge_nll, code_kl, pixelcnn_nll
 from .report import RESULTS_FILE, describe_device, read_results
 from .tables import all_results, paper_tables
@@ -133,10 +131,10 @@ def write_report(output_dir: Path) -> list[Path]:
     if not results.is_file():
         raise ValueError(f"There is no {results}: measure something first.")
     tables = output_dir / "tables.md"
-    found = read_results(results)
-    load_figures(output_dir / FIGURES_FILE)  # or say what is wrong with it
+    found, kept = read_results(results), load_kept(output_dir / KEPT_FILE)
     tables.write_text(f"{paper_tables(found)}\n{all_results(found)}", encoding="utf-8")
-    return [tables, *plot_kl_maps(output_dir), *sample_sheets(output_dir)]
+    maps, floors, samples = (of_kind(kept, kind) for kind in ("kl", "kl_floor", "samples"))
+    return [tables, *plot_kl_maps(maps, floors, output_dir), *sample_sheets(samples, output_dir)]
 
 
 class Evaluator(AutoencoderEvaluator):
@@ -195,14 +193,14 @@ class Evaluator(AutoencoderEvaluator):
         The first `count` maps of codes, (count, h, w) on the CPU. They are drawn in whole batches, each of which is
         kept on disk, so that fewer or more of them are the same ones, whoever asks and after whatever interruption.
         """
-        path = self.output_dir / FIGURES_FILE
+        path = self.output_dir / KEPT_FILE
         law = {"weights": self.weights, "seed": self.config.seed, **self._samples}
         law |= {"batch_size": self.batch_size, "device": self.real.device.type}
         own = (f"codes/{self.model}/", f"generator/{self.model}/")
         codes_name, generator_name = (prefix + short_hash(json.dumps(law).encode()) for prefix in own)
         dtypes = (torch.uint8, torch.int16, torch.int64)
         dtype = next(d for d in dtypes if self.vqvae.config.num_vq_embeddings <= torch.iinfo(d).max + 1)
-        kept, generator = load_figures(path), self._generator()
+        kept, generator = load_kept(path), self._generator()
         batches = [kept[codes_name]] if codes_name in kept else []
         if batches:
             generator.set_state(kept[generator_name])
@@ -212,9 +210,9 @@ class Evaluator(AutoencoderEvaluator):
             call = self._call | self._next_classes(drawn)
             latents = self.pipe(self.batch_size, generator=generator, output_type="latent", **call).images
             batches.append(self.vqvae.encode_codes(latents).to("cpu", dtype))
-            now = load_figures(path)
+            now = load_kept(path)
             others = {name: now[name] for name in now if not name.startswith(own) and name not in stale}
-            save_figures(path, others | {codes_name: torch.cat(batches), generator_name: generator.get_state()})
+            save_kept(path, others | {codes_name: torch.cat(batches), generator_name: generator.get_state()})
         return torch.cat(batches)[:count].long()
 
     def _next_classes(self, drawn: int) -> dict[str, Any]:
@@ -389,26 +387,6 @@ class Evaluator(AutoencoderEvaluator):
         self._append(settings, {"seconds_per_sample": {"value": found.median, "quartiles": quartiles}})
 
     def _keep(self, **tensors: torch.Tensor) -> None:
-        path = self.output_dir / FIGURES_FILE
+        path = self.output_dir / KEPT_FILE
         named = {f"{kind}/{self.model}": tensor.contiguous() for kind, tensor in tensors.items()}
-        save_figures(path, load_figures(path) | named)
-
-
-def load_figures(path: Path) -> dict[str, torch.Tensor]:
-    """
-    What evaluators have kept; nothing if there is no file.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    try:
-        return load_file(path) if path.is_file() else {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and what it held is drawn anew.") from error
-
-
-def save_figures(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces the file as a whole, so that a killed run leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder, since a rename is atomic only there
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+        save_kept(path, load_kept(path) | named)
