@@ -67,3 +67,10 @@ def test_an_epoch_without_a_batch_is_named(tmp_path):
     write_shards(tmp_path / "shards", count=10)
     with pytest.raises(ValueError, match="10 images to train on, fewer than one batch of 16"):
         train(config(VQConfig, tmp_path / "run", **RUN, dataset=str(tmp_path / "shards")))
+
+
+def test_workers_that_fill_no_batch_are_named(tmp_path):
+    """Three workers have 10 of the 30 images each, and `drop_last` leaves them out, epoch after epoch."""
+    write_shards(tmp_path / "shards", count=30)
+    with pytest.raises(ValueError, match=r"no batch of 16 images .* 3 workers .* fewer `num_workers`"):
+        train(config(VQConfig, tmp_path / "run", **RUN, dataset=str(tmp_path / "shards"), num_workers=3))

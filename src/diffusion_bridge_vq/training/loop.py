@@ -3,7 +3,7 @@
 import itertools
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ class _Run:
             loader = self.loader
             if self.batches_done:
                 loader = self.accelerator.skip_first_batches(self.loader, self.batches_done)
-            iterator = iter(loader)
+            iterator = self._read(loader)
             while True:
                 # loading leaves the run's randomness alone, so that a resumed epoch draws what the whole one did
                 with torch.random.fork_rng(devices=[]):
@@ -153,6 +153,27 @@ class _Run:
             self.epoch, self.batches_done = self.epoch + 1, 0
             self.codebook_metrics = self._codebook_metrics()
             self.objective.vqvae.quantize.reset_usage()
+
+    def _read(self, loader: Iterable[dict[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        """
+        What is left of an epoch.
+
+        Raises:
+            ValueError: a whole one has no batch, since no worker of a stream reads enough images for it.
+        """
+        empty = not self.batches_done
+        try:
+            for batch in loader:
+                empty = False
+                yield batch
+        except ValueError as error:
+            if not (empty and "does not contain any data" in str(error)):  # Accelerate's words for it
+                raise
+            raise ValueError(
+                f"{self.data['name']} has no batch of {self.config.batch_size} images for each process: none of "
+                f"its {self.config.num_workers} workers reads that many. Take fewer `num_workers` or "
+                "a smaller `batch_size`."
+            ) from error
 
     def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Arguments of the objective: uint8 images become floats in [-1, 1] on the device; latents and codes stay."""
@@ -307,7 +328,7 @@ class _Run:
     def _place_codebook(self) -> None:
         """Put a fresh codebook on the latents of a few batches."""
         vqvae = self.objective.vqvae
-        batches = itertools.islice(self.loader, _CODEBOOK_BATCHES)
+        batches = itertools.islice(self._read(self.loader), _CODEBOOK_BATCHES)
         latents = [vqvae.encode(self.inputs(batch)["images"]).latents for batch in batches]
         vqvae.quantize.initialize_codebook(torch.cat(latents))
 
