@@ -9,6 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..losses import prior_loss
+from ..models.code_unet import process_start
 from ..models.denoiser import denoise
 from ..schedulers import OUBridgeScheduler
 
@@ -84,8 +85,9 @@ def bridge_elbo(
     squared_error = prior = terminal = 0.0
     labels = [None] * len(images) if class_labels is None else class_labels.split(batch_size)
     for x, own_labels in zip(images.split(batch_size), labels, strict=False):
-        z_0 = vqvae.encode(x).latents
-        squared_error += (vqvae.decode(z_0).sample.double() - x.double()).square().sum().item()
+        z_e = vqvae.encode(x).latents
+        squared_error += (vqvae.decode(z_e).sample.double() - x.double()).square().sum().item()
+        z_0 = process_start(unet, vqvae.quantize, z_e)
         prior += len(x) * _prior_nats(unet, scheduler, z_0, generator, timesteps_per_image, own_labels)
         terminal += scheduler.terminal_kl(z_0).double().sum().item()
 

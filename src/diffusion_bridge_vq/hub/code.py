@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import __version__
-from ..pipelines.base import COMPONENTS
+from ..pipelines.base import ALTERNATIVES, COMPONENTS
 from .carried_code import CODE_PREFIX, PACKAGE_PREFIX, loader_files, save_with_code
 
 _HEADER = """\
@@ -46,7 +46,7 @@ def one_file(pipeline_class: Any) -> str:
     for root in (pipeline_class, save_with_code):
         _collect(root.__module__, sources)
     # model_index.json names the package's modules, here and when such a pipeline is saved again
-    names = {part.__name__: part.__module__ for part in COMPONENTS.values()}
+    names = {part.__name__: part.__module__ for part in (*COMPONENTS.values(), *ALTERNATIVES.values())}
     ours = {name: module for name, module in names.items() if module in sources}
     lines = [f'{name}.__module__ = "{module}"' for name, module in ours.items()]
     lines.append(f"{pipeline_class.__name__}.save_pretrained = {save_with_code.__name__}")

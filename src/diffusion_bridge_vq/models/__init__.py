@@ -1,11 +1,13 @@
 """Autoencoder, quantizer, the baseline prior, and the one function through which every eps-network is called."""
 
 from .autoencoder_gumbel_vq import GumbelVQModel, LatentNormalizer
+from .code_unet import CodeUNet2DModel, process_start
 from .denoiser import check_channels, denoise
 from .pixelcnn import PixelCNNOutput, PixelCNNPrior, check_num_codes
 from .quantizer import GumbelQuantizer
 
 __all__ = [
+    "CodeUNet2DModel",
     "GumbelQuantizer",
     "GumbelVQModel",
     "LatentNormalizer",
@@ -14,4 +16,5 @@ __all__ = [
     "check_channels",
     "check_num_codes",
     "denoise",
+    "process_start",
 ]

@@ -9,6 +9,8 @@ from diffusers import UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
+from .code_unet import CodeUNet2DModel
+
 
 def denoise(
     unet: nn.Module,
@@ -80,8 +82,9 @@ def embed_timesteps(unet: nn.Module, timesteps: torch.Tensor) -> tuple[nn.Module
     Embed all timesteps of a loop at once: every call would compute the same for all samples of its batch.
 
     The network given back has the same weights, and the rows where `time_proj` and `time_embedding` were; the one that
-    was given stays as it is, whoever else uses it at the same time. Networks that aren't a plain `UNet2DModel` come
-    back themselves, and so do those that are compiled (a replayed graph gains nothing) or have Accelerate's hooks.
+    was given stays as it is, whoever else uses it at the same time. Networks other than `UNet2DModel` and
+    [`CodeUNet2DModel`] come back themselves, and so do those that are compiled (a replayed graph gains nothing) or
+    have Accelerate's hooks.
 
     Args:
         unet (`nn.Module`): the network.
@@ -92,7 +95,7 @@ def embed_timesteps(unet: nn.Module, timesteps: torch.Tensor) -> tuple[nn.Module
     """
     network: Any = unet
     if (
-        type(network) is not UNet2DModel
+        type(network) not in (UNet2DModel, CodeUNet2DModel)
         or network.config.class_embed_type == "timestep"  # time_proj has another use then
         or network._compiled_call_impl is not None
         or "forward" in vars(network)

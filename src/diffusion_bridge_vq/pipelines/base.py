@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 from torch import nn
 
-from ..models import GumbelVQModel, PixelCNNPrior, check_channels
+from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior, check_channels
 from ..repository import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
 from ..sampling import Callback, sample_latents
 from ..schedulers import OUBridgeScheduler
@@ -25,6 +25,8 @@ COMPONENTS: dict[str, Any] = {
     "prior": PixelCNNPrior,
     "scheduler": OUBridgeScheduler,  # or one of its `_compatibles` in diffusers
 }
+# Classes that may stand in the place of a component.
+ALTERNATIVES: dict[str, Any] = {"unet": CodeUNet2DModel}
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _MODEL_OPTIONS = ("device_map", "disable_mmap", "low_cpu_mem_usage", "use_safetensors")
 
@@ -160,8 +162,11 @@ class VQPipeline(DiffusionPipeline):
         for name in wanted:
             known, entry = COMPONENTS[name], index.get(name)
             library = "diffusers" if known.__module__.startswith("diffusers.") else known.__module__
+            other = ALTERNATIVES.get(name)
             if entry == [library, known.__name__]:
                 classes[name] = known
+            elif other is not None and entry == [other.__module__, other.__name__]:
+                classes[name] = other
             elif name == "scheduler" and entry in [["diffusers", stock] for stock in known._compatibles]:
                 classes[name] = getattr(diffusers, entry[1])
             else:

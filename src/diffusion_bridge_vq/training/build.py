@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
-from ..models import GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
+from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
 from ..schedulers import OUBridgeScheduler
 from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
 from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
@@ -55,7 +56,8 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     scheduler = None
     unet = _load(UNet2DModel, config, "unet") if isinstance(config, E2EConfig) else None
     if unet is None:
-        unet = _build(UNet2DModel, {"sample_size": side} | config.unet | classes)
+        scheduler = _build(OUBridgeScheduler, config.scheduler)
+        unet = _build_unet(config, {"sample_size": side} | config.unet | classes, vqvae, scheduler)
     else:
         scheduler = _load(OUBridgeScheduler, config, "scheduler")  # the process that the U-Net knows
         unet.register_to_config(sample_size=side)
@@ -90,6 +92,24 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     )
 
 
+def _build_unet(
+    config: PriorConfig | E2EConfig, arguments: dict[str, Any], vqvae: GumbelVQModel, scheduler: OUBridgeScheduler
+) -> UNet2DModel:
+    if not (isinstance(config, PriorConfig) and config.code_posterior):
+        return _build(UNet2DModel, arguments)
+    if scheduler.config.prediction_type != "sample":
+        raise ValueError(
+            f"`code_posterior` predicts z_0: `prediction_type` must be 'sample', got "
+            f"{scheduler.config.prediction_type!r}; add it to `scheduler`."
+        )
+    sizes = {"num_codes": vqvae.config.num_vq_embeddings, "num_noise_levels": len(scheduler)}
+    unet = _build(CodeUNet2DModel, arguments | sizes)
+    check_channels(unet, vqvae)
+    log_snr = scheduler.signal_to_noise(torch.arange(len(scheduler))).log()
+    unet.set_process(vqvae.quantize.embedding.weight, log_snr, torch.tensor(scheduler.config.z_star))
+    return unet
+
+
 def _reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
     return ReconstructionLoss(
         config.channels,
@@ -107,6 +127,11 @@ def _load(cls: type, config: RunConfig, name: str) -> Any:
         return None
     for candidate in (folder / name, folder / "pipeline" / name):
         if candidate.is_dir():
+            if name == "unet" and cls.load_config(candidate)["_class_name"] != cls.__name__:  # type: ignore[attr-defined]
+                raise ValueError(
+                    f"The U-Net in {candidate} starts from codes that stand still, which end-to-end training moves: "
+                    "start from its autoencoder alone, or from a prior without `code_posterior`."
+                )
             loaded = cls.from_pretrained(candidate)  # type: ignore[attr-defined]
             pairs = [(key, loaded.config.get(key), wanted) for key, wanted in getattr(config, name).items()]
             if other := [f"{key} {found!r}, not {wanted!r}" for key, found, wanted in pairs if found != wanted]:

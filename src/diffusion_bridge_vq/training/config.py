@@ -239,6 +239,7 @@ class PriorConfig(_BridgeConfig):
     kind = "prior"
 
     cache_latents: bool = _option(False, "encode the data set once (with its mirror images, if random_flip)")
+    code_posterior: bool = _option(False, "a CodeUNet2DModel: it gives each code a probability, z_0 is their mean")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from ..losses import (
     regularization_loss,
     terminal_loss,
 )
-from ..models import GumbelVQModel, PixelCNNPrior, denoise
+from ..models import GumbelVQModel, PixelCNNPrior, denoise, process_start
 from ..schedulers import OUBridgeScheduler
 from .reconstruction import ReconstructionLoss
 
@@ -92,7 +92,7 @@ class PriorObjective(_FrozenVQObjective):
 
     Args:
         vqvae ([`GumbelVQModel`]): frozen, stays in eval.
-        unet (`UNet2DModel`): trained.
+        unet (`UNet2DModel`): trained; of a [`CodeUNet2DModel`] the bridge starts from z_q instead of z_e.
         scheduler ([`OUBridgeScheduler`]): the bridge.
         weighting (`str`): "elbo", "simple" or "min_snr", see `losses.prior_loss`.
         class_dropout (`float`): share of labels replaced by the null class, in [0, 1], for guidance.
@@ -124,8 +124,9 @@ class PriorObjective(_FrozenVQObjective):
         if latents is None:
             with torch.no_grad():
                 latents = self.vqvae.encode(images).latents
-        draw = _draw(self.scheduler, latents)
-        loss = _prior_loss(self, latents, *draw, class_labels)
+        z_0 = process_start(self.unet, self.vqvae.quantize, latents)
+        draw = _draw(self.scheduler, z_0)
+        loss = _prior_loss(self, z_0, *draw, class_labels)
         return ObjectiveOutput({"prior": loss}, {"latent_rms": _rms(latents)})
 
 

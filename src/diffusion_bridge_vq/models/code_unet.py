@@ -1,0 +1,142 @@
+"""A U-Net that knows that z_0 is a code: it returns the mean of the code vectors under its posterior of the codes."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from .quantizer import GumbelQuantizer
+from .safetensors_only import SafetensorsFromHubMixin
+
+_LEAST_LOG_SNR = -60.0  # of a schedule whose last level is noise alone
+
+
+class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
+    r"""
+    diffusers' `UNet2DModel` as a z_0-network ("sample") for a bridge that starts from code vectors, z_0 = z_q.
+
+    With c_k = e_k - z* and x_t = sqrt(abar') (z_0 - z*) + sqrt(1 - abar') eps, what the scheduler gives the network,
+
+        p(k | x_t) ~ exp(l_k) N(x_t; sqrt(abar') c_k, 1 - abar')   at each position,    z_theta = sum_k p(k | x_t) e_k.
+
+    The second factor is exact: it says all that x_t says about its own position, and at little noise it is all there
+    is to know. The convolutions have K output channels, l_k, for what the surroundings say. On words this is called
+    categorical reparametrisation with an output prior (Gulrajani and Hashimoto 2023, "Likelihood-based diffusion
+    language models"). To samplers, stock schedulers and guidance it is a network as any other: they see z_theta alone.
+
+    Args beyond those of UNet2DModel:
+        num_codes (`int`): K.
+        num_noise_levels (`int`): T of the scheduler.
+
+    Buffers, saved with the weights and filled by [`set_process`]: `codebook` (K, d), `z_star` (d,), `log_snr` (T,).
+
+    Raises:
+        ValueError: `in_channels` and `out_channels` differ: both are d.
+    """
+
+    codebook: torch.Tensor
+    z_star: torch.Tensor
+    log_snr: torch.Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        num_codes: int = 256,
+        num_noise_levels: int = 1000,
+    ):
+        if in_channels != out_channels:
+            raise ValueError(
+                f"`in_channels` and `out_channels` are both the latents' channels, got {in_channels} and "
+                f"{out_channels}; the number of codes is `num_codes`."
+            )
+        own: dict[str, Any] = dict(self.config)
+        super().__init__(
+            **{k: v for k, v in own.items() if k in UNet2DModel._get_init_keys(UNet2DModel)}
+            | {"out_channels": num_codes}
+        )
+        self.register_to_config(out_channels=out_channels)
+        self.register_buffer("codebook", torch.randn(num_codes, in_channels))
+        self.register_buffer("z_star", torch.zeros(in_channels))
+        self.register_buffer("log_snr", torch.linspace(5, -5, num_noise_levels))
+
+    @torch.no_grad()
+    def set_process(self, codebook: torch.Tensor, log_snr: torch.Tensor, z_star: torch.Tensor | float = 0.0) -> None:
+        """
+        Take over the codebook (K, d), the process's log(abar' / (1 - abar')) (T,) and z*, a number or (d,).
+
+        Raises:
+            ValueError: another number of codes, channels or noise levels than the network's.
+        """
+        for name, given, own in (("codes", codebook, self.codebook), ("noise levels", log_snr, self.log_snr)):
+            if given.shape != own.shape:
+                raise ValueError(
+                    f"The network is made for {name} of shape {tuple(own.shape)}, got {tuple(given.shape)}."
+                )
+        self.codebook.copy_(codebook)
+        self.log_snr.copy_(log_snr.clamp(min=_LEAST_LOG_SNR))
+        self.z_star.copy_(torch.as_tensor(z_star, dtype=self.z_star.dtype))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """x_t (B, d, h, w), timestep (a number or (B,)), optional classes (B,) -> `.sample`: z_theta (B, d, h, w)."""
+        logits = super().forward(sample, timestep, class_labels, return_dict=False)[0]
+        with torch.autocast(sample.device.type, enabled=False):
+            codebook = self.codebook.float()
+            posterior = (logits.movedim(1, -1).float() + self._evidence(sample, timestep)).softmax(dim=-1)
+            z_0 = (posterior @ codebook).movedim(-1, 1).to(sample.dtype)
+        return UNet2DOutput(sample=z_0) if return_dict else (z_0,)
+
+    def _evidence(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """log N(x_t; sqrt(abar') c_k, 1 - abar') up to what k doesn't change: (B, d, h, w) -> (B, h, w, K) float32."""
+        c = self.codebook.float() - self.z_star.float()
+        # stock solvers may ask between two levels
+        t = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).reshape(-1)
+        low = t.floor().long().clamp(0, len(self.log_snr) - 1)
+        high = (low + 1).clamp(max=len(self.log_snr) - 1)
+        table = self.log_snr.float()
+        snr = torch.lerp(table[low], table[high], t - low).exp().reshape(-1, *[1] * (sample.ndim - 1))
+        x = sample.movedim(1, -1).float()
+        return (snr * (1 + snr)).sqrt() * F.linear(x, c) - 0.5 * snr * c.square().sum(dim=-1)
+
+
+def process_start(unet: torch.nn.Module, quantizer: GumbelQuantizer, latents: torch.Tensor) -> torch.Tensor:
+    """z_e (B, d, h, w) -> z_0 of the process that `unet` knows: z_q for a [`CodeUNet2DModel`], z_e for others."""
+    if not isinstance(unet, CodeUNet2DModel):
+        return latents
+    return quantizer.decode_codes(quantizer.encode_codes(latents)).to(latents.dtype)
