@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_gray_pipeline, make_pipeline, rng
+from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_code_pipeline, make_gray_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import OUBridgeScheduler, PixelCNNVQPipeline
 from diffusion_bridge_vq.models.denoiser import denoise
@@ -256,3 +256,13 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"with a U-Net.*got PixelCNNVQPipeline"):
         export_onnx(pixelcnn, tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_network_of_codes(tmp_path):
+    """Its posterior is part of the graph: numpy needs neither codebook nor noise levels."""
+    pipe = make_code_pipeline()
+    exported = export(pipe, tmp_path)
+    found = sample_with_numpy(exported, exported.config, draw_noise((2, 3, 3, 3), seed=0))
+    wanted = sample_latents(pipe.unet, pipe.scheduler, (2, 3, 3, 3), STEPS, generator=rng())
+    np.testing.assert_allclose(found, wanted.numpy(), atol=2e-4)

@@ -4,6 +4,7 @@ import torch
 from diffusers import UNet2DModel
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq.models import CodeUNet2DModel
 
 STEPS = 4
 BRIDGE = {"num_train_timesteps": 20, "beta_start": 0.01, "beta_end": 0.3}
@@ -44,6 +45,20 @@ def make_pipeline(classes: int | None = None, channels: int = 3, size=3, **sched
     pipe = DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(**(scheduler or SKEWED)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def make_code_pipeline() -> DiffusionBridgeVQPipeline:
+    """[`make_pipeline`] with a network that gives each code a probability."""
+    pipe = make_pipeline(**SKEWED, prediction_type="sample")
+    levels = len(pipe.scheduler)
+    unet = CodeUNet2DModel(**_arguments(pipe.unet), num_codes=32, num_noise_levels=levels).eval()
+    log_snr = pipe.scheduler.signal_to_noise(torch.arange(levels)).log()
+    unet.set_process(pipe.vqvae.quantize.embedding.weight, log_snr, torch.tensor(pipe.scheduler.config.z_star))
+    return DiffusionBridgeVQPipeline(pipe.vqvae, unet, pipe.scheduler)
+
+
+def _arguments(model: UNet2DModel) -> dict:
+    return {name: value for name, value in model.config.items() if not name.startswith("_")}
 
 
 def rng(seed: int = 0) -> torch.Generator:

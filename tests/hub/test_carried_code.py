@@ -23,6 +23,8 @@ def test_one_file(cls):
         *("PIL", "diffusers", "huggingface_hub", "numpy", "safetensors", "torch"),
     }
     assert f"class {cls.__name__}(" in source and "class OUBridgeScheduler(" in source
+    # what model_index.json calls a network that may stand in the U-Net's place
+    assert 'CodeUNet2DModel.__module__ = "diffusion_bridge_vq.models.code_unet"' in source
 
 
 def test_names_that_would_stand_for_two_things():

@@ -39,7 +39,9 @@ def test_the_saved_network_has_codebook_and_noise_levels(pipeline):
         assert pipe.unet.log_snr[i].item() == pytest.approx(expected, abs=2e-3)
     latents = pipe(3, 2, generator=torch.Generator().manual_seed(0), output_type="latent").images
     hull = pipe.unet.codebook.amin(0), pipe.unet.codebook.amax(0)  # means of code vectors lie between them
-    assert bool((latents.amin((0, 2, 3)) >= hull[0] - 1e-5).all() and (latents.amax((0, 2, 3)) <= hull[1] + 1e-5).all())
+    assert bool(
+        (latents.amin((0, 2, 3)) >= hull[0] - 1e-5).all() and (latents.amax((0, 2, 3)) <= hull[1] + 1e-5).all()
+    )
 
 
 def test_what_lies_between_latent_and_code_is_not_learned(tokenizer, tmp_path):
