@@ -255,6 +255,7 @@ def test_timesteps_and_bad_input():
         (lambda: OUBridgeScheduler(2, trained_betas=[[0.1, 0.2]]), "got shape (1, 2)"),
         (lambda: OUBridgeScheduler(2, trained_betas=[0.1, 1.0]), "'sample' or 'v_prediction'"),
         (lambda: OUBridgeScheduler(clip_sample_range=-1.0), "`clip_sample_range` must be a positive number"),
+        (lambda: OUBridgeScheduler(lambda_max_clipped=0.0), "`lambda_max_clipped` must be a positive number"),
         (lambda: OUBridgeScheduler(z_star=[0.0, math.inf]), "`z_star`"),
         (lambda: scheduler.add_noise(z[:1], z[:1], torch.tensor([1, 2, 3])), "one for all 1 samples or one for each"),
         (lambda: scheduler.bridge_posterior(z, z, torch.tensor([5, 6, 7]), 1), "for each, got 3"),

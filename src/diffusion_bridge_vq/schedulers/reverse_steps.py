@@ -8,12 +8,11 @@ import torch
 # Half log-SNR (of unit-variance latents) that "logsnr" spacing starts from at the lowest: 0.6 % of z_0 are left there,
 # and a cosine schedule has many levels below. diffusers recommends the same number as `lambda_min_clipped`.
 _LOWEST_LOG_SNR = -5.1
-# And that it ends at: noise of 0.08 of the latents' standard deviation moves no code, while a network's errors at
-# lower noise, which add up, do (docs/experiments.md).
-_HIGHEST_LOG_SNR = 2.5
 
 
-def place_timesteps(n: int, spacing: str, steps_offset: int, log_snr: np.ndarray) -> np.ndarray:
+def place_timesteps(
+    n: int, spacing: str, steps_offset: int, log_snr: np.ndarray, lambda_max_clipped: float
+) -> np.ndarray:
     """
     n descending timesteps (n,) of T, see `OUBridgeScheduler.set_timesteps`.
 
@@ -23,6 +22,7 @@ def place_timesteps(n: int, spacing: str, steps_offset: int, log_snr: np.ndarray
             half log-SNRs, pushed apart where levels are too few.
         steps_offset (`int`): added to the "leading" ones.
         log_snr (`np.ndarray`): (T,), half the log-SNR of unit-variance latents, falling.
+        lambda_max_clipped (`float`): the half log-SNR that "logsnr" ends at.
     """
     num_train = len(log_snr)
     if spacing == "linspace":
@@ -31,7 +31,7 @@ def place_timesteps(n: int, spacing: str, steps_offset: int, log_snr: np.ndarray
         return (np.arange(n) * (num_train // n))[::-1].astype(np.int64) + steps_offset
     if spacing == "trailing":
         return np.round(num_train - np.arange(n) * (num_train / n)).astype(np.int64) - 1
-    first, last = np.clip((_LOWEST_LOG_SNR, _HIGHEST_LOG_SNR), log_snr[-1], log_snr[0])
+    first, last = np.clip((_LOWEST_LOG_SNR, lambda_max_clipped), log_snr[-1], log_snr[0])
     wanted = np.linspace(first, last, n)
     nearest = np.abs(log_snr - wanted[:, None]).argmin(axis=1)
     i = np.arange(n)

@@ -74,10 +74,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         clip_sample_range (`float`): half width of the clipping interval, > 0.
         timestep_spacing (`str`): "linspace", "leading" or "trailing", as in `DDPMScheduler`.
         steps_offset (`int`): added to the timesteps of the "leading" spacing.
+        lambda_max_clipped (`float`): half log(abar' / (1 - abar')) where steps even in it end at the latest, see
+            `set_timesteps`. At 2.5 the noise is 0.08 of the latents' standard deviation, which moves no code; a
+            network's errors at lower noise add up, and how large they are is a matter of its training.
 
     Raises:
-        ValueError: theta, eta or clip_sample_range not positive, z* not finite, betas as none can be, or an unknown
-            name.
+        ValueError: theta, eta, clip_sample_range or lambda_max_clipped not positive, z* not finite, betas as none can
+            be, or an unknown name.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -100,8 +103,14 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         clip_sample_range: float = 1.0,
         timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
         steps_offset: int = 0,
+        lambda_max_clipped: float = 2.5,
     ):
-        for name, value in (("theta", theta), ("eta", eta), ("clip_sample_range", clip_sample_range)):
+        for name, value in (
+            ("theta", theta),
+            ("eta", eta),
+            ("clip_sample_range", clip_sample_range),
+            ("lambda_max_clipped", lambda_max_clipped),
+        ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
         if num_train_timesteps < 1:
@@ -325,7 +334,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             timesteps (`list[int]`, *optional*): the timesteps themselves, descending, instead of their number.
             timestep_spacing (`str`, *optional*): instead of the config's; "logsnr" places the steps evenly in
                 log(abar' / (1 - abar')), which few-step solvers want (Lu et al. 2022). It leaves out levels that are
-                noise alone, and those whose noise no longer moves a code.
+                noise alone, and those above the config's `lambda_max_clipped`, whose noise no longer moves a code.
 
         Raises:
             ValueError: both or none given, a number outside 1..T, timesteps not descending or (with `steps_offset`,
@@ -349,7 +358,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
                     f"got {num_inference_steps}."
                 )
             log_snr = 0.5 * self.signal_to_noise(torch.arange(num_train)).log().numpy()
-            chosen = place_timesteps(n, spacing, self.config.steps_offset, log_snr)
+            chosen = place_timesteps(n, spacing, self.config.steps_offset, log_snr, self.config.lambda_max_clipped)
         if chosen[0] >= num_train or chosen[-1] < 0:  # also where `steps_offset` leads to
             raise ValueError(f"`timesteps` must lie in 0..{num_train - 1}, got {chosen[0]}..{chosen[-1]}.")
         self.custom_timesteps = timesteps is not None

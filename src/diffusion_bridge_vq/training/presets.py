@@ -175,7 +175,8 @@ PRESETS: dict[str, Preset] = {
             "checkpoint_every": 500,
             "vqvae": _small_vqvae(16, 256),
             "unet": _small_unet((128, 192), 16),
-            "scheduler": _wide_noise_bridge(2.0),
+            # above its first level: 20 steps end as late as they can (docs/experiments.md, section 10)
+            "scheduler": {**_wide_noise_bridge(2.0), "lambda_max_clipped": 4.0},
         },
         "pixelcnn": _SMALL_PIXELCNN,
         "e2e": _SMALL_E2E,
