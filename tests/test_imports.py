@@ -13,6 +13,7 @@ LEVELS = {
     "data": 0,
     "grids": 0,
     "repository": 0,
+    "run_folder": 0,
     "sampling": 1,
     "losses": 1,
     "training": 2,

@@ -1,5 +1,6 @@
 """Pipelines."""
 
+from .components import build_pipeline, load_pipeline, save_components
 from .denoising_chain import DenoisingChain
 from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from .pipeline_diffusion_bridge_vq_inpaint import DiffusionBridgeVQInpaintPipeline
@@ -10,4 +11,7 @@ __all__ = [
     "DiffusionBridgeVQInpaintPipeline",
     "DiffusionBridgeVQPipeline",
     "PixelCNNVQPipeline",
+    "build_pipeline",
+    "load_pipeline",
+    "save_components",
 ]

@@ -1,0 +1,63 @@
+"""From components to a pipeline, and from what a run trained to its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from ..run_folder import RunFolder
+from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from .pipeline_pixelcnn_vq import PixelCNNVQPipeline
+
+_PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
+    frozenset({"vqvae", "unet", "scheduler"}): DiffusionBridgeVQPipeline,
+    frozenset({"vqvae", "prior"}): PixelCNNVQPipeline,
+}
+
+
+def build_pipeline(components: Mapping[str, Any]) -> DiffusionPipeline:
+    """
+    The pipeline that consists of these components.
+
+    Args:
+        components (`Mapping[str, Any]`): by name: vqvae, unet and scheduler, or vqvae and prior.
+
+    Raises:
+        ValueError: no pipeline has these components.
+    """
+    cls = _PIPELINES.get(frozenset(components))
+    if cls is None:
+        known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)
+        raise ValueError(f"No pipeline has the components {', '.join(sorted(components))}; expected {known}.")
+    return cls(**components)
+
+
+def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
+    """
+    Load a saved pipeline of any class of this package from a folder.
+
+    Args:
+        folder (`str` or `Path`): has a `model_index.json`.
+        options: see [`VQPipeline.from_pretrained`].
+
+    Raises:
+        ValueError: see [`VQPipeline.from_pretrained`].
+    """
+    cls = PixelCNNVQPipeline if (Path(folder) / "prior").is_dir() else DiffusionBridgeVQPipeline
+    return cls.from_pretrained(folder, **options)
+
+
+def save_components(components: Mapping[str, Any], run: RunFolder) -> list[Path]:
+    """
+    Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
+
+    Returns:
+        `list[Path]`: the folders that were written.
+    """
+    if frozenset(components) in _PIPELINES:
+        build_pipeline(components).save_pretrained(run.pipeline)
+        return [run.pipeline]
+    for name, component in components.items():
+        component.save_pretrained(run.path / name)
+    return [run.path / name for name in components]

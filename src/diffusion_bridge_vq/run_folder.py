@@ -1,0 +1,117 @@
+"""What a run leaves in its folder: the names, and how each file is read and written."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AUTOENCODER_NAME = "vqvae"  # what a run saves that trained an autoencoder alone
+PIPELINE_NAME = "pipeline"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """
+    The folder of one run.
+
+    | name | content |
+    |---|---|
+    | `config.json` | the settings, and the machine they ran on |
+    | `metrics.jsonl` | one JSON object per line: "step" and numbers by name |
+    | `NAME-STEP.png` | grids of images: reconstructions and samples |
+    | `curves.png` | the metrics as curves |
+    | `checkpoints/` | what `resume` continues from |
+    | `evaluation/` | results of evaluations during training |
+    | `logs/`, `profile/` | tracker files; the profiler's trace |
+    | `pipeline/` or `vqvae/` | the trained components, written last |
+
+    Args:
+        path (`Path`): the folder. It does not have to exist.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
+    def pipeline(self) -> Path:
+        return self.path / PIPELINE_NAME
+
+    @property
+    def autoencoder(self) -> Path:
+        return self.path / AUTOENCODER_NAME
+
+    def finished(self) -> list[str]:
+        """Names of the folders with trained components that are there."""
+        return [folder.name for folder in (self.pipeline, self.autoencoder) if folder.exists()]
+
+    def find_component(self, name: str) -> Path | None:
+        """
+        The folder of a saved component, e.g. "vqvae" or "unet". `path` may be a run's folder or a pipeline's.
+
+        Returns:
+            `Path`, or None if there is no such component.
+        """
+        return next((f for f in (self.path / name, self.pipeline / name) if f.is_dir()), None)
+
+    def grid(self, name: str, step: int) -> Path:
+        """Where the grid `name` of a step goes."""
+        return self.path / f"{name}-{step:06d}.png"
+
+    def newest_grid(self, name: str) -> Path | None:
+        """The grid of the latest step, or None if there is none."""
+        found = self.path.glob(f"{name}-*.png")
+        return max(found, key=lambda path: (len(path.name), path.name), default=None)  # 1000000 is after 999000
+
+    def write_config(self, settings: Mapping[str, Any]) -> None:
+        """Write `config.json`; creates the folder."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+    def append_metrics(self, record: Mapping[str, float]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The whole lines of `metrics.jsonl`, oldest first; none without the file. A line cut off by a kill is left out."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def replace_metrics(self, records: list[dict[str, float]]) -> None:
+        """Write `metrics.jsonl` anew."""
+        self.metrics.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
