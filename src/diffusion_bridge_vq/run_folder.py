@@ -101,7 +101,7 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The whole lines of `metrics.jsonl`, oldest first; none without the file. A line cut off by a kill is left out."""
+        """The lines of `metrics.jsonl`, oldest first; a line that was cut off is left out. Empty without the file."""
         if not self.metrics.is_file():
             return []
         records = []
