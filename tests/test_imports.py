@@ -12,7 +12,7 @@ LEVELS = {
     "models": 0,
     "data": 0,
     "grids": 0,
-    "repository": 0,
+    "pretrained": 0,
     "run_folder": 0,
     "sampling": 1,
     "losses": 1,

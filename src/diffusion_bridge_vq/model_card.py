@@ -15,7 +15,7 @@ from safetensors import safe_open
 from .evaluation.report import of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
 from .pipelines import DiffusionBridgeVQInpaintPipeline
-from .repository import INDEX_NAME, find_weights, read_json
+from .pretrained import INDEX_NAME, find_weights, read_json
 
 _TASK = "unconditional-image-generation"
 _SNIPPET_IMAGES = 16

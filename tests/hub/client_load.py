@@ -254,15 +254,15 @@ def test_hub_that_answers_with_errors(hub, cache, pipe, files, status):
 
 def test_repository_that_changes_meanwhile(hub, cache, files, monkeypatch):
     """A commit between the look at the sizes and the download is noticed."""
-    from diffusion_bridge_vq import repository
+    from diffusion_bridge_vq import pretrained
 
     hub.add("user/model", files)
-    download = repository.snapshot_download
+    download = pretrained.snapshot_download
 
     def change_first(*args, **kwargs):
         hub.commit("user/model", {"README.md": b"new"})
         return download(*args, **kwargs)
 
-    monkeypatch.setattr(repository, "snapshot_download", change_first)
+    monkeypatch.setattr(pretrained, "snapshot_download", change_first)
     with pytest.raises(OSError, match="was changed while"):
         load()

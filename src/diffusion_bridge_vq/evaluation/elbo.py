@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..losses import prior_loss
-from ..models.code_unet import process_start
+from ..models.code_unet import bridge_start_latents
 from ..models.denoiser import denoise
 from ..schedulers import OUBridgeScheduler
 
@@ -87,7 +87,7 @@ def bridge_elbo(
     for x, own_labels in zip(images.split(batch_size), labels, strict=False):
         z_e = vqvae.encode(x).latents
         squared_error += (vqvae.decode(z_e).sample.double() - x.double()).square().sum().item()
-        z_0 = process_start(unet, vqvae.quantize, z_e)
+        z_0 = bridge_start_latents(unet, vqvae.quantize, z_e)
         prior += len(x) * _prior_nats(unet, scheduler, z_0, generator, timesteps_per_image, own_labels)
         terminal += scheduler.terminal_kl(z_0).double().sum().item()
 

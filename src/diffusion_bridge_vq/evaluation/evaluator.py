@@ -14,7 +14,7 @@ from ..data.images import short_hash
 from ..data.masks import paper_mask
 from ..data.pixels import to_pixels
 from ..figures import plot_kl_maps, sample_sheets
-from ..models import GumbelVQModel, process_start
+from ..models import GumbelVQModel, bridge_start_latents
 from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
 from ..schedulers import OUBridgeScheduler
 from .autoencoder_evaluator import (
@@ -294,7 +294,7 @@ class Evaluator(AutoencoderEvaluator):
                 self.pipe.unet,
                 self.pipe.scheduler,
                 self.vqvae.quantize,
-                process_start(self.pipe.unet, self.vqvae.quantize, z),
+                bridge_start_latents(self.pipe.unet, self.vqvae.quantize, z),
                 k,
                 mask,
                 self.config.num_nll_samples,

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from .. import pipelines
 from ..model_card import RunFiles, make_model_card, read_run, without_paths
-from ..repository import INDEX_NAME, find_weights, read_json
+from ..pretrained import INDEX_NAME, find_weights, read_json
 from .carried_code import CODE_PREFIX
 from .code import carried_files
 

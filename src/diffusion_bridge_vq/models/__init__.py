@@ -1,7 +1,7 @@
 """Autoencoder, quantizer, the baseline prior, and the one function through which every eps-network is called."""
 
 from .autoencoder_gumbel_vq import GumbelVQModel, LatentNormalizer
-from .code_unet import CodeUNet2DModel, process_start
+from .code_unet import CodeUNet2DModel, bridge_start_latents
 from .denoiser import check_channels, denoise
 from .pixelcnn import PixelCNNOutput, PixelCNNPrior, check_num_codes
 from .quantizer import GumbelQuantizer
@@ -13,8 +13,8 @@ __all__ = [
     "LatentNormalizer",
     "PixelCNNOutput",
     "PixelCNNPrior",
+    "bridge_start_latents",
     "check_channels",
     "check_num_codes",
     "denoise",
-    "process_start",
 ]

@@ -135,7 +135,7 @@ class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
         return (snr * (1 + snr)).sqrt() * F.linear(x, c) - 0.5 * snr * c.square().sum(dim=-1)
 
 
-def process_start(unet: torch.nn.Module, quantizer: GumbelQuantizer, latents: torch.Tensor) -> torch.Tensor:
+def bridge_start_latents(unet: torch.nn.Module, quantizer: GumbelQuantizer, latents: torch.Tensor) -> torch.Tensor:
     """z_e (B, d, h, w) -> z_0 of the process that `unet` knows: z_q for a [`CodeUNet2DModel`], z_e for others."""
     if not isinstance(unet, CodeUNet2DModel):
         return latents

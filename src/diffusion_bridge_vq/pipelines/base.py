@@ -15,7 +15,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior, check_channels
-from ..repository import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
+from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
 from ..sampling import Callback, sample_latents
 from ..schedulers import OUBridgeScheduler
 

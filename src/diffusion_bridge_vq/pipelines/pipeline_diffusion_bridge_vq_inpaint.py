@@ -10,7 +10,7 @@ from diffusers.image_processor import PipelineImageInput
 from PIL import Image
 
 from ..data.pixels import to_eight_bits
-from ..models import process_start
+from ..models import bridge_start_latents
 from ..sampling import Solver, Spacing, check_count, inpaint_latents
 from .base import BridgePipeline, StepCallback
 
@@ -118,7 +118,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         pixels, hidden = pixels.to(device) * 2 - 1, hidden.to(device)
         visible = pixels.masked_fill(hidden, 0.0).to(self.vqvae.dtype)
         known_latents = self.vqvae.encode(visible).latents.to(self.unet.dtype)
-        known_latents = process_start(self.unet, self.vqvae.quantize, known_latents)
+        known_latents = bridge_start_latents(self.unet, self.vqvae.quantize, known_latents)
         unknown = F.max_pool2d(hidden.float(), self.vqvae.downsampling_factor) > 0  # (B, 1, h, w)
         z_0 = inpaint_latents(
             self.unet,

@@ -19,7 +19,7 @@ from ..losses import (
     regularization_loss,
     terminal_loss,
 )
-from ..models import GumbelVQModel, PixelCNNPrior, denoise, process_start
+from ..models import GumbelVQModel, PixelCNNPrior, bridge_start_latents, denoise
 from ..schedulers import OUBridgeScheduler
 from .reconstruction import ReconstructionLoss
 
@@ -124,7 +124,7 @@ class PriorObjective(_FrozenVQObjective):
         if latents is None:
             with torch.no_grad():
                 latents = self.vqvae.encode(images).latents
-        z_0 = process_start(self.unet, self.vqvae.quantize, latents)
+        z_0 = bridge_start_latents(self.unet, self.vqvae.quantize, latents)
         draw = _draw(self.scheduler, z_0)
         loss = _prior_loss(self, z_0, *draw, class_labels)
         return ObjectiveOutput({"prior": loss}, {"latent_rms": _rms(latents)})
