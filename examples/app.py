@@ -30,7 +30,7 @@ from diffusion_bridge_vq import (
 )
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.images import decode_image, reason
-from diffusion_bridge_vq.data.masks import MASKS, paper_mask
+from diffusion_bridge_vq.evaluation.paper_masks import MASKS, paper_mask
 from diffusion_bridge_vq.grids import image_grid
 
 DEMO = "checkpoints/digits"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.data.masks import MASKS, paper_mask
+from diffusion_bridge_vq.evaluation.paper_masks import MASKS, paper_mask
 from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from .evaluation.report import of_newest_weights, read_results
+from .evaluation.results import of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
 from .pipelines import DiffusionBridgeVQInpaintPipeline
 from .pretrained import INDEX_NAME, find_weights, read_json

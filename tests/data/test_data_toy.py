@@ -1,11 +1,10 @@
-"""The toy's law against enumeration by another route, and the masks of the paper's figures."""
+"""The toy's law against enumeration by another route."""
 
 import itertools
 
 import pytest
 import torch
 
-from diffusion_bridge_vq.data.masks import MASKS, paper_mask
 from diffusion_bridge_vq.data.toy import (
     all_toy_sequences,
     draw_toy_latents,
@@ -75,14 +74,3 @@ def test_fixed_positions():
 def test_positions_that_there_are_not(codes, message):
     with pytest.raises(ValueError, match=message):
         fix_toy_positions(codes)
-
-
-def test_masks_on_the_papers_map():
-    """21 x 21: a 9 x 9 square in the middle and at the top left; the left half given."""
-    center, corner, half = (paper_mask(name, 21, 21) for name in MASKS)
-    assert center.sum() == corner.sum() == 81
-    assert center[6:15, 6:15].all() and corner[:9, :9].all()
-    assert half.sum() == 21 * 11 and not half[:, :10].any()
-    assert paper_mask("center", 4, 4).tolist() == [[False] * 4, *[[False, True, True, False]] * 2, [False] * 4]
-    with pytest.raises(ValueError, match="'middle'"):
-        paper_mask("middle", 4, 4)

@@ -2,16 +2,18 @@
 
 from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages, fingerprint
 from .code_bits import bridge_code_bits
+from .code_histograms import code_kl, code_perplexity, code_usage
 from .config import EvaluationConfig
 from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
 from .evaluator import METRICS, Evaluator, evaluate_pipelines, write_report
 from .features import EXTRACTORS, FeatureExtractor, extract, load_extractor
 from .frechet import frechet_distance
-from .images import PrecisionRecall, precision_recall, psnr, ssim
+from .image_quality import psnr, ssim
+from .improved_precision_recall import PrecisionRecall, precision_recall
 from .intervals import wilson_interval
-from .latents import BridgeNLL, bridge_nll, code_kl, code_perplexity, code_usage, pixelcnn_nll
-from .report import append_result, append_results, read_results
+from .nll import BridgeNLL, bridge_nll, pixelcnn_nll
+from .results import append_result, append_results, read_results
 from .tables import paper_tables
 from .timing import SecondsPerSample, seconds_per_sample
 

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 from ..data.images import short_hash
 from ..data.pixels import to_bytes, to_pixels
 from ..models import GumbelVQModel
+from .code_histograms import code_perplexity, code_usage
 from .config import EvaluationConfig
 from .features import extract, load_extractor
 from .frechet import frechet_distance
-from .images import SSIM_WINDOW, psnr, ssim
-from .latents import code_perplexity, code_usage
-from .report import RESULTS_FILE, append_results, recall_results
+from .image_quality import SSIM_WINDOW, psnr, ssim
+from .results import RESULTS_FILE, append_results, recall_results
 
 _EXTRACTOR_BATCH = 32
 _ROUNDING_PSNR = 10 * math.log10(12 * 255**2)  # of rounding to 8 bits, in dB

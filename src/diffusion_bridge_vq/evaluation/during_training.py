@@ -10,7 +10,7 @@ from .autoencoder_evaluator import RealImages
 from .config import EvaluationConfig
 from .evaluator import Evaluator
 from .features import extract, load_extractor
-from .report import RESULTS_FILE, read_results
+from .results import RESULTS_FILE, read_results
 
 if TYPE_CHECKING:
     from ..training import TrainedComponents

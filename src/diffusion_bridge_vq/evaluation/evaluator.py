@@ -11,7 +11,6 @@ from diffusers import DiffusionPipeline
 
 from ..data import load_images
 from ..data.images import short_hash
-from ..data.masks import paper_mask
 from ..data.pixels import to_pixels
 from ..figures import plot_kl_maps, sample_sheets
 from ..models import GumbelVQModel, bridge_start_latents
@@ -26,13 +25,15 @@ from .autoencoder_evaluator import (
     mean,
 )
 from .code_bits import bridge_code_bits
+from .code_histograms import code_kl
 from .config import EvaluationConfig
 from .elbo import bridge_elbo
 from .frechet import check_features, frechet_distance
-from .images import precision_recall
-from .kept import KEPT_FILE, load_kept, of_kind, save_kept
-from .latents import BridgeNLL, bridge_nll, code_kl, pixelcnn_nll
-from .report import RESULTS_FILE, describe_device, read_results
+from .improved_precision_recall import precision_recall
+from .nll import BridgeNLL, bridge_nll, pixelcnn_nll
+from .paper_masks import paper_mask
+from .results import RESULTS_FILE, describe_device, read_results
+from .sample_store import KEPT_FILE, load_kept, of_kind, save_kept
 from .tables import all_results, paper_tables
 from .timing import seconds_per_sample
 

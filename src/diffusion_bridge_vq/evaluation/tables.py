@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .report import Result, of_newest_weights
+from .results import Result, of_newest_weights
 
 # (dataset, model, metric) -> what the paper prints; one standard deviation in parentheses
 _PAPER = {

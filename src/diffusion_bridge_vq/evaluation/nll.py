@@ -1,4 +1,4 @@
-"""Priors measured on the map of codes: likelihood of masked codes, histograms, use of the codebook."""
+"""Bits per masked code under a prior."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -10,9 +10,7 @@ from torch import nn
 from ..models.masks import expand_mask
 from ..models.quantizer import GumbelQuantizer
 from ..sampling import inpaint_latents
-
-# Jeffreys' prior: half an observation of every code.
-_PSEUDO_COUNT = 0.5
+from .code_histograms import count_codes
 
 
 class CodePrior(Protocol):
@@ -27,45 +25,6 @@ class BridgeNLL(NamedTuple):
 
     one_sample: torch.Tensor
     joint: torch.Tensor
-
-
-def code_kl(codes: torch.Tensor, reference_codes: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """
-    KL(reference || codes) between the code histograms of every position (Figure 4 and Table 1), in nats.
-
-    Real codes are the reference and samples are `codes`; the paper takes 1,000 of each and states neither direction
-    nor smoothing. Here half an observation of every code is added to both histograms, so that the KL is finite and
-    that of a set with itself is 0.
-
-    Two finite sets of the same law don't reach 0: put the value between two halves of real codes, each as large as
-    the sets that are compared, beside the figure.
-
-    Args:
-        codes (`torch.Tensor`), reference_codes (`torch.Tensor`): (M, h, w) or (M, N), integers in 0..K-1. The two M
-            should be equal: the smaller a set, the more its histogram is smoothed.
-        num_codes (`int`): K.
-
-    Returns:
-        `torch.Tensor`: (h, w) or (N,) float64; its mean is the number of Table 1.
-
-    Raises:
-        ValueError: no codes, no integers, codes outside 0..K-1, or maps of different sizes.
-    """
-    if codes.shape[1:] != reference_codes.shape[1:]:
-        raise ValueError(f"Maps differ in size: {tuple(codes.shape[1:])} and {tuple(reference_codes.shape[1:])}.")
-    log_p, log_q = (_position_histograms(c, num_codes).log() for c in (reference_codes, codes))
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1).reshape(codes.shape[1:])
-
-
-def code_usage(codes: torch.Tensor, num_codes: int) -> float:
-    """Share of the K codes that occur in `codes`, integers in 0..K-1 of any shape; ValueError as [`code_kl`]."""
-    return (_counts(codes, num_codes) > 0).double().mean().item()
-
-
-def code_perplexity(codes: torch.Tensor, num_codes: int) -> float:
-    """exp(entropy) of the histogram of `codes`, integers in 0..K-1 of any shape: 1..K; ValueError as [`code_kl`]."""
-    shares = _counts(codes, num_codes).double() / codes.numel()
-    return torch.special.entr(shares).sum().exp().item()
 
 
 @torch.no_grad()
@@ -120,7 +79,7 @@ def bridge_nll(
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
     if codes.shape != latents.shape[:1] + latents.shape[2:]:
         raise ValueError(f"`codes` {tuple(codes.shape)} don't fit `latents` {tuple(latents.shape)}.")
-    _counts(codes, quantizer.n_e)  # in range
+    count_codes(codes, quantizer.n_e)  # in range
     hidden = _hidden(mask, codes)
     per_draw = []
     for _ in range(num_samples):
@@ -184,21 +143,3 @@ def _hidden(mask: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     if not len(codes) or not bool(hidden.flatten(1).any(dim=1).all()):
         raise ValueError("`mask` must hide at least one code of every image: over none there is no mean.")
     return hidden
-
-
-def _counts(codes: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """How often each code occurs, (K,) int64."""
-    if codes.is_floating_point() or codes.dtype == torch.bool or not codes.numel():
-        raise ValueError(f"`codes` must be integers, at least one, got {tuple(codes.shape)} {codes.dtype}.")
-    if not 0 <= int(codes.min()) <= int(codes.max()) < num_codes:
-        raise ValueError(f"`codes` must lie in 0..{num_codes - 1}, got {int(codes.min())}..{int(codes.max())}.")
-    return torch.bincount(codes.flatten().long(), minlength=num_codes)
-
-
-def _position_histograms(codes: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """Smoothed histogram of each position: (M, ...) -> (positions, K) float64, rows add up to 1."""
-    _counts(codes, num_codes)  # in range
-    rows = codes.flatten(1).long()  # (M, positions)
-    cells = rows + num_codes * torch.arange(rows.shape[1], device=rows.device)
-    counts = torch.bincount(cells.flatten(), minlength=num_codes * rows.shape[1]).reshape(-1, num_codes).double()
-    return (counts + _PSEUDO_COUNT) / (len(codes) + _PSEUDO_COUNT * num_codes)

@@ -16,10 +16,10 @@ from diffusion_bridge_vq.evaluation import (
     RealImages,
     autoencoder_evaluator,
     read_results,
+    sample_store,
     write_report,
 )
 from diffusion_bridge_vq.evaluation import evaluator as module
-from diffusion_bridge_vq.evaluation import kept as kept_module
 from diffusion_bridge_vq.training import PRESETS
 
 N, BATCH = 40, 16
@@ -286,7 +286,7 @@ def test_a_writer_that_is_killed_leaves_the_old_figures(real, tmp_path, monkeypa
         save_file({"kl": torch.zeros(1)}, path)
         raise Killed
 
-    monkeypatch.setattr(kept_module, "save_file", half)
+    monkeypatch.setattr(sample_store, "save_file", half)
     with pytest.raises(Killed):
         measure(tmp_path, real, ("fid",))
     assert (tmp_path / "figures.safetensors").read_bytes() == before

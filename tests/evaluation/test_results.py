@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from diffusion_bridge_vq.evaluation import append_result, append_results, read_results
-from diffusion_bridge_vq.evaluation.report import recall_results
+from diffusion_bridge_vq.evaluation.results import recall_results
 
 
 def test_results_are_appended_with_their_facts(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against slow formulas and scikit-image's numbers; precision and recall on constructed sets."""
+"""PSNR and SSIM against slow formulas and scikit-image's numbers."""
 
 import math
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_bridge_vq.evaluation import images as module
-from diffusion_bridge_vq.evaluation import precision_recall, psnr, ssim
+from diffusion_bridge_vq.evaluation import image_quality, psnr, ssim
 
 
 def waves() -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +39,7 @@ def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize("at_a_time", [1, 256])
 def test_ssim_is_the_slow_formula(monkeypatch, at_a_time):
-    monkeypatch.setattr(module, "_SSIM_IMAGES", at_a_time)
+    monkeypatch.setattr(image_quality, "_SSIM_IMAGES", at_a_time)
     x, y = waves()
     expected = [slow_ssim(a.numpy(), b.numpy()) for a, b in zip(x, y, strict=True)]
     assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-12)
@@ -86,61 +85,3 @@ def test_pairs_that_are_refused(metric, x, y, message):
 def test_ssim_needs_its_window():
     with pytest.raises(ValueError, match="11"):
         ssim(torch.rand(1, 1, 10, 20), torch.rand(1, 1, 10, 20))
-
-
-def test_precision_and_recall_of_constructed_sets():
-    """
-    Real points 0, 1, ..., 9 on a line; with k = 1 every ball has radius 1. Samples 20, 20.5, 21, 0.5 have the radii
-    0.5, 0.5, 0.5 and 19.5: only 0.5 lies on the real manifold, and only its ball reaches real points, all of them.
-    """
-    reference = torch.arange(10.0)[:, None]
-    samples = torch.tensor([[20.0], [20.5], [21.0], [0.5]])
-    assert precision_recall(samples, reference, k=1) == (0.25, 1.0)
-    assert precision_recall(reference, samples, k=1) == (1.0, 0.25)
-    assert precision_recall(samples[:3], reference, k=1) == (0.0, 0.0)
-    assert precision_recall(reference, reference) == (1.0, 1.0)
-    # a dropped mode: samples of one cluster only
-    near, far = torch.rand(50, 2, dtype=torch.float64), 100 + torch.rand(50, 2, dtype=torch.float64)
-    assert precision_recall(near, torch.cat([near, far])) == (1.0, 0.5)
-
-
-@pytest.mark.parametrize("k", [1, 3, 5])
-def test_precision_and_recall_point_by_point(monkeypatch, k):
-    x, y = torch.randn(41, 2), 0.7 * torch.randn(37, 2) + 1.5
-
-    def on_manifold(points, manifold):
-        hits = 0
-        for p in points.double().numpy():
-            for j, m in enumerate(manifold.double().numpy()):
-                others = np.delete(manifold.double().numpy(), j, axis=0)
-                if math.dist(p, m) <= sorted(math.dist(m, o) for o in others)[k - 1]:
-                    hits += 1
-                    break
-        return hits / len(points)
-
-    expected = (on_manifold(x, y), on_manifold(y, x))
-    assert min(expected) > 0 and max(expected) < 1
-    assert precision_recall(x, y, k) == pytest.approx(expected)
-    monkeypatch.setattr(module, "_BLOCK_ELEMENTS", 200)  # 4 rows at a time
-    assert precision_recall(x, y, k) == pytest.approx(expected)
-
-
-def test_far_from_the_origin_digits_are_kept():
-    samples, reference = torch.tensor([[0.5], [30.0]]), torch.arange(10.0)[:, None]
-    samples = samples.repeat(3, 1) + torch.linspace(0, 0.1, 6)[:, None]
-    assert precision_recall(samples + 1e6, reference + 1e6, k=1).precision == 0.5
-
-
-@pytest.mark.parametrize(
-    ("features", "reference", "k", "message"),
-    [
-        (torch.rand(3, 2), torch.rand(9, 2), 3, "`features` .* more than k = 3"),
-        (torch.rand(9, 2), torch.rand(3, 2), 3, "`reference` .* more than k = 3"),
-        (torch.rand(9, 2), torch.rand(9, 3), 3, "dimensions"),
-        (torch.rand(9, 2), torch.rand(9, 2), 0, "at least 1"),
-        (torch.ones(9, 2, dtype=torch.long), torch.rand(9, 2), 3, "float"),
-    ],
-)
-def test_sets_that_are_refused(features, reference, k, message):
-    with pytest.raises(ValueError, match=message):
-        precision_recall(features, reference, k)

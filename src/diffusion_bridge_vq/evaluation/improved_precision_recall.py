@@ -1,0 +1,60 @@
+"""Improved precision and recall of two sets of features."""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+# Elements of one block of a distance matrix: 128 MiB in float64.
+_BLOCK_ELEMENTS = 2**24
+
+
+class PrecisionRecall(NamedTuple):
+    """Shares in [0, 1], see [`precision_recall`]."""
+
+    precision: float
+    recall: float
+
+
+def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3) -> PrecisionRecall:
+    """
+    Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
+
+    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in
+    the set. Precision is the share of `features` on the manifold of `reference`, recall the share of `reference` on
+    that of `features`. Distances are float64 and made block by block, so that memory doesn't grow with n^2.
+
+    Args:
+        features (`torch.Tensor`), reference (`torch.Tensor`): (n, d) and (m, d) float, of samples and real images.
+        k (`int`): at least 1.
+
+    Raises:
+        ValueError: not (n, d) float, different d, k below 1, or a set of k points or fewer.
+    """
+    if k < 1:
+        raise ValueError(f"`k` must be at least 1, got {k}.")
+    for name, rows in (("features", features), ("reference", reference)):
+        if rows.ndim != 2 or not rows.is_floating_point() or len(rows) <= k:
+            raise ValueError(
+                f"`{name}` must be (n, d) float with more than k = {k} rows, got {tuple(rows.shape)} {rows.dtype}."
+            )
+    if features.shape[1] != reference.shape[1]:
+        raise ValueError(f"`features` have {features.shape[1]} dimensions and `reference` {reference.shape[1]}.")
+    # around the middle, where the expanded squares lose the fewest digits
+    centre = reference.double().mean(dim=0)
+    x, y = features.double() - centre, reference.double() - centre
+    return PrecisionRecall(_covered(x, y, k), _covered(y, x, k))
+
+
+def _covered(points: torch.Tensor, manifold: torch.Tensor, k: int) -> float:
+    """Share of `points` in any of the balls around the rows of `manifold`."""
+    block = max(1, _BLOCK_ELEMENTS // max(len(points), len(manifold)))
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for start in range(0, len(manifold), block):
+        centres = manifold[start : start + block]
+        own = torch.cdist(centres, manifold)
+        own[range(len(centres)), range(start, start + len(centres))] = math.inf  # a point is no neighbour of its own
+        radii = own.kthvalue(k, dim=1).values[:, None]
+        del own  # before the next block is made
+        covered |= (torch.cdist(centres, points) <= radii).any(dim=0)
+    return covered.double().mean().item()
