@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from diffusion_bridge_vq.data import ImageDataset, StreamedImages, load_images, stream_images
 from diffusion_bridge_vq.data import images as images_module
 from diffusion_bridge_vq.training import E2EConfig, build_objective
-from diffusion_bridge_vq.training.loop import _Run
+from diffusion_bridge_vq.training.trainer import Trainer
 
 
 def compare_loading(
@@ -39,7 +39,7 @@ def compare_loading(
                 )
             finally:
                 images_module.IN_MEMORY_BYTES = limit
-            run = _Run(config, accelerator, build_objective(config, images.num_classes), images)
+            run = Trainer(config, accelerator, build_objective(config, images.num_classes), images)
             run.model.train()
             yield kind, time_loading(run, args.repeats, args.loading_steps, warm=2 * workers + 1)
 
@@ -55,7 +55,7 @@ def write_digits(file: Path) -> None:
     table.to_parquet(file, batch_size=len(labels) // 8)
 
 
-def time_loading(run: _Run, repeats: int, in_a_row: int, warm: int) -> dict[str, Any]:
+def time_loading(run: Trainer, repeats: int, in_a_row: int, warm: int) -> dict[str, Any]:
     batches = run.batches()
     fixed = {name: tensor.clone() for name, tensor in next(batches).items()}
     late = run.config.max_train_steps // 2  # all terms of the loss have joined

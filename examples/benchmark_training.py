@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.training import PriorConfig, PriorObjective
-from diffusion_bridge_vq.training.loop import _Run
+from diffusion_bridge_vq.training.trainer import Trainer
 
 Call = Callable[[], torch.Tensor]
 
@@ -28,7 +28,7 @@ def package_step(
 ) -> Call:
     """One optimiser step, as `train` does it: on `latents`, or on batches from its own loader."""
     images = load_images("digits", resolution=config.resolution, channels=config.channels)
-    run = _Run(config, accelerator, objective, images)
+    run = Trainer(config, accelerator, objective, images)
     run.model.train()
     batches = run.batches()
 

@@ -19,8 +19,8 @@ from evaluate import add_evaluation_arguments, evaluation_settings, say_how_to_g
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
 from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, write_report
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
-from diffusion_bridge_vq.training.budget import steps_within
-from diffusion_bridge_vq.training.checkpoint import list_checkpoints
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints
+from diffusion_bridge_vq.training.time_budget import steps_within
 
 STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e", "evaluate")
 

@@ -117,13 +117,13 @@ def test_training_rows(examples, tmp_path, monkeypatch):
     settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=400)
     vqvae, unet = GumbelVQModel(in_channels=1, out_channels=1, **settings.vqvae), UNet2DModel(**settings.unet)
     seen = []
-    encoded = training._Run.step
+    encoded = training.Trainer.step
 
     def step(self, batch, number):
         seen.append((batch["latents"].shape, self.objective.unet.conv_in.weight.stride(1)))
         return encoded(self, batch, number)
 
-    monkeypatch.setattr(training._Run, "step", step)
+    monkeypatch.setattr(training.Trainer, "step", step)
     for budget in (60, 0):
         clock = training.Clock(budget, 2, torch.device("cpu"))
         arguments = (vqvae, unet, OUBridgeScheduler(), settings, Accelerator(cpu=True), False, clock)

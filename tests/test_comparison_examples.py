@@ -24,7 +24,7 @@ from tiny_pipeline import make_gray_pipeline
 from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import read_results
-from diffusion_bridge_vq.training.checkpoint import list_checkpoints
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_bridge_vq.training import VQConfig
-from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training import trainer as trainer_module
 
 TINY = {
     "vqvae": {
@@ -60,14 +60,14 @@ def stopped_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Stop(Exception):
         pass
 
-    save = loop_module._Run._save
+    save = trainer_module.Trainer._save
 
     def save_and_stop(self, done):
         save(self, done)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(loop_module._Run, "_save", save_and_stop)
+        patch.setattr(trainer_module.Trainer, "_save", save_and_stop)
         yield
 
 

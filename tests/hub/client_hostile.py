@@ -133,7 +133,7 @@ HOSTILE = {
     "other class": (index(unet=["diffusers", "DiffusionPipeline"]), "for unet, expected"),
     "no scheduler": (index(scheduler=["diffusers", "FlaxDDPMScheduler"]), "for scheduler, expected"),
     "other scheduler": (index(scheduler=["diffusers", "EulerDiscreteScheduler"]), "is of OUBridgeScheduler, expected"),
-    "other library": (index(unet=["diffusion_bridge_vq.training.loop", "UNet2DModel"]), "for unet, expected"),
+    "other library": (index(unet=["diffusion_bridge_vq.training.trainer", "UNet2DModel"]), "for unet, expected"),
     "path as library": (index(vqvae=["../own", "GumbelVQModel"]), "for vqvae, expected"),
     "module of the repo": (module_of_the_repo, r"has \['own', 'GumbelVQModel'\] for vqvae"),
     "no pair": (index(vqvae="GumbelVQModel"), "has GumbelVQModel for vqvae"),

@@ -16,7 +16,8 @@ import pytest
 import torch
 from process_work import UNET, VQVAE
 
-from diffusion_bridge_vq.training import E2EConfig, E2EObjective, checkpoint, train
+from diffusion_bridge_vq.training import E2EConfig, E2EObjective, train
+from diffusion_bridge_vq.training.fault_tolerance import checkpoint
 
 STEPS, JOINT_FROM, FREEZE_FROM = 20, 3, 8
 ACCUMULATION, BATCHES_PER_EPOCH = 2, 7  # every second epoch ends between the two batches of a step

@@ -40,9 +40,9 @@ from diffusion_bridge_vq.training import (
     VQObjective,
     train,
 )
-from diffusion_bridge_vq.training import engines as engines_module
-from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training import trainer as trainer_module
 from diffusion_bridge_vq.training.config import RunConfig
+from diffusion_bridge_vq.training.distributed import accelerate as accelerate_module
 from diffusion_bridge_vq.training.sharding import whole
 
 VQVAE = TINY["vqvae"] | {"in_channels": 1, "out_channels": 1, "num_vq_embeddings": 16, "sample_size": 8}
@@ -81,8 +81,8 @@ def _take_the_cpu_for_deepspeed() -> None:
 
     _take_the_cpu_for_an_accelerator()
     os.environ["ACCELERATE_USE_CPU"] = "false"
-    accelerator = engines_module.Accelerator
-    engines_module.Accelerator = lambda **options: accelerator(**options | {"cpu": False})  # type: ignore[misc]
+    accelerator = accelerate_module.Accelerator
+    accelerate_module.Accelerator = lambda **options: accelerator(**options | {"cpu": False})  # type: ignore[misc]
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled, for minutes; gloo does it, too
 
 
@@ -209,7 +209,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
     rank, world = place()
     config = configure(kind, folder, **overrides)
     seen: dict[str, Any] = {"states": {}, "shares": {}, "batches": [], "counts": [], "next": []}
-    save, objective = loop_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
+    save, objective = trainer_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
     forward, quantize = objective.forward, GumbelQuantizer.forward
 
     def spy_on_save(directory, accelerator, modules, optimizer, state, keep):
@@ -234,7 +234,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop_module, "save_checkpoint", spy_on_save)
+        patch.setattr(trainer_module, "save_checkpoint", spy_on_save)
         patch.setattr(objective, "forward", spy_on_forward)
         patch.setattr(GumbelQuantizer, "forward", spy_on_quantize)
         patch.setattr(time, "perf_counter", itertools.count().__next__)

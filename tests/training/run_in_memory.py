@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
-from diffusion_bridge_vq.training.checkpoint import load_newest, save_checkpoint
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import load_newest, save_checkpoint
 
 FILES = (
     "model.safetensors",

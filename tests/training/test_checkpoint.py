@@ -15,14 +15,15 @@ import torch.distributed
 import torch.multiprocessing as mp
 from process_work import process
 from run_in_memory import FILES, Run, as_safetensors_says, assert_equal, flip
-from test_loop import config, state
+from tiny_run import config, state
 from torch import nn
 
 import diffusion_bridge_vq
-from diffusion_bridge_vq.training import VQConfig, checkpoint, train
-from diffusion_bridge_vq.training.checkpoint import load_newest
+from diffusion_bridge_vq.training import VQConfig, train
+from diffusion_bridge_vq.training.fault_tolerance import checkpoint
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import load_newest
 
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.loop", "diffusion_bridge_vq"])
+mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer", "diffusion_bridge_vq"])
 
 
 # ---------------------------------------------------------------------------------------------------------- damage

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from run_in_memory import FILES, Run, as_safetensors_says, flip, same
 
-from diffusion_bridge_vq.training import checkpoint
-from diffusion_bridge_vq.training.checkpoint import list_checkpoints, load_newest
+from diffusion_bridge_vq.training.fault_tolerance import checkpoint
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints, load_newest
 
 # --------------------------------------------------------------------------------------------------------- writing
 

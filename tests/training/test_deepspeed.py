@@ -14,7 +14,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from safetensors.torch import load_file
 from test_processes import accelerate, ended, launch, records, same_but_for_rounding, seen
 
-from diffusion_bridge_vq.training.engines import check_engine
+from diffusion_bridge_vq.training.distributed.accelerate import check_engine
 
 # ----------------------------------------------------------------------------------------------------- what is refused
 

@@ -18,9 +18,9 @@ from run_in_memory import FILES
 from safetensors.torch import load_file
 
 from diffusion_bridge_vq.training import train
-from diffusion_bridge_vq.training.checkpoint import list_checkpoints
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints
 
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.loop", "diffusion_bridge_vq"])
+mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer", "diffusion_bridge_vq"])
 # clocks
 NOT_HELD = {"train/images_per_second", "train/seconds"}
 PATIENCE = 300  # seconds without a word from a process, after which something is wrong

@@ -17,11 +17,12 @@ from diffusion_bridge_vq.training import (
     PixelCNNConfig,
     PixelCNNObjective,
     VQConfig,
-    appraisal,
     parse_config,
     train,
 )
-from diffusion_bridge_vq.training.early_stopping import EarlyStopping, hold_out
+from diffusion_bridge_vq.training.data import hold_out
+from diffusion_bridge_vq.training.monitoring import monitor
+from diffusion_bridge_vq.training.monitoring.early_stopping import EarlyStopping
 
 VQVAE = TINY["vqvae"]
 SETTINGS = {
@@ -171,7 +172,7 @@ def test_a_run_stops_when_patience_ends_and_gives_the_best_weights(vq, tmp_path,
         seen.append({k: v.clone() for k, v in prior.state_dict().items()})
         return next(values)
 
-    monkeypatch.setattr(appraisal, "bits_per_code", scripted)
+    monkeypatch.setattr(monitor, "bits_per_code", scripted)
     trained = train(config(vq, tmp_path, max_train_steps=20, lr_warmup_steps=0))
     assert metrics(tmp_path, "heldout/bits_per_code") == {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.2, 10: 2.1}
     assert not all(torch.equal(v, seen[4][k]) for k, v in trained.prior.state_dict().items())

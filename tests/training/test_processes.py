@@ -25,7 +25,7 @@ from diffusion_bridge_vq import GumbelVQModel
 
 pytestmark = pytest.mark.slow
 # a process is started once and forked for every other, in 1 s instead of 10
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.loop"])
+mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer"])
 
 
 def launch(folder: Path, work, *arguments, processes: int = 2) -> None:

@@ -20,9 +20,9 @@ from torch import nn
 
 from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.losses.reconstruction import LPIPSLoss, PerceptualLoss
 from diffusion_bridge_vq.models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
 from diffusion_bridge_vq.training import ReconstructionLoss, VQConfig, VQObjective, build_objective, train
-from diffusion_bridge_vq.training.reconstruction import LPIPSLoss, PerceptualLoss
 
 
 def digits(n: int, size: int = 16) -> torch.Tensor:

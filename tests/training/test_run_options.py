@@ -18,8 +18,8 @@ from diffusion_bridge_vq.evaluation import autoencoder_evaluator, during_trainin
 from diffusion_bridge_vq.models import quantizer as quantizer_module
 from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
-from diffusion_bridge_vq.training import loop as loop_module
-from diffusion_bridge_vq.training.profiling import profile_steps
+from diffusion_bridge_vq.training import trainer as trainer_module
+from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
 
 PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
 
@@ -187,14 +187,14 @@ def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path):
 def test_a_run_goes_on_in_fp16(tmp_path, monkeypatch):
     """With a gradient scaler, which the run before had no need of."""
     train(config(VQConfig, tmp_path, max_train_steps=4))
-    make = loop_module.make_accelerator
+    make = trainer_module.make_accelerator
 
     def scaled(settings):
         accelerator = make(settings)
         accelerator.scaler = torch.amp.GradScaler("cpu")  # Accelerate's fp16 needs a GPU
         return accelerator
 
-    monkeypatch.setattr(loop_module, "make_accelerator", scaled)
+    monkeypatch.setattr(trainer_module, "make_accelerator", scaled)
     train(config(VQConfig, tmp_path, resume=True))
     saved = json.loads((tmp_path / "checkpoints" / "step-00000008" / "state.json").read_text())
     assert saved["scaler"]["scale"] == 65536.0 and saved["scaler"]["_growth_tracker"] == 4

@@ -1,11 +1,11 @@
 """Training: settings, objectives, and the Accelerate loop."""
 
+from ..losses import ReconstructionLoss
 from .build import build_objective
 from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
-from .loop import TrainedComponents, train
 from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
 from .presets import PRESETS
-from .reconstruction import ReconstructionLoss
+from .trainer import TrainedComponents, train
 
 __all__ = [
     "PRESETS",

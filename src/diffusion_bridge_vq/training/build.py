@@ -6,11 +6,11 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
+from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior, check_channels, check_num_codes
 from ..schedulers import OUBridgeScheduler
 from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig, VQConfig
 from .objectives import E2EObjective, Objective, PixelCNNObjective, PriorObjective, VQObjective
-from .reconstruction import ReconstructionLoss
 
 logger = logging.get_logger(__name__)
 

@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from diffusers.optimization import SchedulerType
 
-from ..losses import Regularization, Weighting
+from ..losses import PerceptualFeatures, Regularization, Weighting
 from .presets import PAPER_MODE, PRESETS, preset_values
-from .reconstruction import PerceptualFeatures
 
 Config = TypeVar("Config", bound="RunConfig")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from diffusion_bridge_vq.training.guard import LARGEST_LATENT_RMS, LATENT_RMS, LossGuard
+from diffusion_bridge_vq.training.fault_tolerance.non_finite import LARGEST_LATENT_RMS, LATENT_RMS, LossGuard
 
 
 def run(values: list[dict[str, float]], scaled: bool = False) -> tuple[torch.Tensor, torch.Tensor, LossGuard]:

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.pixels import to_pixels
-from ..models import GumbelVQModel, PixelCNNPrior
-from ..sampling import sample_latents
-from ..schedulers import OUBridgeScheduler
+from ...data.pixels import to_pixels
+from ...models import GumbelVQModel, PixelCNNPrior
+from ...sampling import sample_latents
+from ...schedulers import OUBridgeScheduler
 
 GRID_IMAGES = 64
 

@@ -4,15 +4,73 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
+from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
-from .config import PixelCNNConfig, PriorConfig, PriorRunConfig, RunConfig
-from .early_stopping import hold_out
-from .encoded import EncodedImages
-from .stopping import outlive_first_signal
-from .validation import Validation
+from .config import PixelCNNConfig, PriorConfig, RunConfig
+from .fault_tolerance.signals import outlive_first_signal
+
+
+class EncodedImages(Dataset[dict[str, torch.Tensor]]):
+    """
+    z_e or codes of every image in the device's memory, with the labels.
+
+    Args:
+        vqvae ([`GumbelVQModel`]): the autoencoder.
+        images (`Dataset`): what `load_images` gives, or a part of it.
+        what (`str`): "latents", z_e (N, d, h, w), or "codes", (N, h, w).
+        batch_size (`int`), num_workers (`int`): of the encoding.
+        device (`torch.device`): where everything goes.
+        mirrored (`bool`): have the mirror image of every image, too.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        vqvae: GumbelVQModel,
+        images: Dataset,
+        what: Literal["latents", "codes"],
+        batch_size: int,
+        num_workers: int,
+        device: torch.device,
+        mirrored: bool,
+    ):
+        vqvae = vqvae.to(device).eval()
+        parts: dict[str, list[torch.Tensor]] = {what: [], "labels": []}
+        loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers)
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
+            for flip in (False, True) if mirrored else (False,):
+                for batch in tqdm(loader, desc="encoding", unit="batch"):
+                    pixels = to_pixels(batch["images"].to(device))
+                    latents = vqvae.encode(pixels.flip(-1) if flip else pixels).latents
+                    parts[what].append(vqvae.encode_codes(latents) if what == "codes" else latents)
+                    if "labels" in batch:
+                        parts["labels"].append(batch["labels"].to(device))
+        self.tensors = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A whole batch by one index operation each."""
+        rows = torch.tensor(indices, device=next(iter(self.tensors.values())).device)
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+    @staticmethod
+    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return batch
+
+
+def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+    """
+    Images to train on, and a share of them (at least one image, rounded) that is held out, drawn by `seed`.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[arg-type]
+    count = max(1, round(fraction * len(order)))
+    return Subset(images, sorted(order[count:])), Subset(images, sorted(order[:count]))
 
 
 class Loaded(NamedTuple):
@@ -26,9 +84,13 @@ def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
     """The images of `config.split`, in memory, on disk or streamed. Raises as `load_images` and `stream_images`."""
     if config.streaming:
         return stream_images(
-            config.dataset, split=config.split, seed=config.seed, buffer_size=config.shuffle_buffer, **_options(config)
+            config.dataset,
+            split=config.split,
+            seed=config.seed,
+            buffer_size=config.shuffle_buffer,
+            **image_options(config),
         )
-    return load_images(config.dataset, split=config.split, **_options(config))
+    return load_images(config.dataset, split=config.split, **image_options(config))
 
 
 def make_loader(
@@ -74,47 +136,6 @@ def make_loader(
     return Loaded(loader, held_out)
 
 
-def make_validation(
-    config: RunConfig, accelerator: Accelerator, training: ImageDataset | StreamedImages
-) -> Validation | None:
-    """
-    Of `config.validation_split`; None without one. Its classes are numbered as those of the `training` images.
-
-    Raises:
-        ValueError: a split with fewer images than processes, or, for a class-conditional prior, without labels or of
-            classes that aren't in the training split; and as `load_images`.
-    """
-    if config.validation_split is None:
-        return None
-    images = load_images(config.dataset, split=config.validation_split, **_options(config))
-    if len(images) < accelerator.num_processes:
-        raise ValueError(
-            f"`validation_split` has {len(images)} images for {accelerator.num_processes} processes; give more."
-        )
-    if isinstance(config, PriorRunConfig) and config.class_conditional:
-        _number_alike(images, training, config)
-    return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
-
-
-def _number_alike(images: ImageDataset, training: ImageDataset | StreamedImages, config: PriorRunConfig) -> None:
-    """Number the classes of `images` by their names in `training`: each split counts its own."""
-    instead = "Give another `validation_split`, or drop `class_conditional`."
-    if images.labels is None or images.class_names is None:
-        raise ValueError(
-            f"The split {config.validation_split!r} has no labels for a class-conditional prior. {instead}"
-        )
-    known = {name: number for number, name in enumerate(training.class_names or ())}
-    numbers = torch.tensor([known.get(name, -1) for name in images.class_names])
-    labels = numbers[images.labels]
-    if (labels < 0).any():
-        unknown = [images.class_names[number] for number in images.labels[labels < 0].unique().tolist()]
-        raise ValueError(
-            f"{len(unknown)} classes of the split {config.validation_split!r} are unknown to the prior: "
-            f"{', '.join(unknown[:10])}. Expected those of {config.split!r}, {', '.join(list(known)[:10])}. {instead}"
-        )
-    images.labels, images.class_names = labels, training.class_names
-
-
 def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.Tensor:
     """`count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream."""
     if isinstance(images, StreamedImages):
@@ -123,7 +144,7 @@ def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.T
     return torch.stack([images[i]["images"] for i in indices])
 
 
-def _options(config: RunConfig) -> dict[str, Any]:
+def image_options(config: RunConfig) -> dict[str, Any]:
     return {
         "resolution": config.resolution,
         "channels": config.channels,

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
-from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training import trainer as trainer_module
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -60,7 +60,7 @@ def test_stages_and_what_they_leave(tmp_path):
 def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, monkeypatch):
     """EMA recomputed from the raw states after every step, codebook and normaliser included; and torch's own."""
     seen, peer = [], []
-    original = loop_module.AveragedWeights.update_parameters
+    original = trainer_module.AveragedWeights.update_parameters
 
     def spy(self, model):
         seen.append({k: v.detach().clone().double() for k, v in model.state_dict().items()})
@@ -69,7 +69,7 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
         peer[0].update_parameters(model)
         return original(self, model)
 
-    monkeypatch.setattr(loop_module.AveragedWeights, "update_parameters", spy)
+    monkeypatch.setattr(trainer_module.AveragedWeights, "update_parameters", spy)
     train(config(VQConfig, tmp_path, ema_decay=0.7, max_train_steps=4))
     average = seen[0]
     for raw in seen[1:]:
@@ -86,7 +86,7 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_every):
     """Looked for at once or, as on a GPU, steps later: saved is the state from before the bad step, and it goes on."""
-    original, before = loop_module._Run.inputs, {}
+    original, before = trainer_module.Trainer.inputs, {}
 
     def poisoned(self, batch):
         inputs = original(self, batch)
@@ -96,11 +96,11 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
         return inputs
 
     if log_every > 1:
-        look = loop_module._Run._stop_if_bad
-        monkeypatch.setattr(loop_module._Run, "_stop_if_bad", lambda self, done: done % 5 or look(self, done))
+        look = trainer_module.Trainer._stop_if_bad
+        monkeypatch.setattr(trainer_module.Trainer, "_stop_if_bad", lambda self, done: done % 5 or look(self, done))
     overrides = {"max_train_steps": 20, "log_every": log_every, "checkpoint_every": 5}
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module._Run, "inputs", poisoned)
+        patch.setattr(trainer_module.Trainer, "inputs", poisoned)
         with pytest.raises(FloatingPointError, match=r"Step 7 gave reconstruction.*reconstruction = nan"):
             train(config(VQConfig, tmp_path, **overrides))
     done = 7 if log_every == 1 else 10
@@ -120,7 +120,7 @@ def test_what_is_trained_is_saved(name):
     """A weight that the optimiser moves and no checkpoint holds would be lost when the run is resumed."""
     objective = process_work.OBJECTIVES[name]()
     learning = {id(p) for p in objective.parameters() if p.requires_grad}
-    assert learning and learning <= {id(p) for p in loop_module._trained_part(objective).parameters()}
+    assert learning and learning <= {id(p) for p in trainer_module._trained_part(objective).parameters()}
 
 
 def test_refusals(tmp_path):
@@ -153,8 +153,8 @@ def test_refusals(tmp_path):
 def test_engines_that_would_split_what_must_be_whole_are_refused(
     tmp_path, monkeypatch, engine, version, kind, message
 ):
-    monkeypatch.setattr(loop_module.Accelerator, "distributed_type", DistributedType[engine])
-    monkeypatch.setattr(loop_module.Accelerator, "is_fsdp2", version == 2)
+    monkeypatch.setattr(trainer_module.Accelerator, "distributed_type", DistributedType[engine])
+    monkeypatch.setattr(trainer_module.Accelerator, "is_fsdp2", version == 2)
     with pytest.raises(ValueError, match=message):
         train(config(kind, tmp_path, init_from=tmp_path))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion_bridge_vq.training import E2EConfig, VQConfig, budget
+from diffusion_bridge_vq.training import E2EConfig, VQConfig, time_budget
 from diffusion_bridge_vq.training.objectives import E2EObjective, VQObjective
 
 TINY = {
@@ -27,7 +27,7 @@ def costs(monkeypatch):
 
         monkeypatch.setattr(cls, "forward", charged)
 
-    monkeypatch.setattr(budget, "_now", lambda device: clock[0])
+    monkeypatch.setattr(time_budget, "_now", lambda device: clock[0])
     charge(VQObjective, lambda objective: 0.5)
     charge(E2EObjective, lambda objective: 1.0 if objective.frozen else 4.0)
     return seen
@@ -35,9 +35,9 @@ def costs(monkeypatch):
 
 def test_steps_are_seconds_over_cost(costs, tmp_path):
     config = VQConfig.from_preset("digits", output_dir=tmp_path, **TINY)
-    assert budget.steps_within(config, 60) == 120
+    assert time_budget.steps_within(config, 60) == 120
     accumulating = VQConfig.from_preset("digits", output_dir=tmp_path, gradient_accumulation_steps=3, **TINY)
-    assert budget.steps_within(accumulating, 60) == 40
+    assert time_budget.steps_within(accumulating, 60) == 40
 
 
 def test_phases_of_an_end_to_end_run_count_by_their_share(costs, tmp_path):
@@ -46,10 +46,10 @@ def test_phases_of_an_end_to_end_run_count_by_their_share(costs, tmp_path):
     unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     settings = TINY | {"unet": unet, "freeze_fraction": 0.5, "joint_fraction": 0.0}
     config = E2EConfig.from_preset("digits", output_dir=tmp_path, max_train_steps=600, **settings)
-    assert budget.steps_within(config, 250) == 100
+    assert time_budget.steps_within(config, 250) == 100
     assert set(costs) == {1.0, 4.0}
 
 
 def test_no_time(tmp_path):
     with pytest.raises(ValueError, match="positive"):
-        budget.steps_within(VQConfig.from_preset("digits", output_dir=tmp_path), 0)
+        time_budget.steps_within(VQConfig.from_preset("digits", output_dir=tmp_path), 0)

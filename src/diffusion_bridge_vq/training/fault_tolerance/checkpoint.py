@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from .sharding import gather, split_like
+from ..sharding import gather, split_like
 
 _STATE = "state.json"
 _MANIFEST = "manifest.json"

@@ -5,10 +5,9 @@ from copy import deepcopy
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset
 
-from ..models import PixelCNNPrior
-from .encoded import EncodedImages
+from ...models import PixelCNNPrior
+from ..data import EncodedImages
 
 
 class EarlyStopping(nn.Module):
@@ -49,15 +48,6 @@ class EarlyStopping(nn.Module):
             self.waited.zero_()
         else:
             self.waited += 1
-
-
-def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """
-    Images to train on, and a share of them (at least one image, rounded) that is held out, drawn by `seed`.
-    """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[arg-type]
-    count = max(1, round(fraction * len(order)))
-    return Subset(images, sorted(order[count:])), Subset(images, sorted(order[:count]))
 
 
 @torch.no_grad()

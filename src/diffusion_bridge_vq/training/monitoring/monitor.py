@@ -9,17 +9,17 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from diffusers import UNet2DModel
 
-from ..data import ImageDataset, StreamedImages
-from ..models import GumbelVQModel, PixelCNNPrior
-from ..schedulers import OUBridgeScheduler
-from .config import PixelCNNConfig, RunConfig
+from ...data import ImageDataset, StreamedImages
+from ...models import GumbelVQModel, PixelCNNPrior
+from ...schedulers import OUBridgeScheduler
+from ..config import PixelCNNConfig, RunConfig
+from ..data import EncodedImages, preview_images
+from ..ema import AveragedWeights
+from ..objectives import Objective
+from ..sharding import whole_copy
 from .early_stopping import EarlyStopping, bits_per_code
-from .ema import AveragedWeights
-from .encoded import EncodedImages
-from .loading import make_validation, preview_images
-from .objectives import Objective
 from .previews import GRID_IMAGES, draw_grids
-from .sharding import whole_copy
+from .validation import make_validation
 
 
 @dataclass

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from .config import RunConfig
-from .objectives import ObjectiveOutput
-from .update import Update
+from ..config import RunConfig
+from ..objectives import ObjectiveOutput
+from ..optimizer_step import Update
 
 _STAGES = (1, 2)
 _MOMENTS = ("exp_avg", "exp_avg_sq")

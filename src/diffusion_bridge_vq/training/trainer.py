@@ -18,20 +18,20 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages
 from ..data.pixels import to_pixels
-from .appraisal import Appraisal, Evaluate, TrainedComponents
 from .build import build_objective
-from .checkpoint import load_newest, save_checkpoint
-from .checks import check_data, check_disk, check_output_dir, describe_memory
 from .config import PixelCNNConfig, PriorRunConfig, RunConfig
+from .data import make_loader, open_images
+from .distributed.accelerate import make_accelerator, prepare, update_class
 from .ema import AveragedWeights
-from .engines import make_accelerator, prepare, update_class
-from .guard import LossGuard
-from .loading import make_loader, open_images
+from .fault_tolerance.checkpoint import load_newest, save_checkpoint
+from .fault_tolerance.non_finite import LossGuard
+from .fault_tolerance.preflight import check_data, check_disk, check_output_dir, describe_memory
+from .fault_tolerance.signals import StopRequest
+from .monitoring.monitor import Appraisal, Evaluate, TrainedComponents
+from .monitoring.profiling import profile_steps
+from .monitoring.run_log import RunLog
 from .objectives import Objective
-from .profiling import profile_steps
-from .run_log import RunLog
 from .sharding import split_module_like
-from .stopping import StopRequest
 
 # Latents used to place the codebook before the first step.
 _CODEBOOK_BATCHES = 8
@@ -63,7 +63,7 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
     images = open_images(config)
     objective = build_objective(config, images.num_classes)
     accelerator.print(_count_parameters(objective))
-    run = _Run(config, accelerator, objective, images, evaluate)
+    run = Trainer(config, accelerator, objective, images, evaluate)
     accelerator.print(check_disk(config, run.state_modules()))
     if config.dry_run:
         losses: dict[str, torch.Tensor] = {}
@@ -79,7 +79,7 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> TrainedCompone
     return trained if accelerator.is_main_process else None
 
 
-class _Run:
+class Trainer:
     """The state of one run: objective, optimiser, averaged weights, position in the data."""
 
     def __init__(

@@ -7,16 +7,18 @@ import torch
 from tiny_run import config
 
 from diffusion_bridge_vq.training import VQConfig
-from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training import trainer as trainer_module
 from diffusion_bridge_vq.training.build import build_objective
-from diffusion_bridge_vq.training.engines import make_accelerator
-from diffusion_bridge_vq.training.loading import open_images
+from diffusion_bridge_vq.training.data import open_images
+from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
 
 def make_run(tmp_path, **overrides):
     settings = config(VQConfig, tmp_path, max_grad_norm=0.01, weight_decay=0.3, lr_warmup_steps=0, **overrides)
     accelerator, images = make_accelerator(settings), open_images(settings)
-    return settings, loop_module._Run(settings, accelerator, build_objective(settings, images.num_classes), images)
+    return settings, trainer_module.Trainer(
+        settings, accelerator, build_objective(settings, images.num_classes), images
+    )
 
 
 def test_steps_are_clipping_and_adamw_with_weight_decay(tmp_path):
@@ -35,7 +37,8 @@ def test_steps_are_clipping_and_adamw_with_weight_decay(tmp_path):
         optimizer.step()
     assert min(norms) > 0.02 and abs(norms[0] / norms[1] - 1) > 0.05  # so that clipping matters
     for (name, trained), expected in zip(run.objective.named_parameters(), twin.parameters(), strict=True):
-        if name != "vqvae.encoder.conv_out.bias":  # which the normaliser takes away: its gradient is rounding
+        # what shifts all latents alike is taken away by the normaliser: its gradient is rounding
+        if name not in ("vqvae.encoder.conv_out.bias", "vqvae.quant_conv.bias"):
             assert torch.allclose(trained, expected, rtol=0, atol=1e-5), name
 
 

@@ -8,8 +8,8 @@ import psutil
 import torch
 from torch import nn
 
+from ..config import RunConfig
 from .checkpoint import list_checkpoints
-from .config import RunConfig
 
 _SPARE_BYTES = 64 * 1024**2  # grids, logs
 

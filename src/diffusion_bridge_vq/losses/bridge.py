@@ -11,17 +11,11 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from .models.quantizer import GumbelQuantizer
-from .schedulers import OUBridgeScheduler
+from ..models.quantizer import GumbelQuantizer
+from ..schedulers import OUBridgeScheduler
 
 Weighting = Literal["elbo", "simple", "min_snr"]
 Regularization = Literal["gamma", "kl", "none"]
-
-
-def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_weight: float = 0.0) -> torch.Tensor:
-    """-L_rec up to constants: mean squared error + l1_weight * mean absolute error; (B, C, H, W) in [-1, 1] -> ()."""
-    loss = F.mse_loss(reconstructions.float(), images.float())
-    return loss + l1_weight * F.l1_loss(reconstructions.float(), images.float()) if l1_weight else loss
 
 
 def prediction_target(

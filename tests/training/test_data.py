@@ -11,7 +11,8 @@ from PIL import Image as PILImage
 from tiny_run import config
 
 from diffusion_bridge_vq.training import PriorConfig
-from diffusion_bridge_vq.training.loading import make_validation, open_images, preview_images
+from diffusion_bridge_vq.training.data import open_images, preview_images
+from diffusion_bridge_vq.training.monitoring.validation import make_validation
 
 
 class Numbers(torch.utils.data.Dataset):

@@ -9,9 +9,12 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..data.pixels import to_pixels
-from .objectives import Objective
-from .stopping import outlive_first_signal
+from ...data import ImageDataset, StreamedImages, load_images
+from ...data.pixels import to_pixels
+from ..config import PriorRunConfig, RunConfig
+from ..data import image_options
+from ..fault_tolerance.signals import outlive_first_signal
+from ..objectives import Objective
 
 
 class Validation:
@@ -64,3 +67,44 @@ class Validation:
         sums = [*(own @ torch.stack(values).cpu().double()).tolist(), own.sum().item()]
         *totals, n = (sum(parts) for parts in zip(*gather_object([sums]), strict=True))
         return {f"validation/{name}": total / n for name, total in zip(names, totals, strict=True)}
+
+
+def make_validation(
+    config: RunConfig, accelerator: Accelerator, training: ImageDataset | StreamedImages
+) -> Validation | None:
+    """
+    Of `config.validation_split`; None without one. Its classes are numbered as those of the `training` images.
+
+    Raises:
+        ValueError: a split with fewer images than processes, or, for a class-conditional prior, without labels or of
+            classes that aren't in the training split; and as `load_images`.
+    """
+    if config.validation_split is None:
+        return None
+    images = load_images(config.dataset, split=config.validation_split, **image_options(config))
+    if len(images) < accelerator.num_processes:
+        raise ValueError(
+            f"`validation_split` has {len(images)} images for {accelerator.num_processes} processes; give more."
+        )
+    if isinstance(config, PriorRunConfig) and config.class_conditional:
+        _number_alike(images, training, config)
+    return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
+
+
+def _number_alike(images: ImageDataset, training: ImageDataset | StreamedImages, config: PriorRunConfig) -> None:
+    """Number the classes of `images` by their names in `training`: each split counts its own."""
+    instead = "Give another `validation_split`, or drop `class_conditional`."
+    if images.labels is None or images.class_names is None:
+        raise ValueError(
+            f"The split {config.validation_split!r} has no labels for a class-conditional prior. {instead}"
+        )
+    known = {name: number for number, name in enumerate(training.class_names or ())}
+    numbers = torch.tensor([known.get(name, -1) for name in images.class_names])
+    labels = numbers[images.labels]
+    if (labels < 0).any():
+        unknown = [images.class_names[number] for number in images.labels[labels < 0].unique().tolist()]
+        raise ValueError(
+            f"{len(unknown)} classes of the split {config.validation_split!r} are unknown to the prior: "
+            f"{', '.join(unknown[:10])}. Expected those of {config.split!r}, {', '.join(list(known)[:10])}. {instead}"
+        )
+    images.labels, images.class_names = labels, training.class_names

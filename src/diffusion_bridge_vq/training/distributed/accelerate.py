@@ -13,10 +13,10 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from .config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
+from ..config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
+from ..objectives import Objective
+from ..optimizer_step import Update
 from .deepspeed import DeepSpeedUpdate, check_deepspeed, configure_deepspeed
-from .objectives import Objective
-from .update import Update
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:

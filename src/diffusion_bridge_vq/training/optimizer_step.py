@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .guard import LATENT_RMS, LossGuard
+from .fault_tolerance.non_finite import LATENT_RMS, LossGuard
 from .objectives import ObjectiveOutput
 from .sharding import whole
 

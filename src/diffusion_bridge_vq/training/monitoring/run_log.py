@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
 
-from ..grids import image_grid
-from .config import RunConfig
+from ...grids import image_grid
+from ..config import RunConfig
 
 
 class RunLog:

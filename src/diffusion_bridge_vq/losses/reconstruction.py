@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..losses import reconstruction_loss
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, load_efficientnet
 
 PerceptualFeatures = Literal["efficientnet-lite0", "lpips"]
@@ -20,6 +19,12 @@ _OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0'
 
 # Images are enlarged for the feature network: at 32 pixels a side its fourth map would have 2 x 2 positions.
 _ENLARGED = 2
+
+
+def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_weight: float = 0.0) -> torch.Tensor:
+    """-L_rec up to constants: mean squared error + l1_weight * mean absolute error; (B, C, H, W) in [-1, 1] -> ()."""
+    loss = F.mse_loss(reconstructions.float(), images.float())
+    return loss + l1_weight * F.l1_loss(reconstructions.float(), images.float()) if l1_weight else loss
 
 
 class PerceptualLoss(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from tiny_run import config, state
 
 from diffusion_bridge_vq.training import E2EConfig, VQConfig, train
-from diffusion_bridge_vq.training import loop as loop_module
+from diffusion_bridge_vq.training import trainer as trainer_module
 
 RUN = {"gradient_accumulation_steps": 2, "random_flip": True, "max_train_steps": 6, "checkpoint_every": 6}
 RUN |= {"joint_fraction": 0.25, "freeze_fraction": 0.75}
@@ -21,7 +21,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
     """In the middle of an optimiser step; the resumed run ends bit for bit where the whole one does."""
     train(config(E2EConfig, tmp_path / "whole", **RUN))
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    original, calls = loop_module._Run.step, []
+    original, calls = trainer_module.Trainer.step, []
 
     def interrupted(self, *args):
         original(self, *args)
@@ -30,7 +30,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(loop_module._Run, "step", interrupted)
+        patch.setattr(trainer_module.Trainer, "step", interrupted)
         train(config(E2EConfig, tmp_path / "parts", **RUN))
     assert stop.value.code == 128 + number
     assert f"{number.name}: stopped after step 4" in capsys.readouterr().out
@@ -46,7 +46,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
 
 def test_a_signal_to_all_of_a_process_group_leaves_the_run_its_batches(tmp_path, monkeypatch):
     """At the first of 12 batches of a step, more than a worker has ready: the rest still come."""
-    original, calls = loop_module._Run.step, []
+    original, calls = trainer_module.Trainer.step, []
 
     def interrupted(self, *args):
         original(self, *args)
@@ -57,7 +57,7 @@ def test_a_signal_to_all_of_a_process_group_leaves_the_run_its_batches(tmp_path,
                 os.kill(pid, signal.SIGTERM)
             assert workers
 
-    monkeypatch.setattr(loop_module._Run, "step", interrupted)
+    monkeypatch.setattr(trainer_module.Trainer, "step", interrupted)
     with pytest.raises(SystemExit) as stop:
         train(config(VQConfig, tmp_path, batch_size=50, gradient_accumulation_steps=12, num_workers=1))
     assert stop.value.code == 128 + signal.SIGTERM and len(calls) == 12
@@ -68,14 +68,14 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, request):
     """By the handler that was there before."""
     request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers have another
-    original = loop_module._Run.step
+    original = trainer_module.Trainer.step
 
     def impatient(self, *args):
         original(self, *args)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop_module._Run, "step", impatient)
+    monkeypatch.setattr(trainer_module.Trainer, "step", impatient)
     with pytest.raises(KeyboardInterrupt):
         train(config(VQConfig, tmp_path))
     assert not (tmp_path / "checkpoints").exists()

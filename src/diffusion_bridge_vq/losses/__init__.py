@@ -1,0 +1,37 @@
+"""Losses: the terms of the bridge (lemma 3.1), and what decoded images are compared by."""
+
+from .bridge import (
+    Regularization,
+    Weighting,
+    categorical_kl,
+    prediction_target,
+    prior_loss,
+    prior_temperature,
+    regularization_loss,
+    terminal_loss,
+)
+from .reconstruction import (
+    LPIPSLoss,
+    PatchDiscriminator,
+    PerceptualFeatures,
+    PerceptualLoss,
+    ReconstructionLoss,
+    reconstruction_loss,
+)
+
+__all__ = [
+    "LPIPSLoss",
+    "PatchDiscriminator",
+    "PerceptualFeatures",
+    "PerceptualLoss",
+    "ReconstructionLoss",
+    "Regularization",
+    "Weighting",
+    "categorical_kl",
+    "prediction_target",
+    "prior_loss",
+    "prior_temperature",
+    "reconstruction_loss",
+    "regularization_loss",
+    "terminal_loss",
+]

@@ -1,0 +1,1 @@
+"""What is watched during a run: losses, validation, grids, early stopping, profiles."""

@@ -1,0 +1,33 @@
+"""Stage 1: the autoencoder alone."""
+
+import torch
+
+from ...losses import ReconstructionLoss
+from ...models import GumbelVQModel
+from .base import Objective, ObjectiveOutput, root_mean_square
+
+
+class VQObjective(Objective):
+    """
+    Stage 1: reconstruction and codebook, the T = 0 case of the paper.
+
+    Args:
+        vqvae ([`GumbelVQModel`]): trained.
+        reconstruction ([`ReconstructionLoss`], *optional*): what decoded images are held to; the squared error alone.
+    """
+
+    trained = ("vqvae", "discriminator")
+
+    def __init__(self, vqvae: GumbelVQModel, reconstruction: ReconstructionLoss | None = None):
+        super().__init__()
+        self.vqvae, self.reconstruction = vqvae, reconstruction or ReconstructionLoss()
+        self.discriminator = self.reconstruction.discriminator
+
+    def set_step(self, step: int) -> None:
+        self.reconstruction.set_step(step)
+
+    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
+        latents = self.vqvae.encode(images).latents
+        z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
+        losses = self.reconstruction(images, self.vqvae.decode(z_q, True).sample) | {"codebook": codebook}
+        return ObjectiveOutput(losses, {"latent_rms": root_mean_square(latents), "batch_perplexity": perplexity})

@@ -1,0 +1,141 @@
+"""Algorithm 1: autoencoder and diffusion prior at once."""
+
+from typing import Literal
+
+import torch
+from diffusers import UNet2DModel
+
+from ...losses import ReconstructionLoss, Regularization, Weighting, regularization_loss, terminal_loss
+from ...models import GumbelVQModel
+from ...schedulers import OUBridgeScheduler
+from .base import Objective, ObjectiveOutput, root_mean_square
+from .priors import bridge_loss, draw_noise
+
+
+class E2EObjective(Objective):
+    r"""
+    Algorithm 1: encoder, decoder, codebook and prior at once, L_rec + L_t + L_t^reg with one t per sample.
+
+    `mode` settles what may move the encoder:
+
+    - "paper": as printed. Every gradient flows, also the prior's into the encoder, with its full weight. Algorithm 1
+      draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without one, join
+      every time with their share 1 / T. Latents keep the scale they came with (the normaliser is frozen). The sum can
+      be won by shrinking the latents.
+    - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
+      prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
+      `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
+
+    Args:
+        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`): trained.
+        scheduler ([`OUBridgeScheduler`]): the bridge.
+        mode (`str`): "stable" or "paper".
+        weighting (`str`), class_dropout (`float`): see [`PriorObjective`].
+        reconstruction_weight (`float`): w of `losses`: a Gaussian decoder of variance D / (2 w N d).
+        reconstruction ([`ReconstructionLoss`], *optional*): see [`VQObjective`].
+        regularization (`str`), regularization_weight (`float`): form and weight of L_t^reg.
+        encoder_gradient_weight (`float`), ramp_steps, joint_from, freeze_from (`int`): see "stable"; steps.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+
+    trained = ("vqvae", "unet", "discriminator")
+    unet: UNet2DModel
+    scheduler: OUBridgeScheduler
+    encoder_gradient_scale: torch.Tensor
+
+    def __init__(
+        self,
+        vqvae: GumbelVQModel,
+        unet: UNet2DModel,
+        scheduler: OUBridgeScheduler,
+        mode: Literal["stable", "paper"] = "stable",
+        weighting: Weighting = "simple",
+        class_dropout: float = 0.1,
+        reconstruction_weight: float = 1.0,
+        reconstruction: ReconstructionLoss | None = None,
+        regularization: Regularization = "gamma",
+        regularization_weight: float = 1.0,
+        encoder_gradient_weight: float = 0.1,
+        ramp_steps: int = 0,
+        joint_from: int = 0,
+        freeze_from: int | None = None,
+    ):
+        super().__init__()
+        if mode not in ("stable", "paper"):
+            raise ValueError(f"`mode` must be stable or paper, got {mode!r}.")
+        self.vqvae, self.unet, self.scheduler = vqvae, unet, scheduler
+        self.mode, self.weighting, self.class_dropout = mode, weighting, class_dropout
+        self.reconstruction_weight = reconstruction_weight
+        self.reconstruction = reconstruction or ReconstructionLoss()
+        self.discriminator = self.reconstruction.discriminator
+        self.regularization, self.regularization_weight = regularization, regularization_weight
+        self.encoder_gradient_weight, self.ramp_steps = encoder_gradient_weight, ramp_steps
+        self.joint_from, self.freeze_from = joint_from, freeze_from
+        if mode == "paper":
+            vqvae.normalizer.freeze()
+        # a tensor, so that a compiled forward isn't compiled again for every value
+        self.register_buffer("encoder_gradient_scale", torch.zeros(()), persistent=False)
+        self.set_step(0)
+
+    def set_step(self, step: int) -> None:
+        self.reconstruction.set_step(step)
+        if self.mode == "paper":
+            self.joint, self.frozen, scale = True, False, 1.0
+        else:
+            self.joint = step >= self.joint_from
+            self.frozen = self.freeze_from is not None and step >= self.freeze_from
+            ramp = min(1.0, (step - self.joint_from) / self.ramp_steps) if self.ramp_steps else 1.0
+            scale = self.encoder_gradient_weight * ramp if self.joint else 0.0
+        self.encoder_gradient_scale.fill_(scale)
+        if self.vqvae.training != (self.training and not self.frozen):
+            self.vqvae.train(self.training and not self.frozen)
+
+    def train(self, mode: bool = True) -> "E2EObjective":
+        super().train(mode)
+        self.vqvae.train(mode and not self.frozen)
+        return self
+
+    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            latents = self.vqvae.encode(images).latents  # z_e^0
+            z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
+        losses, metrics = {}, {"latent_rms": root_mean_square(latents), "batch_perplexity": perplexity}
+        if not self.frozen:
+            for name, loss in self.reconstruction(images, self.vqvae.decode(z_q, True).sample).items():
+                losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
+            # Algorithm 1 has no codebook term: there L_t^reg ties codes and latents. An EMA codebook has no other.
+            if self.mode == "stable" or self.vqvae.quantize.quantizer_type == "ema":
+                losses["codebook"] = codebook
+        if self.joint:
+            timesteps, noise = draw_noise(self.scheduler, latents)
+            z_0 = _ScaleGradient.apply(latents, self.encoder_gradient_scale)
+            losses["prior"] = bridge_loss(self, z_0, timesteps, noise, class_labels)
+            if not self.frozen and self.regularization != "none":
+                z_t = self.scheduler.add_noise(latents, noise, timesteps)
+                regularization = self._regularization(z_t, timesteps)
+                if self.mode == "paper":
+                    clean = self._regularization(latents, torch.full_like(timesteps, -1))  # L_0^reg
+                    regularization = regularization + clean / len(self.scheduler)
+                losses["regularization"] = self.regularization_weight * regularization
+            if self.mode == "paper":
+                losses["terminal"] = terminal_loss(self.scheduler, z_0) / len(self.scheduler)
+        return ObjectiveOutput(losses, metrics)
+
+    def _regularization(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return regularization_loss(self.scheduler, self.vqvae.quantize, z_t, timesteps, self.regularization)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by `scale`: the prior's weights keep theirs, the encoder gets a share."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(scale)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (scale,) = ctx.saved_tensors
+        return grad_outputs[0] * scale.to(grad_outputs[0].dtype), None
