@@ -37,7 +37,7 @@ lint: $(VENV)/.stamp-test
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
-	find src tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and pinned: left to the resolver, a newer build may bring gigabytes along.
 $(VENV)/.stamp-torch: constraints.txt

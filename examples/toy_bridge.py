@@ -11,7 +11,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from diffusion_bridge_vq.data.toy import (
+from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
+from diffusion_bridge_vq.toy.analysis import forward_path, total_variation, toy_codes, valid_share
+from diffusion_bridge_vq.toy.figures import plot_toy
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser
+from diffusion_bridge_vq.toy.training import ToyConfig, ToyModel, toy_scheduler, train_toy
+from diffusion_bridge_vq.toy.walks import (
     NOISE_STD,
     all_toy_sequences,
     draw_toy_latents,
@@ -19,11 +24,6 @@ from diffusion_bridge_vq.data.toy import (
     fix_toy_positions,
     toy_codebook,
 )
-from diffusion_bridge_vq.evaluation.toy import forward_path, total_variation, toy_codes, valid_share
-from diffusion_bridge_vq.figures import plot_toy
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser
-from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
-from diffusion_bridge_vq.training.toy import ToyConfig, ToyModel, toy_scheduler, train_toy
 
 STEPS = 50
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from reader import (
+from browser_page import (
     PATIENCE,
     block,
     choose_mask,
@@ -26,6 +25,7 @@ from reader import (
     wait_for_text,
     wait_until,
 )
+from PIL import Image
 from tiny_pipeline import make_gray_pipeline, rng
 
 from diffusion_bridge_vq import (

@@ -1,27 +1,14 @@
-"""Figures from saved results: what is on them, and that nothing breaks without matplotlib."""
+"""Figures from saved results: what they show."""
 
 import json
-import sys
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusion_bridge_vq.data.toy import toy_codebook
-from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet, plot_runs, plot_toy
+from diffusion_bridge_vq.figures import chain_sheet, inpainting_sheet, plot_runs
 from diffusion_bridge_vq.grids import image_grid
-
-TOY = {
-    "true_codebook": toy_codebook(),
-    "forward": torch.randn(51, 2, 5),
-    "reverse": torch.randn(51, 2, 5),
-    "initial_codebook": torch.randn(8, 2),
-    "codebook_gamma": torch.randn(8, 2),
-    "codebook_none": torch.randn(8, 2),
-    "completions": torch.randn(3, 2, 5),
-}
 
 
 def tile(picture: Image.Image, row: int, column: int, side: int = 68) -> np.ndarray:
@@ -58,25 +45,6 @@ def test_chain_sheet_has_a_row_per_image_and_a_column_per_step(tmp_path):
     picture = Image.open(chain_sheet(tmp_path))
     values = [[int(tile(picture, row, column).mean()) for column in range(3)] for row in range(2)]
     assert values == [[0, 102, 204], [51, 153, 255]]
-
-
-def test_toy_figures_are_drawn_from_the_saved_results(tmp_path):
-    pytest.importorskip("matplotlib")
-    save_file({k: v.contiguous() for k, v in TOY.items()}, tmp_path / "toy.safetensors")
-    paths = plot_toy(tmp_path)
-    assert [p.name for p in paths] == ["toy_trajectories.png", "toy_codebook.png", "toy_inpainting.png"]
-    before = [p.read_bytes() for p in paths]
-    changed = TOY | {"reverse": torch.zeros(51, 2, 5)}
-    save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / "toy.safetensors")
-    same = [p.read_bytes() == old for p, old in zip(plot_toy(tmp_path), before, strict=True)]
-    assert same == [False, True, True]
-
-
-def test_without_matplotlib_there_is_a_message_and_no_figure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    save_file({k: v.contiguous() for k, v in TOY.items()}, tmp_path / "toy.safetensors")
-    assert plot_toy(tmp_path) == []
-    assert "[plots]" in capsys.readouterr().out
 
 
 def test_runs_side_by_side_show_the_last_grid_of_each(tmp_path):

@@ -23,8 +23,10 @@ LEVELS = {
     "model_card": 3,
     "hub": 3,
     "onnx_export": 3,
+    "cli": 4,
+    "toy": 4,
 }
-TOP_LEVEL = 3  # the only level whose modules may import each other
+SHARED_LEVEL = 3  # the only level whose modules may import each other
 
 
 def imported_names(path: Path, root: Path) -> list[tuple[int, tuple[str, ...]]]:
@@ -63,7 +65,7 @@ def violations(root: Path) -> list[str]:
                 problems.append(f"{place}:{line}: imports '{imported}' through the root: name the module it is in")
                 continue
             down = LEVELS[imported] < LEVELS[importer]
-            if not down and not LEVELS[imported] == LEVELS[importer] == TOP_LEVEL:
+            if not down and not LEVELS[imported] == LEVELS[importer] == SHARED_LEVEL:
                 problems.append(
                     f"{place}:{line}: {importer} (level {LEVELS[importer]}) imports "
                     f"{imported} (level {LEVELS[imported]})"
@@ -130,7 +132,7 @@ def test_checker_accepts_what_points_down(tmp_path):
         "models/__init__.py": "from .net import Net",
         "models/net.py": "from diffusers import schedulers\nfrom . import quantizer\nfrom .. import models",
         "losses.py": "from .models import Net\nfrom diffusion_bridge_vq import schedulers",
-        "training/loop.py": "from ..losses import rec\nfrom ..data.toy import x\nfrom .config import y",
+        "training/loop.py": "from ..losses import rec\nfrom ..data.images import x\nfrom .config import y",
         "hub.py": "from . import __version__, model_card\nfrom .pipelines import z",
     }
     for module, source in sources.items():

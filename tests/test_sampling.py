@@ -16,8 +16,8 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from host_waits import HostWaits
 from torch import nn
-from waits import Waits
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
@@ -288,7 +288,7 @@ class Head(nn.Module):
 
 def waits_in_the_loop(scheduler, **kwargs) -> list[str]:
     """What would wait for the device from the second step to the last, see tests/waits.py."""
-    waits = Waits()
+    waits = HostWaits()
 
     def counted(steps):
         for number, step in enumerate(steps):
@@ -307,7 +307,7 @@ def test_sampling_steps_never_wait_for_the_device(solver, prediction_type):
     bridge = OUBridgeScheduler(**BRIDGE, prediction_type=prediction_type)
     assert waits_in_the_loop(bridge, solver=solver) == []
     known, mask = torch.zeros(2, 2, 3, device="meta"), torch.ones(3, dtype=torch.bool, device="meta")
-    waits = Waits()
+    waits = HostWaits()
     sampling = {"jump_n_sample": 2, "jump_length": 2, "solver": solver, "num_inference_steps": 4}
 
     def counted(steps):

@@ -15,10 +15,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file
 
-from .data.toy import LENGTH
 from .grids import image_grid
-
-_COLORS = [f"C{i}" for i in range(LENGTH)]  # one per position of a sequence
 
 
 def plot_metrics(run_dir: Path) -> Path | None:
@@ -28,7 +25,7 @@ def plot_metrics(run_dir: Path) -> Path | None:
     Returns:
         `Path` of the picture; None without matplotlib.
     """
-    figure = _figure(figsize=(12, 3.2))
+    figure = new_figure(figsize=(12, 3.2))
     if figure is None:
         return None
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -63,7 +60,7 @@ def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
     Returns:
         `path`; None without matplotlib.
     """
-    figure = _figure(figsize=(3 * (2 + len(run_dirs)), 3.6))
+    figure = new_figure(figsize=(3 * (2 + len(run_dirs)), 3.6))
     if figure is None:
         return None
     axes = figure.subplots(1, 2 + len(run_dirs))
@@ -80,67 +77,11 @@ def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
         picture.imshow(Image.open(newest), cmap="gray", vmin=0, vmax=255)
         picture.set(title=f"samples, {name}")
         picture.axis("off")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _names(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record))
-
-
-def plot_toy(run_dir: Path) -> list[Path]:
-    """
-    Figures 3, 11 and 12 from `run_dir`/toy.safetensors, which examples/toy_bridge.py wrote.
-
-    Returns:
-        `list[Path]`: toy_trajectories.png, toy_codebook.png, toy_inpainting.png; none without matplotlib.
-    """
-    saved = load_file(run_dir / "toy.safetensors")
-    centres = saved["true_codebook"]
-
-    def panel(axes: Any, title: str) -> Any:
-        axes.scatter(*centres.T, s=60, facecolors="none", edgecolors="gray")
-        for code, (x, y) in enumerate(centres.tolist()):
-            axes.annotate(str(code), (1.2 * x, 1.2 * y), ha="center", va="center", color="gray")
-        axes.set(title=title, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
-        return axes
-
-    paths = []
-    figure = _figure(figsize=(9, 4.5))
-    if figure is None:
-        return []
-    for axes, name, title in zip(
-        figure.subplots(1, 2), ("forward", "reverse"), ("noising, t = 0 to 50", "denoising, t = 50 to 0"), strict=True
-    ):
-        panel(axes, title)
-        for place, color in enumerate(_COLORS):
-            path = saved[name][:, :, place]  # (T + 1, 2)
-            axes.plot(*path.T, color=color, linewidth=0.8, alpha=0.6)
-            axes.scatter(*path[-1], color=color, s=25, zorder=3, label=f"$q_{place + 1}$")
-        axes.legend(fontsize="small", loc="upper right", title="end")
-    paths.append(_save(figure, run_dir / "toy_trajectories.png"))
-
-    figure = _figure(figsize=(12, 4.2))
-    panels = {
-        "initial_codebook": "before",
-        "codebook_gamma": "after, with $L^{reg}$",
-        "codebook_none": "without",
-    }
-    for axes, (name, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        panel(axes, title).scatter(*saved[name].T, marker="x", color="C3")
-        for code, (x, y) in enumerate(saved[name].tolist()):
-            axes.annotate(str(code), (x, y), xytext=(5, 5), textcoords="offset points", color="C3", fontsize="small")
-    paths.append(_save(figure, run_dir / "toy_codebook.png"))
-
-    figure = _figure(figsize=(12, 4.2))
-    completions = saved["completions"]  # (3, 2, 5)
-    for axes, completion in zip(figure.subplots(1, len(completions)), completions, strict=True):
-        codes = (completion.T[:, None] - centres).square().sum(-1).argmin(1).tolist()
-        panel(axes, str(tuple(codes))).plot(*completion, color="gray", linewidth=0.8)
-        for place, color in enumerate(_COLORS):
-            axes.scatter(*completion[:, place], color=color, zorder=3, label=f"$q_{place + 1}$")
-        axes.legend(fontsize="small", loc="center")
-    paths.append(_save(figure, run_dir / "toy_inpainting.png"))
-    return paths
 
 
 def inpainting_sheet(run_dir: Path) -> Path:
@@ -198,7 +139,7 @@ def plot_kl_maps(maps: Mapping[str, torch.Tensor], floors: Mapping[str, torch.Te
         `list[Path]`: that picture; none without matplotlib or maps.
     """
     panels = {**maps, **{f"{model}: train against test": floor for model, floor in floors.items()}}
-    figure = _figure(figsize=(3.2 * len(panels), 3)) if panels else None
+    figure = new_figure(figsize=(3.2 * len(panels), 3)) if panels else None
     if figure is None:
         return []
     largest = max(float(values.max()) for values in panels.values())
@@ -206,7 +147,7 @@ def plot_kl_maps(maps: Mapping[str, torch.Tensor], floors: Mapping[str, torch.Te
         image = axes.imshow(values, vmin=0, vmax=largest, cmap="magma")
         axes.set_title(f"{title}\nmean {float(values.mean()):.3f} nats", fontsize="small")
     figure.colorbar(image, ax=axes)
-    return [_save(figure, folder / "kl_maps.png")]
+    return [save_figure(figure, folder / "kl_maps.png")]
 
 
 def _images(pixels: Any) -> list[Image.Image]:
@@ -214,7 +155,7 @@ def _images(pixels: Any) -> list[Image.Image]:
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels))
 
 
-def _figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> Any:
     """A matplotlib figure; None, with a message, without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -224,6 +165,6 @@ def _figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=120)
     return path

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
-from diffusion_bridge_vq.data.toy import all_toy_sequences, toy_codebook
 from diffusion_bridge_vq.evaluation import bridge_code_bits
 from diffusion_bridge_vq.models.quantizer import GumbelQuantizer
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser
+from diffusion_bridge_vq.toy.walks import all_toy_sequences, toy_codebook
 
 BRIDGE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
 from diffusion_bridge_vq.evaluation import bridge_elbo
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser, SequenceVQModel
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser, SequenceVQModel
 
 STD = 0.6
 MEAN = torch.tensor([[0.5, -1.0, 0.2], [1.5, 0.0, -0.4]])  # (d, N)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
-from diffusion_bridge_vq.data.toy import NOISE_STD, all_toy_sequences, toy_codebook
 from diffusion_bridge_vq.evaluation import bridge_nll, pixelcnn_nll
 from diffusion_bridge_vq.models import GumbelQuantizer
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser
+from diffusion_bridge_vq.toy.walks import NOISE_STD, all_toy_sequences, toy_codebook
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from pipeline_files import FILES, INDEX, WEIGHTS, draw, write_folder
 from safetensors.torch import load, save
-from saved import FILES, INDEX, WEIGHTS, draw, write_folder
 from tiny_pipeline import make_gray_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel

@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from huggingface_hub import constants
+from pipeline_files import FILES, INDEX, WEIGHTS, draw, read_folder
 from safetensors.torch import load_file
-from saved import FILES, INDEX, WEIGHTS, draw, read_folder
 from server import TOKEN
 from tiny_pipeline import make_gray_pipeline, make_pipeline, rng
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from pushing import heard, own_files
-from saved import FILES, INDEX, PARTS, WEIGHTS, draw
+from pipeline_files import FILES, INDEX, PARTS, WEIGHTS, draw
+from push_helpers import heard, own_files
 from server import TOKEN
 from tiny_pipeline import make_pipeline
 

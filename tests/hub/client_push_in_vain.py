@@ -2,7 +2,7 @@
 
 import pytest
 from huggingface_hub import HfApi, constants
-from saved import WEIGHTS
+from pipeline_files import WEIGHTS
 from server import TOKEN
 from tiny_pipeline import make_pipeline
 

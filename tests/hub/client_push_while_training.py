@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from pushing import heard, own_files
-from saved import draw
+from pipeline_files import draw
+from push_helpers import heard, own_files
 from server import TOKEN
 from tiny_run import TINY
 

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import torch
+from pipeline_files import draw
 from safetensors.torch import load_file
-from saved import draw
 from server import TOKEN
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior, PixelCNNVQPipeline

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from saved import read_folder
+from pipeline_files import read_folder
 from server import TOKEN, HubServer
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from saved import INDEX, draw
+from pipeline_files import INDEX, draw
 from tiny_pipeline import SKEWED, make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline

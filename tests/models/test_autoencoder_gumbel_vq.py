@@ -9,8 +9,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from by_loops import TYPES
 from diffusers import VQModel
+from reference_quantizer import TYPES
 from tiny_autoencoder import SMALL, images, make, moved
 
 from diffusion_bridge_vq.models import GumbelVQModel

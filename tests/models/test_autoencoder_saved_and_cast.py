@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from by_loops import TYPES
+from reference_quantizer import TYPES
 from tiny_autoencoder import images, make, moved
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from by_loops import TYPES, rows_of, squared_distances, with_codebook
 from diffusers.models.autoencoders.vae import VectorQuantizer
+from reference_quantizer import TYPES, rows_of, squared_distances, with_codebook
 
 from diffusion_bridge_vq.models import GumbelQuantizer, quantizer
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_loops import TYPES, from_rows, rows_of, squared_distances, with_codebook
+from reference_quantizer import TYPES, from_rows, rows_of, squared_distances, with_codebook
 
 from diffusion_bridge_vq.models import GumbelQuantizer
 

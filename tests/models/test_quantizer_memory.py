@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from by_loops import TYPES
+from reference_quantizer import TYPES
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

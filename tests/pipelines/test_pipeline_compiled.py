@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from by_hand import run
+from reference_pipeline import run
 from tiny_pipeline import STEPS, make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline

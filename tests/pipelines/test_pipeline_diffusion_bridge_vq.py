@@ -6,9 +6,9 @@ hub/test_folder.py.
 import numpy as np
 import pytest
 import torch
-from by_hand import decode, predict, run
 from diffusers import DDIMScheduler, UNet2DModel
-from offloaded import offload
+from reference_pipeline import decode, predict, run
+from simulated_offload import offload
 from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ImagePipelineOutput
-from offloaded import offload
+from simulated_offload import offload
 from tiny_pipeline import make_pipeline, rng
 
 from diffusion_bridge_vq import PixelCNNPrior, PixelCNNVQPipeline

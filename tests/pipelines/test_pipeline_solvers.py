@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import predict, run
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from reference_pipeline import predict, run
 from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
-from diffusion_bridge_vq.data.toy import NOISE_STD, all_toy_sequences, is_toy_walk, toy_codebook
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser
 from diffusion_bridge_vq.sampling import sample_latents
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser
+from diffusion_bridge_vq.toy.walks import NOISE_STD, all_toy_sequences, is_toy_walk, toy_codebook
 
 
 @pytest.mark.parametrize(("s", "end"), [(0.5, 2.5), (1.0, 2.5), (1.0, 3.5), (1.0, 100.0), (3.0, 2.5), (3.0, 1.0)])

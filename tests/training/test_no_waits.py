@@ -7,7 +7,7 @@ import contextlib
 
 import torch
 from diffusers import UNet2DModel
-from waits import Waits
+from host_waits import HostWaits
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
 from diffusion_bridge_vq.training import E2EConfig, E2EObjective, PixelCNNObjective
@@ -31,7 +31,7 @@ def test_a_training_step_has_none(monkeypatch):
             seen = []
             for step in (0, 0, 1):  # the first puts the coefficients on the device, once
                 objective.set_step(step)
-                waits = Waits()
+                waits = HostWaits()
                 with waits:
                     output = objective(torch.empty(2, 1, 16, 16, device="meta"))
                     torch.stack(list(output.losses.values())).sum().backward()
@@ -40,7 +40,7 @@ def test_a_training_step_has_none(monkeypatch):
                 seen.append(waits.seen)
             assert seen[1:] == [[], []]
             monkeypatch.undo()
-    with Waits() as waits:  # and the counter counts
+    with HostWaits() as waits:  # and the counter counts
         float(torch.empty((), device="meta") + 1)
         torch.ones(2).to("meta")
     assert len(waits.seen) == 2
@@ -58,7 +58,7 @@ def test_a_pixelcnn_step_has_none(monkeypatch):
         {"images": torch.empty(2, 1, 16, 16, device="meta")},
         {"codes": torch.zeros(2, 4, 4, dtype=torch.long, device="meta")},
     ):
-        with Waits() as waits:
+        with HostWaits() as waits:
             objective(**inputs, class_labels=labels).losses["cross_entropy"].backward()
             torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         assert waits.seen == []

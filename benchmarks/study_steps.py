@@ -3,7 +3,7 @@ How many steps of which solver one trained bridge wants: Frechet distance and KL
 solver and spacing, as results.json, steps.md and steps.png. What is measured already is skipped, so that a study that
 was cut off goes on and one that is done can be widened.
 
-    python examples/study_steps.py outputs/demo/pipeline --seeds 0 1 2 --output-dir outputs/steps
+    python benchmarks/study_steps.py outputs/demo/pipeline --seeds 0 1 2 --output-dir outputs/steps
 
 The Frechet distance is that of samples and training images that went through the codes, too: of the latents of the
 codes, all positions together ("latents", for small models: it takes more images than there are coordinates), or of

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Waits(TorchDispatchMode):
+class HostWaits(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.seen = []

@@ -7,23 +7,23 @@ import torch
 from diffusers import UNet1DModel
 
 from diffusion_bridge_vq import OUBridgeScheduler
-from diffusion_bridge_vq.data.toy import (
+from diffusion_bridge_vq.models import denoise
+from diffusion_bridge_vq.sampling import sample_latents
+from diffusion_bridge_vq.toy.networks import (
+    MixtureDenoiser,
+    PaperSequenceDenoiser,
+    SequenceDenoiser,
+    SequenceVQModel,
+)
+from diffusion_bridge_vq.toy.training import toy_scheduler
+from diffusion_bridge_vq.toy.walks import (
     all_toy_sequences,
     draw_toy_latents,
     draw_toy_sequences,
     is_toy_walk,
     toy_codebook,
 )
-from diffusion_bridge_vq.models import denoise
-from diffusion_bridge_vq.models.sequences import (
-    MixtureDenoiser,
-    PaperSequenceDenoiser,
-    SequenceDenoiser,
-    SequenceVQModel,
-)
-from diffusion_bridge_vq.sampling import sample_latents
 from diffusion_bridge_vq.training import E2EObjective, PriorObjective
-from diffusion_bridge_vq.training.toy import toy_scheduler
 
 BRIDGE = {"num_train_timesteps": 10, "beta_start": 0.05, "beta_end": 0.4, "theta": 2.0, "eta": 0.8}
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
-from diffusion_bridge_vq.data.toy import all_toy_sequences, draw_toy_sequences, fix_toy_positions, toy_codebook
-from diffusion_bridge_vq.evaluation.toy import forward_path, total_variation, toy_codes, valid_share
-from diffusion_bridge_vq.models.sequences import MixtureDenoiser, SequenceVQModel
 from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
-from diffusion_bridge_vq.training.toy import ToyConfig, toy_scheduler, train_toy
+from diffusion_bridge_vq.toy.analysis import forward_path, total_variation, toy_codes, valid_share
+from diffusion_bridge_vq.toy.networks import MixtureDenoiser, SequenceVQModel
+from diffusion_bridge_vq.toy.training import ToyConfig, toy_scheduler, train_toy
+from diffusion_bridge_vq.toy.walks import all_toy_sequences, draw_toy_sequences, fix_toy_positions, toy_codebook
 
 
 def test_valid_share():

@@ -8,12 +8,12 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.toy import LENGTH, NUM_CODES, draw_toy_latents, draw_toy_sequences, toy_codebook
 from ..losses import Regularization
-from ..models.sequences import PaperSequenceDenoiser, SequenceDenoiser, SequenceVQModel
 from ..schedulers import OUBridgeScheduler
-from .ema import AveragedWeights
-from .objectives import E2EObjective, Objective, PriorObjective
+from ..training.ema import AveragedWeights
+from ..training.objectives import E2EObjective, Objective, PriorObjective
+from .networks import PaperSequenceDenoiser, SequenceDenoiser, SequenceVQModel
+from .walks import LENGTH, NUM_CODES, draw_toy_latents, draw_toy_sequences, toy_codebook
 
 
 @dataclass(frozen=True)

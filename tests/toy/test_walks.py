@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from diffusion_bridge_vq.data.toy import (
+from diffusion_bridge_vq.toy.walks import (
     all_toy_sequences,
     draw_toy_latents,
     draw_toy_sequences,

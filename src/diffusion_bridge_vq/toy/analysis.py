@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.toy import all_toy_sequences, is_toy_walk, toy_codebook
-from ..models.sequences import SequenceVQModel
+from ..evaluation.intervals import wilson_interval
 from ..schedulers import OUBridgeScheduler
-from .intervals import wilson_interval
+from .networks import SequenceVQModel
+from .walks import all_toy_sequences, is_toy_walk, toy_codebook
 
 
 class Share(NamedTuple):

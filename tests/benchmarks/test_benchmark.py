@@ -1,4 +1,4 @@
-"""examples/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
+"""benchmarks/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
 
 import importlib
 import json
@@ -23,14 +23,14 @@ from diffusion_bridge_vq.training import PriorConfig, PriorObjective
 
 @pytest.mark.slow
 def test_every_section_has_finite_figures(tmp_path):
-    root, output = Path(__file__).parents[1], tmp_path / "benchmark.json"
+    root, output = Path(__file__).parents[2], tmp_path / "benchmark.json"
     arguments = ["--cpu", "--batch-size=8", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
     arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
     arguments += ["--peak-tflops=1", "--bandwidth-gbs=10"]
     done = subprocess.run(
         [
             sys.executable,
-            root / "examples" / "benchmark.py",
+            root / "benchmarks" / "benchmark.py",
             *arguments,
             "--quantizer-shape",
             "2",
@@ -77,20 +77,20 @@ def test_every_section_has_finite_figures(tmp_path):
 
 
 @pytest.fixture
-def examples(monkeypatch):
+def scripts(monkeypatch):
     """A function that imports a script."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module
 
 
 @pytest.fixture
-def sections(examples):
-    return examples("benchmark_sampling")
+def sections(scripts):
+    return scripts("benchmark_sampling")
 
 
-def test_all_training_steps_learn_the_same(examples, tmp_path):
+def test_all_training_steps_learn_the_same(scripts, tmp_path):
     """From the same weights, latents and draws: the losses of three steps."""
-    training = examples("benchmark_training")
+    training = scripts("benchmark_training")
     settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=50, lr_schedule="constant")
     accelerator = Accelerator(cpu=True)
     bridge = OUBridgeScheduler(prediction_type="sample", eta=3.0)
@@ -112,8 +112,8 @@ def test_all_training_steps_learn_the_same(examples, tmp_path):
     torch.testing.assert_close(losses[2], losses[1])
 
 
-def test_training_rows(examples, tmp_path, monkeypatch):
-    training = examples("benchmark_training")
+def test_training_rows(scripts, tmp_path, monkeypatch):
+    training = scripts("benchmark_training")
     settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=400)
     vqvae, unet = GumbelVQModel(in_channels=1, out_channels=1, **settings.vqvae), UNet2DModel(**settings.unet)
     seen = []
@@ -133,9 +133,9 @@ def test_training_rows(examples, tmp_path, monkeypatch):
     assert {shape for shape, _ in seen} == {(400, 4, 4, 4)} and [stride for _, stride in seen] == [9] * 5 + [1] * 5
 
 
-def test_formats_of_a_cpu(examples):
+def test_formats_of_a_cpu(scripts):
     """bfloat16 and int8 give other numbers, but mostly the same codes; int8 is where it is said to be."""
-    formats = examples("benchmark_formats")
+    formats = scripts("benchmark_formats")
     pipe = make_pipeline()
     other = formats.in_other_formats(pipe)
     latents = torch.randn(4, 3, 3, 3)

@@ -12,8 +12,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from .autoencoder_gumbel_vq import LatentNormalizer
-from .quantizer import GumbelQuantizer
+from ..models.autoencoder_gumbel_vq import LatentNormalizer
+from ..models.quantizer import GumbelQuantizer
 
 
 class SequenceVQModel(ModelMixin, ConfigMixin):

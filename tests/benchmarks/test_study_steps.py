@@ -1,4 +1,4 @@
-"""examples/study_steps.py: what it measures on sets that it must find perfect, what it skips, and its table."""
+"""benchmarks/study_steps.py: what it measures on sets that it must find perfect, what it skips, and its table."""
 
 import importlib
 import sys
@@ -14,7 +14,7 @@ from diffusion_bridge_vq.evaluation import frechet_distance, read_results
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return importlib.import_module("study_steps")
 
 

@@ -1,8 +1,8 @@
 """
 How fast the package is: beside the bare network, other samplers and the device's limits, in one run on one device.
 
-    python examples/benchmark.py --output outputs/benchmark.json
-    python examples/benchmark.py --cifar10 path/to/cifar10 --only loading
+    python benchmarks/benchmark.py --output outputs/benchmark.json
+    python benchmarks/benchmark.py --cifar10 path/to/cifar10 --only loading
 
 1. Training step: that of `train` with `PriorObjective` (Accelerate, learning rate schedule, averaged weights) against
    the same U-Net with stock `DDPMScheduler`, MSE, backward, and the same clipping, AdamW and moving average. Neither
