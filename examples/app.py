@@ -29,7 +29,7 @@ from diffusion_bridge_vq import (
     OUBridgeScheduler,
 )
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.data.images import decode_image, reason
+from diffusion_bridge_vq.data.decoding import decode_image, reason
 from diffusion_bridge_vq.evaluation.paper_masks import MASKS, paper_mask
 from diffusion_bridge_vq.grids import image_grid
 

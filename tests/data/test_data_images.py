@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 import diffusion_bridge_vq.data.images as images_module
 from diffusion_bridge_vq.data import ImageDataset
-from diffusion_bridge_vq.data.images import decode_image
+from diffusion_bridge_vq.data.decoding import decode_image
 
 RNG = np.random.default_rng(0)
 

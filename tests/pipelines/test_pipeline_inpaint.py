@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_pipeline import STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
-from diffusion_bridge_vq.data.images import decode_image
+from diffusion_bridge_vq.data.decoding import decode_image
 
 
 def make(**kwargs) -> DiffusionBridgeVQInpaintPipeline:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from .images import Record
+from .decoding import Record
 
 NUM_TEST = 297
 

@@ -1,20 +1,17 @@
-"""Image files and encoded bytes, decoded to square uint8 tensors: the end that all sources of `load_images` share."""
+"""The map-style data set that all sources of `load_images` end in: decoded in memory, or on access."""
 
 import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .pixels import to_eight_bits
+from .decoding import Record, decode_image, reason
 
 # Up to this size a decoded set is held in memory; a larger one is decoded on access.
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -25,10 +22,6 @@ CHUNK = 64
 # Images whose content is in a fingerprint.
 FINGERPRINTED = 32
 
-# {"bytes": the encoded image or None, "path": the file or None}, as `datasets.Image(decode=False)` gives it. The path
-# is read only where there are no bytes; otherwise it is just a name.
-Record: TypeAlias = dict[str, Any]
-
 
 class Records(Protocol):
     """Images not yet decoded. An index gives a `Record`, or None where there is no image; a slice gives a list."""
@@ -36,41 +29,6 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Any, /) -> Any: ...
-
-
-def decode_image(record: Record | None, resolution: int, channels: int) -> np.ndarray:
-    """
-    Decode one image, turn it upright (EXIF), scale its short side to `resolution` and crop its centre.
-
-    Returns:
-        `np.ndarray`: (C, resolution, resolution), uint8 in 0..255. Transparent pixels become white, 16-bit gray is
-        scaled to 8 bits.
-
-    Raises:
-        Exception: whatever Pillow raises for a file that it can't read; ValueError where there is no image, or where
-            its 32-bit pixels have no known range.
-    """
-    if record is None or (record["bytes"] is None and record["path"] is None):
-        raise ValueError("no image data")
-    with Image.open(record["path"] if record["bytes"] is None else BytesIO(record["bytes"])) as file:
-        # Before resizing: palettes and bilevel images can't be interpolated.
-        image = to_eight_bits(file, channels)
-    width, height = image.size
-    short = min(width, height)
-    if short != resolution:
-        width, height = round(width * resolution / short), round(height * resolution / short)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - resolution) // 2, (height - resolution) // 2
-    # Not torch from here: its calls give up the interpreter lock, and on small images threads would fight for it.
-    pixels = np.asarray(image)[top : top + resolution, left : left + resolution]  # H W, or H W C
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def reason(error: Exception) -> str:
-    """Why an image can't be decoded, for a message."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image that Pillow knows"  # its own message gives the address of a BytesIO
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def short_hash(*parts: bytes) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from .decoding import Record, decode_image, reason
 from .folders import find_shards, local_folder
-from .images import Record, decode_image, reason, short_hash
+from .images import short_hash
 from .sources import check_arguments
 from .tables import find_image_column, find_label_column, first_line, stream_table
 
