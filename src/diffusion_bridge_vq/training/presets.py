@@ -44,7 +44,7 @@ def _unet(channels: tuple[int, ...], latent_channels: int, **kwargs: Any) -> dic
 
 
 def _small_unet(channels: tuple[int, ...], latent_channels: int) -> dict[str, Any]:
-    """For CPUs: attention at the lowest resolution alone costs half as much (docs/experiments.md, section 5)."""
+    """For CPUs: attention at the lowest resolution only, at half the cost (docs/reports/2026-11-bridge-and-pixelcnn.md)."""
     return _unet(
         channels,
         latent_channels,
