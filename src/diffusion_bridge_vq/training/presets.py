@@ -44,7 +44,7 @@ def _unet(channels: tuple[int, ...], latent_channels: int, **kwargs: Any) -> dic
 
 
 def _small_unet(channels: tuple[int, ...], latent_channels: int) -> dict[str, Any]:
-    """For CPUs: attention at the lowest resolution only, at half the cost (docs/reports/2026-11-bridge-and-pixelcnn.md)."""
+    """For CPUs: attention at the lowest resolution only, half the cost (docs/reports, bridge and PixelCNN)."""
     return _unet(
         channels,
         latent_channels,
