@@ -1,22 +1,18 @@
-"""Write a saved pipeline as ONNX graphs (denoiser, quantizer, decoder) with the scheduler's config beside them."""
-
-import argparse
-from pathlib import Path
+"""Write a saved pipeline as ONNX graphs (denoiser, quantizer, decoder), with the scheduler's config."""
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.cli import errors_as_lines, local_path, new_parser
 from diffusion_bridge_vq.onnx_export import export_onnx
 
 
+@errors_as_lines()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("pipeline", help="folder of a saved pipeline, or its id on the Hub")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/onnx"))
+    parser.add_argument("--output-dir", type=local_path, default="outputs/onnx")
     args = parser.parse_args()
-    try:
-        paths = export_onnx(DiffusionBridgeVQPipeline.from_pretrained(args.pipeline), args.output_dir)
-    except (ImportError, ValueError, OSError) as error:
-        parser.error(str(error))
-    print(f"Written: {', '.join(str(path) for path in paths)}")
+    paths = export_onnx(DiffusionBridgeVQPipeline.from_pretrained(args.pipeline), args.output_dir)
+    print(f"Written: {', '.join(map(str, paths))}")
 
 
 if __name__ == "__main__":

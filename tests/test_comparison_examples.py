@@ -4,9 +4,9 @@ a second, and the same again.
 """
 
 import csv
-import importlib
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -156,7 +156,7 @@ def test_an_evaluation_that_is_told_to_stop_goes_on(command, tmp_path):
     wait_for(process, (evaluation / "results.json").is_file)  # of the first mask
     process.terminate()
     _, errors = process.communicate()
-    assert process.returncode == 143 and "the same command goes on" in errors
+    assert process.returncode == 143 and "run the same command again" in errors
     first = read_results(evaluation / "results.json")
     assert [r["name"] for r in first] == ["nll", "nll_joint"]
     done = run_example("reproduce.py", *slow, tmp_path, "--stage", "evaluate")
@@ -167,21 +167,36 @@ def test_an_evaluation_that_is_told_to_stop_goes_on(command, tmp_path):
     assert (evaluation / "tables.md").is_file()
 
 
-def test_what_reproduce_refuses(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "examples")
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Runs reproduce.py in this process; the line that it ended with."""
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    options = ["--dataset", "digits", "--output-dir", str(tmp_path), "--stage"]
 
-    def refused(*stages_and_others: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["reproduce.py", *options, *stages_and_others])
+    def run(*stages_and_others: str) -> str:
+        command = ["reproduce.py", "--dataset", "digits", "--output-dir", str(tmp_path), "--stage", *stages_and_others]
+        monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit, match="2"):
-            importlib.import_module("reproduce").main()
+            runpy.run_path(str(ROOT / "examples" / "reproduce.py"), run_name="__main__")
         return capsys.readouterr().err
 
+    return run
+
+
+def test_an_evaluation_needs_a_pipeline(refused):
     assert "has no pipeline to evaluate" in refused("evaluate")
+
+
+@pytest.mark.parametrize("stage", ["bridge", "evaluate"])
+def test_a_run_of_another_preset_is_refused(refused, done_run, stage):
+    assert "has preset digits, not cifar10: give another" in refused(stage, "--preset", "cifar10")
+
+
+def test_a_run_of_another_seed_is_refused(refused, done_run):
+    assert "has seed 0, not 1" in refused("bridge", "--preset", "digits", "--seed", "1")
+
+
+@pytest.fixture
+def done_run(tmp_path) -> None:
     (tmp_path / "bridge" / "pipeline").mkdir(parents=True)
     settings = {"preset": "digits", "dataset": "digits", "split": "train", "seed": 0}
     (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
-    for stage in ("bridge", "evaluate"):
-        assert "has preset digits, not cifar10: give another" in refused(stage, "--preset", "cifar10")
-    assert "has seed 0, not 1" in refused("bridge", "--preset", "digits", "--seed", "1")

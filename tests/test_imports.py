@@ -24,6 +24,7 @@ LEVELS = {
     "hub": 3,
     "onnx_export": 3,
     "cli": 4,
+    "comparison": 4,
     "toy": 4,
 }
 SHARED_LEVEL = 3  # the only level whose modules may import each other

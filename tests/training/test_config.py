@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import json
 import re
 import typing
 from pathlib import Path
@@ -19,49 +18,7 @@ from diffusion_bridge_vq.training import (
     PriorConfig,
     VQConfig,
     build_objective,
-    parse_config,
 )
-
-
-def test_command_line_changes_the_preset(capsys):
-    config = parse_config(
-        E2EConfig, ["--preset", "cifar10", "--dataset", "x", "--max-train-steps", "7", "--unet", '{"dropout": 0.1}']
-    )
-    assert (config.max_train_steps, config.dataset, config.batch_size) == (7, "x", 256)
-    assert config.unet["dropout"] == 0.1 and config.unet["block_out_channels"] == [256, 464]  # merged, not replaced
-    assert parse_config(E2EConfig, ["--preset=digits", "--no-random-flip"]).random_flip is False
-    assert json.loads(json.dumps(config.to_json()))["preset"] == "cifar10"
-    for arguments, words in [
-        (["--preset", "mnist"], "no preset 'mnist'"),
-        (["--unet", "{"], "not JSON"),
-        (["--unet", "3"], "JSON object"),
-        (["--batch-size", "0"], "`batch_size` must be at least 1"),
-        (["--learning-rate", "-1"], "positive"),
-        (["--ema-decay", "1"], "0.999"),
-        (["--preset", "miniimagenet"], "give `dataset`"),
-        (["--resolution", "30"], "divisible by 4"),
-        (["--freeze-fraction", "1.5"], "[0, 1]"),
-        (["--mode", "naive"], "stable"),
-        (["--learning-rate", "nan"], "`learning_rate` must be a finite number, got nan"),
-        (["--max-grad-norm", "inf"], "`max_grad_norm` must be a finite number"),
-        (["--max-train-time", "inf"], "`max_train_time` must be a finite number"),
-        (["--weight-decay", "-0.1"], "`weight_decay` must be at least 0"),
-        (["--reconstruction-weight", "-1"], "`reconstruction_weight` must be at least 0"),
-        (["--encoder-gradient-weight", "-1"], "`encoder_gradient_weight` must be at least 0"),
-        (["--regularization-weight", "-1"], "`regularization_weight` must be at least 0"),
-        (["--seed", "-1"], "`seed` must be at least 0"),
-        (["--lr-schedule", "cosin"], "`lr_schedule` must be one of linear, cosine, "),
-        (["--lr-schedule", "piecewise_constant"], "`lr_schedule` must be one of"),  # has rules that no option gives
-        (["--evaluate-extractor", "vgg"], "'vgg'"),
-        (["--joint-fraction", "0.6"], "`joint_fraction` must be at most `freeze_fraction`, got 0.6 and 0.5"),
-        (["--joint-fraction", "1", "--freeze-fraction", "1"], "`joint_fraction` of 1 would never train the prior"),
-    ]:
-        with pytest.raises(SystemExit):
-            parse_config(E2EConfig, arguments)
-        assert words in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        parse_config(PriorConfig, [])
-    assert "train_vqvae" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 from tiny_run import TINY, assert_same_state, stopped_at_a_checkpoint
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNPrior, PixelCNNVQPipeline
+from diffusion_bridge_vq.cli import parse_config
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.training import (
     PRESETS,
     PixelCNNConfig,
     PixelCNNObjective,
     VQConfig,
-    parse_config,
     train,
 )
 from diffusion_bridge_vq.training.data import hold_out

@@ -1,6 +1,6 @@
 """Pushing runs to the Hub."""
 
-from .push import PushOptions, parse_push_options, push_run
+from .push import PushOptions, push_run
 from .uploader import upload_while_training
 
-__all__ = ["PushOptions", "parse_push_options", "push_run", "upload_while_training"]
+__all__ = ["PushOptions", "push_run", "upload_while_training"]

@@ -1,9 +1,8 @@
 """A run as a repository of the Hub, in one commit."""
 
-import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,30 +40,6 @@ class PushOptions:
     repo_id: str
     public: bool = False
     license: str | None = None
-
-
-def parse_push_options(arguments: Sequence[str] | None = None) -> tuple[PushOptions | None, list[str]]:
-    """`--push-to-hub`, `--public` and `--license` of a training script (None without the first), and what is left."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
-    group = parser.add_argument_group("the Hub")
-    group.add_argument(
-        "--push-to-hub", metavar="USER/MODEL", help="upload the run there, while it trains and at its end"
-    )
-    add_repository_options(group)
-    given, rest = parser.parse_known_args(arguments)
-    if {"-h", "--help"} & set(rest):
-        parser.print_help()  # before that of the run's settings
-    if given.push_to_hub is None:
-        if given.public or given.license:
-            parser.error("--public and --license go with --push-to-hub")
-        return None, rest
-    return PushOptions(given.push_to_hub, given.public, given.license), rest
-
-
-def add_repository_options(parser: Any) -> None:
-    """`--public` and `--license`."""
-    parser.add_argument("--public", action="store_true", help="for all to see; without it a new repository is private")
-    parser.add_argument("--license", help="of the weights, by the Hub's name, e.g. apache-2.0")
 
 
 def push_run(

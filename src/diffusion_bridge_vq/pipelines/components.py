@@ -1,5 +1,7 @@
 """From components to a pipeline, and from what a run trained to its folder."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +58,15 @@ def save_components(components: Mapping[str, Any], run: RunFolder) -> list[Path]
         `list[Path]`: the folders that were written.
     """
     if frozenset(components) in _PIPELINES:
-        build_pipeline(components).save_pretrained(run.pipeline)
-        return [run.pipeline]
-    for name, component in components.items():
-        component.save_pretrained(run.path / name)
-    return [run.path / name for name in components]
+        return [_save_whole(build_pipeline(components), run.pipeline)]
+    return [_save_whole(component, run.path / name) for name, component in components.items()]
+
+
+def _save_whole(saved: Any, folder: Path) -> Path:
+    """Save into another folder and rename it, so that a folder of this name is never half-written."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    saved.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier end of the same run
+    os.replace(partial, folder)
+    return folder

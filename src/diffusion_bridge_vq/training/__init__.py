@@ -2,7 +2,7 @@
 
 from ..losses import ReconstructionLoss
 from .build import build_objective
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, parse_config
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
 from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
 from .presets import PRESETS
 from .trainer import TrainedComponents, train
@@ -22,6 +22,5 @@ __all__ = [
     "VQConfig",
     "VQObjective",
     "build_objective",
-    "parse_config",
     "train",
 ]

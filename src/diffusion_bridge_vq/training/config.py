@@ -1,10 +1,7 @@
-"""Settings of a run: one frozen dataclass per kind, with presets, and their command line."""
+"""Settings of a run: one frozen dataclass per kind, with presets."""
 
-import argparse
 import dataclasses
-import json
 import math
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -298,39 +295,3 @@ class E2EConfig(_BridgeConfig, AutoencoderConfig):
             )
         if self.joint_fraction == 1:
             raise ValueError("`joint_fraction` of 1 would never train the prior; take less, or train_vqvae.")
-
-
-def parse_config(cls: type[Config], arguments: list[str] | None = None) -> Config:
-    """Settings from the command line: those of `--preset`, changed by the other options."""
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    hints = typing.get_type_hints(cls)
-    for f in dataclasses.fields(cls):
-        names = sorted({f"--{f.name.replace('_', '-')}", f"--{f.name}"})
-        hint = hints[f.name]
-        options: dict[str, Any] = {"help": f.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
-        if hint is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(hint) is Literal:
-            options["choices"] = typing.get_args(hint)
-        elif typing.get_origin(hint) is dict:
-            options["type"] = _json_object
-        elif typing.get_origin(hint) is types.UnionType:
-            options["type"] = typing.get_args(hint)[0]
-        else:
-            options["type"] = hint
-        parser.add_argument(*names, **options)
-    given = vars(parser.parse_args(arguments))
-    try:
-        return cls.from_preset(given.pop("preset", cls.preset), **given)
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {text!r} ({error})") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"eta\": 2.0}}', got {text!r}")
-    return value

@@ -1,0 +1,147 @@
+"""
+The paper's comparison in stages: autoencoder; bridge and PixelCNN on its latents, for the same time each; the bridge
+end-to-end from the same autoencoder; evaluation and tables.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .evaluation import METRICS, evaluate_pipelines, write_report
+from .pipelines import save_components
+from .run_folder import RunFolder
+from .training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+from .training.config import RunConfig
+from .training.fault_tolerance.checkpoint import list_checkpoints
+from .training.time_budget import steps_within
+
+TRAINING_STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    The runs of one comparison, each in a folder of `output_dir`. A stage that is done is skipped; one that was
+    interrupted continues when it is called again.
+
+    Args:
+        preset (`str`): settings of all four runs.
+        dataset (`str`): as `load_images` takes it.
+        output_dir (`Path`): of runs and evaluation.
+        budget (`float`): seconds of training of each run.
+        train_split (`str`, *optional*, defaults to `"train"`): what is trained on.
+        seed (`int`, *optional*, defaults to 0): of all runs.
+        settings (`Mapping[str, Any]`, *optional*): further settings of all runs, such as `batch_size`.
+    """
+
+    preset: str
+    dataset: str
+    output_dir: Path
+    budget: float
+    train_split: str = "train"
+    seed: int = 0
+    settings: Mapping[str, Any] | None = None
+
+    def run(self, stage: str) -> RunFolder:
+        """The folder of a stage's run."""
+        return RunFolder(self.output_dir / stage)
+
+    def train(self, stage: str) -> None:
+        """
+        Train one of `TRAINING_STAGES`; all but the first need the autoencoder of "vq".
+
+        Raises:
+            ValueError: the folder has a run with other settings, or the autoencoder is missing.
+            OSError: the disk is full or can't be written.
+        """
+        run = self.run(stage)
+        if run.finished():
+            self._check_same(stage, preset=self.preset, dataset=self.dataset, split=self.train_split, seed=self.seed)
+            print(f"{stage}: done before, {run.path}")
+            return
+        config = self._config(stage, run)
+        steps = _remembered(run.path / "steps.json", lambda: steps_within(config, self.budget))
+        # A run that is killed without warning loses a quarter of its budget at most.
+        config = replace(
+            config,
+            max_train_steps=steps,
+            checkpoint_every=max(1, steps // 4),
+            resume=bool(list_checkpoints(run.checkpoints)),
+        )
+        trained = train(config)
+        if trained is not None:  # on the main process
+            save_components({name: part for name, part in vars(trained).items() if part is not None}, run)
+            print(f"{stage}: {steps} steps, {run.path}")
+
+    def evaluate(
+        self, metrics: Sequence[str] = METRICS, device: torch.device | str = "cpu", **settings: Any
+    ) -> list[Path]:
+        """
+        Measure what results.json lacks of the pipelines that exist, and write the tables.
+
+        Args:
+            metrics (`Sequence[str]`, *optional*): of `METRICS`; defaults to all.
+            device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): of models and metrics.
+            settings: further arguments of `evaluate_pipelines`.
+
+        Returns:
+            `list[Path]`: the files of the report.
+
+        Raises:
+            ValueError: there is no pipeline, or one of another preset.
+        """
+        pipelines = {stage: self.run(stage).pipeline for stage in TRAINING_STAGES[1:]}
+        pipelines = {stage: folder for stage, folder in pipelines.items() if folder.is_dir()}
+        if not pipelines:
+            stages = ", ".join(TRAINING_STAGES[1:])
+            raise ValueError(f"{self.output_dir} has no pipeline to evaluate: run {stages} before.")
+        for stage in pipelines:
+            self._check_same(stage, preset=self.preset)
+        output = RunFolder(self.output_dir).evaluation
+        evaluate_pipelines(
+            pipelines, self.dataset, output, metrics=metrics, device=device, preset=self.preset, **settings
+        )
+        return write_report(output)
+
+    def _config(self, stage: str, run: RunFolder) -> RunConfig:
+        autoencoder = self.run("vq").path
+        kinds: dict[str, tuple[type[RunConfig], dict[str, Any]]] = {
+            "vq": (VQConfig, {}),
+            "bridge": (PriorConfig, {"init_from": autoencoder, "cache_latents": True}),
+            "pixelcnn": (PixelCNNConfig, {"init_from": autoencoder}),
+            "bridge-e2e": (E2EConfig, {"init_from": autoencoder, "joint_fraction": 0.0}),
+        }
+        cls, own = kinds[stage]
+        return cls.from_preset(
+            self.preset,
+            dataset=self.dataset,
+            split=self.train_split,
+            seed=self.seed,
+            output_dir=run.path,
+            image_every=0,
+            **own,
+            **(self.settings or {}),
+        )
+
+    def _check_same(self, stage: str, **asked: Any) -> None:
+        run = self.run(stage)
+        # A pipeline that was copied here alone has no settings.
+        had = json.loads(run.config.read_text(encoding="utf-8")) if run.config.is_file() else asked
+        for name, value in asked.items():
+            if had[name] != value:
+                raise ValueError(f"{run.path} has {name} {had[name]}, not {value}: give another --output-dir.")
+
+
+def _remembered(path: Path, compute: Callable[[], int]) -> int:
+    """What an earlier start of the same stage computed, so that it continues with the same number."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(compute()))
+        os.replace(temporary, path)
+    return int(json.loads(path.read_text()))
