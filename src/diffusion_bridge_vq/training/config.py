@@ -45,7 +45,7 @@ class RunConfig:
     split: str = _option("train", "split to train on")
     validation_split: str | None = _option(None, "split whose losses are logged, too, with the averaged weights")
     streaming: bool = _option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
-    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled; see docs/training.md")
+    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled; see docs/how-to/large-data.md")
     image_column: str | None = _option(None, "column with the images, if there are several")
     label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
     output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")

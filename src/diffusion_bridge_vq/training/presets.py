@@ -175,7 +175,7 @@ PRESETS: dict[str, Preset] = {
             "checkpoint_every": 500,
             "vqvae": _small_vqvae(16, 256),
             "unet": _small_unet((128, 192), 16),
-            # above its first level: 20 steps end as late as they can (docs/experiments.md, section 10)
+            # above its first level: 20 steps end as late as they can (docs/reports/2026-11-last-step.md)
             "scheduler": {**_wide_noise_bridge(2.0), "lambda_max_clipped": 4.0},
         },
         "pixelcnn": _SMALL_PIXELCNN,
