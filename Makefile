@@ -1,7 +1,9 @@
 # make demo   train on the embedded digits (once; interrupted, it goes on), then sample from what was trained
 # make sample draw from the checkpoints that are in the repository, without training
 # make test   all tests
-# make lint   ruff and mypy
+# make lint   ruff, mypy and codespell
+# make docs   the documentation site, into site/
+# make package  wheel and sdist into dist/, and the wheel tried in an environment of its own
 # make clean  remove the environment, the caches and what was built; outputs/ stays
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c co
 test: export OMP_NUM_THREADS = 1
 test: export MKL_NUM_THREADS = 1
 
-.PHONY: demo sample test lint clean
+.PHONY: demo sample test lint docs package clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
@@ -34,9 +36,23 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy src
+	$(BIN)/codespell
+
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+# The second environment has the wheel; what the wheel needs it takes from the first.
+package: $(VENV)/.stamp-test
+	rm -rf build dist $(VENV)/wheel
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(VENV)/wheel/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(VENV)/wheel/bin/python -m pip install -q --disable-pip-version-check --no-deps dist/*.whl
+	cd $(VENV)/wheel && OMP_NUM_THREADS=1 bin/python $(CURDIR)/tests/installed_wheel.py $(CURDIR)/checkpoints/digits
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist site src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find src tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # torch comes first and pinned: left to the resolver, a newer build may bring gigabytes along.
@@ -53,4 +69,8 @@ $(VENV)/.stamp-demo: $(VENV)/.stamp-torch setup.py pyproject.toml
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-torch setup.py pyproject.toml
 	$(PIP_INSTALL) -e ".[test]"
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-torch setup.py pyproject.toml
+	$(PIP_INSTALL) -e ".[docs]"
 	@touch $@

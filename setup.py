@@ -24,7 +24,18 @@ DEMO = ["gradio>=6.31,<7"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 # examples/accelerate_configs/deepspeed.yaml; the oldest that was tried
 DEEPSPEED = ["deepspeed>=0.19.8"]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "scikit-learn>=1.5", "scipy>=1.13", "ruff>=0.12", "mypy>=1.15"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "ruff>=0.12",
+    "mypy>=1.15",
+    "codespell>=2.4",
+    "build>=1.2",
+]
+# the documentation site
+DOCS = ["mkdocs-material>=9.7", "mkdocstrings-python>=2.0"]
 
 setup(
     name="diffusion-bridge-vq",
@@ -60,6 +71,7 @@ setup(
         "demo": DEMO,
         "onnx": ONNX,
         "deepspeed": DEEPSPEED,
+        "docs": DOCS,
         "test": PLOTS + EVAL + ONNX + TEST,
     },
     classifiers=[
