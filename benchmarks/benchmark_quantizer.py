@@ -3,18 +3,17 @@
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import QUANTIZERS
 
 
-def quantizer_memory(kind: Any, mode: str, shape: list[int], device: str) -> dict[str, float]:
+def quantizer_memory(kind: str, mode: str, shape: list[int], device: str) -> dict[str, float]:
     """Peak in MB of quantizing one batch; `shape` is B, d, h, w, K."""
     torch.manual_seed(0)
     training = mode == "train"
-    quantizer = GumbelQuantizer(shape[-1], shape[1], kind).to(device).train(training)
+    quantizer = QUANTIZERS[kind](shape[-1], shape[1]).to(device).train(training)
     single, latents = (torch.randn(b, *shape[1:-1], device=device, requires_grad=training) for b in (1, shape[0]))
 
     def call(z: torch.Tensor) -> None:
@@ -41,7 +40,7 @@ def quantizer_memory(kind: Any, mode: str, shape: list[int], device: str) -> dic
 
 def in_fresh_process(kind: str, mode: str, shape: list[int], device: str) -> dict[str, float]:
     context = multiprocessing.get_context("forkserver")  # forks from a process that has only done imports
-    context.set_forkserver_preload([GumbelQuantizer.__module__])
+    context.set_forkserver_preload([QUANTIZERS[kind].__module__])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(quantizer_memory, kind, mode, shape, "cpu").result()
 

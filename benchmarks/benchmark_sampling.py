@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.evaluation.timing import seconds_per_sample
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 from diffusion_bridge_vq.sampling import sample_latents
 
 Draw = Callable[[], Any]
@@ -189,7 +189,7 @@ def measure_growth(
             at = first | {axis: value}
             if axis in ("codes", "positions"):
                 d, num_codes = quantizer_size
-                quantizer = GumbelQuantizer(value if axis == "codes" else num_codes, d).to(device).eval()
+                quantizer = GumbelSoftmaxQuantizer(value if axis == "codes" else num_codes, d).to(device).eval()
                 z = torch.randn(1, d, at["positions"], device=device)
                 draw: Draw = lambda q=quantizer, z=z: q.encode_codes(z)  # noqa: E731
                 expected = 2 * seconds * value / known

@@ -15,7 +15,7 @@ from diffusion_bridge_vq.losses import (
     regularization_loss,
     terminal_loss,
 )
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 
 
 def squared_distances(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_categorical_kl_is_torchs():
 
 
 def test_kl_form_is_equation_5():
-    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelQuantizer(6, 3).double()
+    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelSoftmaxQuantizer(6, 3).double()
     z, t = torch.randn(2, 3, 2, 2, dtype=torch.float64), torch.tensor([0, 9])
     d = squared_distances(z, quantizer.embedding.weight)
     tau_t = torch.tensor([10 - 9.9 * 0.1, 0.1])  # paper time 1 and T = 10 of the line from 10 to 0.1
@@ -44,7 +44,7 @@ def test_gamma_form_is_appendix_8_on_average():
     """
     E_q gamma_t ||z - zhat||^2 / d over the exact q, against the mean of 40,000 draws; signs at both ends of time.
     """
-    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelQuantizer(6, 3)
+    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelSoftmaxQuantizer(6, 3)
     z = 0.7 * torch.randn(1, 3, 1, 1)
     d = squared_distances(z, quantizer.embedding.weight)[0, 0, 0]
     expected_distance = (torch.softmax(-d, 0) * d).sum()
@@ -55,7 +55,7 @@ def test_gamma_form_is_appendix_8_on_average():
 
 
 def test_gamma_pulls_early_and_pushes_late():
-    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelQuantizer(1, 2)
+    scheduler, quantizer = OUBridgeScheduler(num_train_timesteps=10), GumbelSoftmaxQuantizer(1, 2)
     quantizer.embedding.weight.data.zero_()
     for t, sign in ((-1, 1), (9, -1)):
         z = torch.tensor([[1.0, 0.0]]).reshape(1, 2, 1, 1).requires_grad_()
@@ -70,7 +70,7 @@ def test_t_zero_limit_is_the_vq_vae_loss():
     T = 0: q a Dirac at the nearest code (tau -> 0), p = softmax(-d). Eq. 5 must become
     ||z_e - zhat||^2 + log sum_k exp(-||z_e - e_k||^2), which is what the quantizer reports as its loss.
     """
-    quantizer = GumbelQuantizer(6, 3, commitment_weight=1.0).double().eval()
+    quantizer = GumbelSoftmaxQuantizer(6, 3, commitment_weight=1.0).double().eval()
     z = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     d = squared_distances(z, quantizer.embedding.weight)
     vq_loss = (d.min(-1).values + torch.logsumexp(-d, -1)).mean() / 3

@@ -7,7 +7,7 @@ import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.evaluation import bridge_code_bits
-from diffusion_bridge_vq.models.quantizer import GumbelQuantizer
+from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 from diffusion_bridge_vq.toy.networks import MixtureDenoiser
 from diffusion_bridge_vq.toy.walks import all_toy_sequences, toy_codebook
 
@@ -16,7 +16,7 @@ BRIDGE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
 
 @pytest.fixture
 def quantizer():
-    quantizer = GumbelQuantizer(8, 2)
+    quantizer = GumbelSoftmaxQuantizer(8, 2)
     with torch.no_grad():
         quantizer.embedding.weight.copy_(toy_codebook())
     return quantizer.eval()

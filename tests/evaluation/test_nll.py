@@ -8,14 +8,14 @@ import torch
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.evaluation import bridge_nll, pixelcnn_nll
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 from diffusion_bridge_vq.toy.networks import MixtureDenoiser
 from diffusion_bridge_vq.toy.walks import NOISE_STD, all_toy_sequences, toy_codebook
 
 
 @pytest.fixture
 def quantizer():
-    quantizer = GumbelQuantizer(8, 2)
+    quantizer = GumbelSoftmaxQuantizer(8, 2)
     with torch.no_grad():
         quantizer.embedding.weight.copy_(toy_codebook())
     return quantizer

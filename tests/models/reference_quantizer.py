@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import QUANTIZERS, VectorQuantizer
 
 TYPES = ["gumbel", "ste", "ema"]
 
@@ -30,9 +30,9 @@ def from_rows(rows: torch.Tensor) -> torch.Tensor:
     return rows.T[None]
 
 
-def with_codebook(codebook: torch.Tensor, quantizer_type: str = "gumbel", **kwargs) -> GumbelQuantizer:
+def with_codebook(codebook: torch.Tensor, quantizer_type: str = "gumbel", **kwargs) -> VectorQuantizer:
     """A quantizer with these codes (K, d)."""
-    q = GumbelQuantizer(*codebook.shape, quantizer_type, **kwargs)
+    q = QUANTIZERS[quantizer_type](*codebook.shape, **kwargs)
     with torch.no_grad():
         q.embedding.weight.copy_(codebook)
     return q

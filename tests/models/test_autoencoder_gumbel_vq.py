@@ -13,7 +13,7 @@ from diffusers import VQModel
 from reference_quantizer import TYPES
 from tiny_autoencoder import SMALL, images, make, moved
 
-from diffusion_bridge_vq.models import GumbelVQModel
+from diffusion_bridge_vq.models import EMAQuantizer, GumbelVQModel
 
 TINY = 1e-12  # torch's batch normalisation wants a positive eps
 # every other key of VQModel's away from its default
@@ -85,7 +85,7 @@ def test_stock_checkpoint_becomes_an_ema_codebook(tmp_path):
     stock.save_pretrained(tmp_path)
     q = GumbelVQModel.from_pretrained(tmp_path, quantizer_type="ema", ema_decay=0.9).quantize
     assert torch.equal(q.embedding.weight, stock.quantize.embedding.weight) and not q.embedding.weight.requires_grad
-    assert torch.equal(q.ema_count, torch.ones(16)) and (q.quantizer_type, q.ema_decay) == ("ema", 0.9)
+    assert torch.equal(q.ema_count, torch.ones(16)) and (type(q), q.ema_decay) == (EMAQuantizer, 0.9)
 
 
 @torch.no_grad()
@@ -127,8 +127,10 @@ def test_to_vq_model_folds_the_normalizer(tmp_path, config):
 
 
 def test_settings_reach_the_quantizer_through_json():
-    settings = {"quantizer_type": "ema", "temperature": 0.3, "commitment_weight": 0.7, "ema_decay": 0.6}
-    model = GumbelVQModel.from_config(json.loads(make(**settings, vq_embed_dim=5).to_json_string()))
+    settings = {"temperature": 0.3, "commitment_weight": 0.7, "ema_decay": 0.6}
+    saved = make(**settings, quantizer_type="ema", vq_embed_dim=5).to_json_string()
+    model = GumbelVQModel.from_config(json.loads(saved))
+    assert type(model.quantize) is EMAQuantizer
     assert {name: getattr(model.quantize, name) for name in settings} == settings
     assert (model.quantize.n_e, model.quantize.vq_embed_dim) == (16, 5)
 
@@ -215,6 +217,6 @@ def test_bad_images():
             model.encode(x)
     with pytest.raises(ValueError, match="floating point"):
         model.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="gumbel, ste or ema"):
+    with pytest.raises(ValueError, match="one of gumbel, ste, ema, got 'lfq'"):
         make(quantizer_type="lfq")
     assert GumbelVQModel(**OTHER).downsampling_factor == 4

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.evaluation.code_bits import bridge_code_bits
-from diffusion_bridge_vq.models import CodeUNet2DModel, GumbelQuantizer, denoise
+from diffusion_bridge_vq.models import CodeUNet2DModel, GumbelSoftmaxQuantizer, denoise
 from diffusion_bridge_vq.sampling import sample_latents
 
 K, D = 6, 3
@@ -78,7 +78,7 @@ def test_samples_follow_the_law_of_independent_codes(scheduler):
     )
     unet = make_unet(scheduler, codebook)
     know_shares(unet, shares)
-    quantizer = GumbelQuantizer(K, D)
+    quantizer = GumbelSoftmaxQuantizer(K, D)
     quantizer.embedding.weight.data = codebook
     for walked in (scheduler, scheduler.to_diffusers(EulerDiscreteScheduler), scheduler.to_diffusers(DDIMScheduler)):
         z_0 = sample_latents(unet, walked, (250, D, 4, 4), 100, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_bits_of_independent_codes_are_their_entropy(scheduler):
     codebook, shares = torch.randn(K, D), torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
     unet = make_unet(scheduler, codebook)
     know_shares(unet, shares)
-    quantizer = GumbelQuantizer(K, D)
+    quantizer = GumbelSoftmaxQuantizer(K, D)
     quantizer.embedding.weight.data = codebook
     codes = torch.multinomial(shares, 400 * 16, replacement=True).reshape(400, 4, 4)
     bits = bridge_code_bits(unet, scheduler, quantizer, codes, torch.Generator().manual_seed(0)).mean()

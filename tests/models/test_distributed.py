@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from diffusion_bridge_vq.models import GumbelQuantizer, LatentNormalizer
+from diffusion_bridge_vq.models import EMAQuantizer, GumbelSoftmaxQuantizer, LatentNormalizer
 
 D, K = 3, 5
 
@@ -16,7 +16,7 @@ def whole_batch() -> torch.Tensor:
 def work(z: torch.Tensor) -> dict[str, torch.Tensor]:
     """Two training steps of normaliser and EMA codebook; the gradient of a loss that depends on the statistics."""
     torch.manual_seed(0)
-    normalizer, quantizer = LatentNormalizer(D).train(), GumbelQuantizer(K, D, "ema").train()
+    normalizer, quantizer = LatentNormalizer(D).train(), EMAQuantizer(K, D).train()
     quantizer.embedding.weight.data *= 0.3
     for scale in (1.0, 2.0):
         z_in = (scale * z).requires_grad_()
@@ -30,7 +30,7 @@ def work(z: torch.Tensor) -> dict[str, torch.Tensor]:
 def process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     result = work(whole_batch()[4 * rank : 4 * rank + 4])
-    started = GumbelQuantizer(K, D)
+    started = GumbelSoftmaxQuantizer(K, D)
     torch.manual_seed(rank)  # different latents and draws: rank 0's codebook must win
     started.initialize_codebook(torch.randn(4, D, 2, 2))
     torch.save(result | {"started": started.embedding.weight.data}, f"{folder}/{rank}.pt")

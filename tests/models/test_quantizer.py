@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import VectorQuantizer
+from diffusers.models.autoencoders.vae import VectorQuantizer as StockVectorQuantizer
 from reference_quantizer import TYPES, rows_of, squared_distances, with_codebook
+from tiny_autoencoder import images, make
 
-from diffusion_bridge_vq.models import GumbelQuantizer, quantizer
+from diffusion_bridge_vq.models import QUANTIZERS, GumbelSoftmaxQuantizer, GumbelVQModel, VectorQuantizer, blockwise
+from diffusion_bridge_vq.models.quantizer import copy_gradient
 
 SHAPES = [(2, 3, 4, 5), (2, 3, 7)]
 CHI_SQUARE = 25.74  # the 99.99 % quantile at five degrees of freedom
@@ -21,7 +23,7 @@ CHI_SQUARE = 25.74  # the 99.99 % quantile at five degrees of freedom
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_are_minus_squared_distances(shape):
-    q, z = GumbelQuantizer(6, 3), torch.randn(shape, requires_grad=True)
+    q, z = GumbelSoftmaxQuantizer(6, 3), torch.randn(shape, requires_grad=True)
     logits, weight = q.logits(z), torch.randn(shape[0], *shape[2:], 6)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits.double(), -squared_distances(z, q.embedding.weight), atol=1e-5, rtol=1e-5)
@@ -37,10 +39,10 @@ def test_logits_are_minus_squared_distances(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", TYPES)
 def test_nearest_code_in_any_blocks(monkeypatch, kind, shape, block):
-    q, z = GumbelQuantizer(13, 3, kind).eval(), torch.randn(shape)
+    q, z = QUANTIZERS[kind](13, 3).eval(), torch.randn(shape)
     distances = squared_distances(z, q.embedding.weight)
     nearest, smallest = distances.argmin(-1), distances.min(-1).values
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
     assert torch.equal(q.encode_codes(z), nearest)
 
     z_q, loss, (_, encodings, codes) = q(z)
@@ -104,7 +106,7 @@ def test_autocast_changes_nothing_in_eval(kind):
 @pytest.mark.parametrize("block", [2**22, 20 * 7])
 def test_autocast_changes_nothing_in_gumbel_training(monkeypatch, block):
     z, codebook, _ = crowded()
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
     results = []
     for enabled in (False, True):
         q, latents = with_codebook(codebook), z.float().requires_grad_()
@@ -120,7 +122,7 @@ def test_autocast_changes_nothing_in_gumbel_training(monkeypatch, block):
 # --------------------------------------------------------------------------------------------- gradients and losses
 
 
-def gumbel_reference(q: GumbelQuantizer, z: torch.Tensor, rows_per_block: int):
+def gumbel_reference(q: GumbelSoftmaxQuantizer, z: torch.Tensor, rows_per_block: int):
     """
     Autograd through torch's gumbel_softmax(hard=True) @ E, block after block, in eval straight through the nearest:
     z_q, loss, codes. The loss is -log p(k | z_e) of section 3.2 for T = 0, with the squares that the print leaves out.
@@ -146,9 +148,9 @@ def gumbel_reference(q: GumbelQuantizer, z: torch.Tensor, rows_per_block: int):
 @pytest.mark.parametrize("rows_per_block", [1000, 3])
 def test_gumbel_is_torchs_gumbel_softmax(monkeypatch, shape, rows_per_block, training):
     """With blocks of three rows, each block's noise is drawn again in the backward pass and must be the same."""
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", rows_per_block * 11 + 4)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", rows_per_block * 11 + 4)
     weight, results = torch.randn(shape), []
-    q = GumbelQuantizer(11, 3, temperature=0.7, commitment_weight=0.4).train(training)
+    q = GumbelSoftmaxQuantizer(11, 3, temperature=0.7, commitment_weight=0.4).train(training)
     z = 0.5 * torch.randn(shape)
     torch.manual_seed(5)
     drawn = int(torch.randint(2**63 - 1, ()))  # the seed of its noise
@@ -170,8 +172,8 @@ def test_gumbel_is_torchs_gumbel_softmax(monkeypatch, shape, rows_per_block, tra
 def test_straight_through_is_diffusers_vector_quantizer(kind, training):
     """`legacy=False` has beta on the commitment term, as eq. 3 of van den Oord et al. 2017; "ema" has it alone."""
     beta = 0.4
-    q = GumbelQuantizer(9, 3, kind, commitment_weight=beta).train(training)
-    stock = VectorQuantizer(9, 3, beta=beta, legacy=False)
+    q = QUANTIZERS[kind](9, 3, commitment_weight=beta).train(training)
+    stock = StockVectorQuantizer(9, 3, beta=beta, legacy=False)
     with torch.no_grad():
         stock.embedding.weight.copy_(q.embedding.weight)  # before "ema" moves it
     z, weight, results, losses = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), [], []
@@ -197,7 +199,7 @@ def test_straight_through_is_diffusers_vector_quantizer(kind, training):
 @pytest.mark.parametrize("block", [2**22, 6 * 500])
 def test_sampled_codes_follow_the_softmax(monkeypatch, temperature, block):
     """40000 draws at each of two latents."""
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
     q = with_codebook(0.7 * torch.randn(6, 2))
     points = 0.3 * torch.randn(2, 2, 1)
     z = points.expand(2, 2, 40000)
@@ -219,7 +221,7 @@ def test_sampled_codes_follow_the_softmax(monkeypatch, temperature, block):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_decode_codes_looks_rows_up(dtype):
-    q = GumbelQuantizer(9, 3)
+    q = GumbelSoftmaxQuantizer(9, 3)
     codes = torch.randint(9, (2, 4, 5), dtype=dtype)
     z_q = q.decode_codes(codes)
     for b, i, j in np.ndindex(2, 4, 5):
@@ -229,7 +231,7 @@ def test_decode_codes_looks_rows_up(dtype):
 
 
 def test_codebook_entry_is_diffusers():
-    stock, q = VectorQuantizer(9, 3, beta=0.25), GumbelQuantizer(9, 3)
+    stock, q = StockVectorQuantizer(9, 3, beta=0.25), GumbelSoftmaxQuantizer(9, 3)
     stock.load_state_dict(q.state_dict())
     indices = torch.randint(9, (40,))
     assert torch.equal(q.get_codebook_entry(indices, (2, 4, 5, 3)), stock.get_codebook_entry(indices, (2, 4, 5, 3)))
@@ -239,7 +241,6 @@ def test_codebook_entry_is_diffusers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"quantizer_type": "vq"}, "gumbel, ste or ema"),
         ({"n_e": 0}, "at least one code"),
         ({"vq_embed_dim": 0}, "at least one code"),
         ({"temperature": 0.0}, "temperature"),
@@ -250,11 +251,11 @@ def test_codebook_entry_is_diffusers():
 )
 def test_bad_settings(arguments, message):
     with pytest.raises(ValueError, match=message):
-        GumbelQuantizer(**{"n_e": 4, "vq_embed_dim": 3, **arguments})
+        GumbelSoftmaxQuantizer(**{"n_e": 4, "vq_embed_dim": 3, **arguments})
 
 
 def test_bad_input():
-    q = GumbelQuantizer(4, 3)
+    q = GumbelSoftmaxQuantizer(4, 3)
     for z in (torch.zeros(2, 4, 5, 5), torch.zeros(2, 3), torch.zeros(2, 5, 3)):
         for method in (q, q.encode_codes, q.logits, q.sample_codes, q.initialize_codebook):
             with pytest.raises(ValueError, match=r"\(B, 3, h, w\)"):
@@ -269,3 +270,29 @@ def test_bad_input():
         q.initialize_codebook(torch.zeros(1, 3, 2), "random")
     with pytest.raises(ValueError, match="no latents"):
         q.initialize_codebook(torch.zeros(0, 3, 2))
+
+
+def test_a_new_quantizer_is_a_subclass_and_a_registry_line(monkeypatch, tmp_path):
+    """What CONTRIBUTING.md promises: the autoencoder builds, trains, saves and loads it."""
+
+    class FrozenQuantizer(VectorQuantizer):
+        """Nearest code of a codebook that never moves."""
+
+        learns_by_gradient = False
+
+        def assign(self, rows):
+            z_q, codes = self.nearest(rows)
+            z_q = z_q.detach()
+            return copy_gradient(rows, z_q), F.mse_loss(rows, z_q), codes
+
+    monkeypatch.setitem(QUANTIZERS, "frozen", FrozenQuantizer)
+    model = make(quantizer_type="frozen")
+    before = model.quantize.embedding.weight.clone()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    out = model(images())
+    (out.sample.square().mean() + out.commit_loss).backward()
+    optimizer.step()
+    assert model.encoder.conv_in.weight.grad.abs().max() > 0
+    assert torch.equal(model.quantize.embedding.weight, before) and model.quantize.usage() > 0
+    model.save_pretrained(tmp_path)
+    assert type(GumbelVQModel.from_pretrained(tmp_path).quantize) is FrozenQuantizer

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference_quantizer import TYPES, from_rows, rows_of, squared_distances, with_codebook
 
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import QUANTIZERS, EMAQuantizer, GumbelSoftmaxQuantizer
 
 # ---------------------------------------------------------------------------------------------- running means
 
@@ -77,7 +77,7 @@ def test_dead_codes_are_revived_onto_different_latents():
 def test_kmeans_is_lloyds_algorithm():
     """Ten rounds from the same first draw, in numpy."""
     z = torch.randn(3, 2, 5, 8)
-    drawn, q = GumbelQuantizer(6, 2), GumbelQuantizer(6, 2)
+    drawn, q = GumbelSoftmaxQuantizer(6, 2), GumbelSoftmaxQuantizer(6, 2)
     torch.manual_seed(2)
     drawn.initialize_codebook(z, "data")
     torch.manual_seed(2)
@@ -95,7 +95,7 @@ def test_a_new_codebook_forgets_the_running_counts():
     dead, whatever was counted before."""
     centres = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0], [40.0, 0.0]])
     z = from_rows((centres[:, None] + 0.1 * torch.randn(5, 60, 2)).reshape(-1, 2))
-    q = GumbelQuantizer(30, 2, "ema")
+    q = EMAQuantizer(30, 2)
     q.ema_count.fill_(1e-3)
     q.initialize_codebook(z)
     before = q.embedding.weight.clone()
@@ -108,7 +108,7 @@ def test_a_new_codebook_forgets_the_running_counts():
 def test_kmeans_fills_empty_codes():
     """Two points only: whichever codes find nothing are put on a point again, none stays away or becomes nan."""
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).repeat(20, 1)
-    q = GumbelQuantizer(8, 2)
+    q = GumbelSoftmaxQuantizer(8, 2)
     q.initialize_codebook(from_rows(rows))
     assert {tuple(code) for code in q.embedding.weight.tolist()} == {(1.0, 2.0), (3.0, 4.0)}
 
@@ -123,7 +123,7 @@ def test_usage_and_perplexity_over_batches(kind):
         return math.exp(-(p * np.log(p)).sum())
 
     K = 50
-    q, histogram = GumbelQuantizer(K, 3, kind), np.zeros(K)
+    q, histogram = QUANTIZERS[kind](K, 3), np.zeros(K)
     assert q.usage() == 0
     for _ in range(3):
         with torch.no_grad():
@@ -141,7 +141,7 @@ def test_usage_and_perplexity_over_batches(kind):
 @pytest.mark.parametrize("kind", TYPES)
 def test_eval_is_deterministic_and_keeps_its_state(kind):
     """Nothing is counted, moved or drawn."""
-    q, z = GumbelQuantizer(9, 3, kind).eval(), torch.randn(2, 3, 4, 5)
+    q, z = QUANTIZERS[kind](9, 3).eval(), torch.randn(2, 3, 4, 5)
     before, rng = {n: b.clone() for n, b in (*q.named_buffers(), *q.named_parameters())}, torch.get_rng_state()
     first, second = q(z), q(z)
     assert torch.equal(first[0], second[0]) and torch.equal(first[2][2], second[2][2])

@@ -7,7 +7,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion_bridge_vq.models import GumbelQuantizer, quantizer
+from diffusion_bridge_vq.models import QUANTIZERS, blockwise
 
 
 class Recorder(TorchDispatchMode):
@@ -34,8 +34,8 @@ class Recorder(TorchDispatchMode):
 def test_memory_is_that_of_a_block(monkeypatch, kind):
     """512 latents against 1024 codes in 8 channels, 16 latents at a time: n K is 32 blocks, n K d 256."""
     n, K, d, block = 512, 1024, 8, 2**14
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", block)
-    q, z = GumbelQuantizer(K, d, kind), torch.randn(2, d, 16, 16, requires_grad=True)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", block)
+    q, z = QUANTIZERS[kind](K, d), torch.randn(2, d, 16, 16, requires_grad=True)
     with Recorder() as training:
         z_q, loss, _ = q(z)
         held = training.bytes_alive()
@@ -58,7 +58,7 @@ def test_memory_is_that_of_a_block(monkeypatch, kind):
 @pytest.mark.parametrize("kind", ["gumbel", "ema"])
 def test_16384_codes_on_64_by_64_positions(kind):
     """In a sixteenth of the dense memory; at every 16th position the code is as near as any in float64."""
-    q = GumbelQuantizer(16_384, 2, kind).eval()
+    q = QUANTIZERS[kind](16_384, 2).eval()
     z = torch.randn(1, 2, 64, 64)
     with torch.no_grad(), Recorder() as blocks:
         codes = q(z)[2][2].flatten()

@@ -2,7 +2,7 @@
 
 import torch
 
-from diffusion_bridge_vq.models import GumbelQuantizer, quantizer
+from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer, blockwise
 
 
 def test_devices_whose_generator_is_not_the_cpus(monkeypatch):
@@ -14,8 +14,8 @@ def test_devices_whose_generator_is_not_the_cpus(monkeypatch):
         return tensor
 
     monkeypatch.setattr(torch.Tensor, "exponential_", on_device)
-    monkeypatch.setattr(quantizer, "_BLOCK_ELEMENTS", 3 * 11)
-    q, z = GumbelQuantizer(11, 3), torch.randn(2, 3, 7, requires_grad=True)
+    monkeypatch.setattr(blockwise, "BLOCK_ELEMENTS", 3 * 11)
+    q, z = GumbelSoftmaxQuantizer(11, 3), torch.randn(2, 3, 7, requires_grad=True)
     z_q, loss, _ = q(z)
     forward = len(drawn)
     assert forward == 5 and not torch.equal(drawn[0], drawn[1])  # blocks of three latents
@@ -28,7 +28,7 @@ def test_one_number_of_the_global_generator_a_call():
     """So that draws after it don't depend on the sizes, and the backward pass takes none."""
     after = []
     for size in (1, 50):
-        q, z = GumbelQuantizer(11, 3), torch.randn(2, 3, size)
+        q, z = GumbelSoftmaxQuantizer(11, 3), torch.randn(2, 3, size)
         torch.manual_seed(5)
         z_q, loss, _ = q(z)
         (z_q.square().sum() + loss).backward()
@@ -44,5 +44,5 @@ def test_one_number_of_the_global_generator_a_call():
 
 
 def test_two_calls_have_different_noise():
-    q, z = GumbelQuantizer(11, 3), torch.zeros(1, 3, 100)
+    q, z = GumbelSoftmaxQuantizer(11, 3), torch.zeros(1, 3, 100)
     assert not torch.equal(q(z)[2][2], q(z)[2][2])

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
-from diffusion_bridge_vq.models import GumbelQuantizer
+from diffusion_bridge_vq.models import VectorQuantizer
 from diffusion_bridge_vq.training import (
     E2EConfig,
     E2EObjective,
@@ -210,7 +210,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
     config = configure(kind, folder, **overrides)
     seen: dict[str, Any] = {"states": {}, "shares": {}, "batches": [], "counts": [], "next": []}
     save, objective = trainer_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
-    forward, quantize = objective.forward, GumbelQuantizer.forward
+    forward, quantize = objective.forward, VectorQuantizer.forward
 
     def spy_on_save(directory, accelerator, modules, optimizer, state, keep):
         tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
@@ -236,7 +236,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "save_checkpoint", spy_on_save)
         patch.setattr(objective, "forward", spy_on_forward)
-        patch.setattr(GumbelQuantizer, "forward", spy_on_quantize)
+        patch.setattr(VectorQuantizer, "forward", spy_on_quantize)
         patch.setattr(time, "perf_counter", itertools.count().__next__)
         trained = train(config)
     torch.save(seen, folder / f"seen-{rank}-of-{world}.pt")

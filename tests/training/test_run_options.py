@@ -15,8 +15,7 @@ from torch import nn
 
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import autoencoder_evaluator, during_training, evaluation_of, read_results
-from diffusion_bridge_vq.models import quantizer as quantizer_module
-from diffusion_bridge_vq.models.autoencoder_gumbel_vq import LatentNormalizer
+from diffusion_bridge_vq.models import LatentNormalizer, blockwise
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import trainer as trainer_module
 from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
@@ -137,7 +136,8 @@ def test_compiling_changes_neither_names_nor_weights(tmp_path, monkeypatch):
 def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monkeypatch, any_precision):
     """Networks compute in half precision; what normalises and chooses codes doesn't, and the run ends alike."""
     seen = {"networks": set(), "statistics": set(), "distances": set()}
-    conv, statistics, logits = nn.Conv2d.forward, LatentNormalizer._batch_statistics, quantizer_module._logits
+    conv, statistics = nn.Conv2d.forward, LatentNormalizer._batch_statistics
+    logits = blockwise.negative_squared_distances
 
     def spy_conv(self, x):
         y = conv(self, x)
@@ -158,7 +158,7 @@ def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(nn.Conv2d, "forward", spy_conv)
         patch.setattr(LatentNormalizer, "_batch_statistics", staticmethod(spy_statistics))
-        patch.setattr(quantizer_module, "_logits", spy_logits)
+        patch.setattr(blockwise, "negative_squared_distances", spy_logits)
         train(config(E2EConfig, tmp_path / "half", mixed_precision="bf16", **PHASES))
     # grids and the codebook's start are made in float32
     assert torch.bfloat16 in seen["networks"] and seen["statistics"] == seen["distances"] == {torch.float32}

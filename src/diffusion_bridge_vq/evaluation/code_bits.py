@@ -7,7 +7,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..models.denoiser import denoise
-from ..models.quantizer import GumbelQuantizer
+from ..models.quantizer import VectorQuantizer
 from ..schedulers import OUBridgeScheduler
 
 _LOG_STEP = 0.3  # between noise levels, in log SNR: the trapezoid rule is off by less than the draws' noise then
@@ -19,7 +19,7 @@ _WIDTHS = 10
 def bridge_code_bits(
     unet: nn.Module,
     scheduler: OUBridgeScheduler,
-    quantizer: GumbelQuantizer,
+    quantizer: VectorQuantizer,
     codes: torch.Tensor,
     generator: torch.Generator | None = None,
     batch_size: int = 64,
@@ -44,7 +44,7 @@ def bridge_code_bits(
     Args:
         unet (`nn.Module`): in eval mode.
         scheduler ([`OUBridgeScheduler`]): the network is asked at its noise levels.
-        quantizer ([`GumbelQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
+        quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         codes (`torch.Tensor`): of real images, (n, h, w) or (n, N), n at least 2.
         generator (`torch.Generator`, *optional*): source of the noise.
         batch_size (`int`): maps per call of the network, at least 1.

@@ -8,7 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models.masks import expand_mask
-from ..models.quantizer import GumbelQuantizer
+from ..models.quantizer import VectorQuantizer
 from ..sampling import inpaint_latents
 from .code_histograms import count_codes
 
@@ -31,7 +31,7 @@ class BridgeNLL(NamedTuple):
 def bridge_nll(
     unet: nn.Module,
     scheduler: SchedulerMixin,
-    quantizer: GumbelQuantizer,
+    quantizer: VectorQuantizer,
     latents: torch.Tensor,
     codes: torch.Tensor,
     mask: torch.Tensor,
@@ -61,7 +61,7 @@ def bridge_nll(
     Args:
         unet, scheduler, num_inference_steps, generator, jump_length, jump_n_sample, class_labels: see
             [`inpaint_latents`].
-        quantizer ([`GumbelQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
+        quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         latents (`torch.Tensor`): z_e of real images, (B, d, h, w) or (B, d, N).
         codes (`torch.Tensor`): their codes, (B, h, w) or (B, N).
         mask (`torch.Tensor`): True or 1 where codes are hidden, at least once in every image; broadcasts against

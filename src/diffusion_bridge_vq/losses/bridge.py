@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from ..models.quantizer import GumbelQuantizer
+from ..models.quantizer import VectorQuantizer
 from ..schedulers import OUBridgeScheduler
 
 Weighting = Literal["elbo", "simple", "min_snr"]
@@ -84,7 +84,7 @@ def prior_temperature(scheduler: OUBridgeScheduler, timesteps: torch.Tensor) -> 
 
 def regularization_loss(
     scheduler: OUBridgeScheduler,
-    quantizer: GumbelQuantizer,
+    quantizer: VectorQuantizer,
     noisy_latents: torch.Tensor,
     timesteps: torch.Tensor,
     form: Regularization = "gamma",

@@ -1,18 +1,24 @@
-"""Autoencoder, quantizer, the baseline prior, and the one function through which every eps-network is called."""
+"""Autoencoder, quantizers, the baseline prior, and the one function through which every denoiser is called."""
 
-from .autoencoder_gumbel_vq import GumbelVQModel, LatentNormalizer
+from .autoencoder_gumbel_vq import GumbelVQModel
 from .code_unet import CodeUNet2DModel, bridge_start_latents
 from .denoiser import check_channels, denoise
+from .latent_normalizer import LatentNormalizer
 from .pixelcnn import PixelCNNOutput, PixelCNNPrior, check_num_codes
-from .quantizer import GumbelQuantizer
+from .quantizer import VectorQuantizer
+from .quantizers_trained import QUANTIZERS, EMAQuantizer, GumbelSoftmaxQuantizer, StraightThroughQuantizer
 
 __all__ = [
+    "QUANTIZERS",
     "CodeUNet2DModel",
-    "GumbelQuantizer",
+    "EMAQuantizer",
+    "GumbelSoftmaxQuantizer",
     "GumbelVQModel",
     "LatentNormalizer",
     "PixelCNNOutput",
     "PixelCNNPrior",
+    "StraightThroughQuantizer",
+    "VectorQuantizer",
     "bridge_start_latents",
     "check_channels",
     "check_num_codes",

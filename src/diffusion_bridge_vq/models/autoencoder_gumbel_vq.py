@@ -1,9 +1,8 @@
 """VQ autoencoder with normalised latents: pixels in [-1, 1] -> z_e -> z_q -> pixels."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from diffusers import VQModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
@@ -12,75 +11,15 @@ from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 # A pipeline finds out how to load a component from the names in the module that defines it: this one must be here.
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import nn
 
-from .quantizer import GumbelQuantizer
+from .latent_normalizer import LatentNormalizer
+from .quantizers_trained import find_quantizer
 from .safetensors_only import SafetensorsFromHubMixin
-
-
-class LatentNormalizer(nn.Module):
-    """
-    Brings every latent channel to mean 0 and variance 1: batch normalisation without affine weights, in float32.
-
-    In training the statistics are those of the batch over all processes, with gradient, so that latents can't be
-    shrunk to make denoising easy; in eval and after `freeze()` the running ones. Both codebook and diffusion live
-    behind it.
-
-    Args:
-        num_channels (`int`): d.
-        momentum (`float`): weight of the new batch in the running statistics, in (0, 1]; the first batches weigh
-            equally, so that the statistics are good from the start.
-    """
-
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-
-    def __init__(self, num_channels: int, momentum: float = 0.05, eps: float = 1e-5):
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.frozen = False
-        self.register_buffer("running_mean", torch.zeros(num_channels))
-        self.register_buffer("running_var", torch.ones(num_channels))
-        self.register_buffer("num_batches_tracked", torch.zeros(()))
-
-    def freeze(self, frozen: bool = True) -> None:
-        """Use and keep the running statistics also in training; `freeze(False)` takes it back."""
-        self.frozen = frozen
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (B, d, ...) -> same shape and dtype."""
-        rows = z.float()
-        if self.training and not self.frozen:
-            mean, var = self._batch_statistics(rows)
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                weight = (1 / self.num_batches_tracked).clamp(min=self.momentum)
-                for running, batch in ((self.running_mean, mean), (self.running_var, var)):
-                    running.copy_(torch.lerp(running.float(), batch.detach(), weight.float()))
-        else:
-            mean, var = self.running_mean.float(), self.running_var.float()
-        shape = (1, -1, *[1] * (z.ndim - 2))
-        return ((rows - mean.reshape(shape)) * var.clamp(min=self.eps).rsqrt().reshape(shape)).to(z.dtype)
-
-    @staticmethod
-    def _batch_statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        axes = [i for i in range(z.ndim) if i != 1]
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-            var, mean = torch.var_mean(z, dim=axes, correction=0)
-            return mean, var
-        from torch.distributed.nn.functional import all_reduce  # differentiable
-
-        n = z.numel() / z.shape[1]
-        sums = torch.cat([z.sum(axes), z.square().sum(axes), z.new_tensor([n])])
-        total, squares, n_all = all_reduce(sums).split([z.shape[1], z.shape[1], 1])
-        mean = total / n_all
-        return mean, (squares / n_all - mean.square()).clamp(min=0)
 
 
 class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
     r"""
-    diffusers' `VQModel` with normalised latents and a [`GumbelQuantizer`].
+    diffusers' `VQModel` with normalised latents and a quantizer of [`QUANTIZERS`].
 
     Encoder, decoder and constructor keys are VQModel's, so that stock checkpoints load here
     (`GumbelVQModel.from_pretrained`) and `to_vq_model` gives back a stock model that decodes and reconstructs alike.
@@ -90,10 +29,11 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
     `force_not_quantize=True`, from z_q to pixels.
 
     Args beyond those of VQModel:
-        quantizer_type (`str`), temperature (`float`), commitment_weight (`float`), ema_decay (`float`): see
-            [`GumbelQuantizer`].
-        normalize_latents (`bool`): bring latents to unit variance before codebook and diffusion. Off, the statistics
-            stay at mean 0 and variance 1.
+        quantizer_type (`str`, *optional*, defaults to `"gumbel"`): a name of [`QUANTIZERS`]: "gumbel", "ste" or "ema".
+        temperature (`float`, *optional*, defaults to 1.0), commitment_weight (`float`, *optional*, defaults to 0.25),
+        ema_decay (`float`, *optional*, defaults to 0.99): see [`VectorQuantizer`].
+        normalize_latents (`bool`, *optional*, defaults to `True`): bring latents to unit variance before codebook and
+            diffusion. If `False`, the statistics stay at mean 0 and variance 1.
 
     Raises:
         ValueError: from `encode`, images of another channel count or whose sides the encoder can't halve.
@@ -121,7 +61,7 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
         mid_block_add_attention: bool = True,
         lookup_from_codebook: bool = False,
         force_upcast: bool = False,
-        quantizer_type: Literal["gumbel", "ste", "ema"] = "gumbel",
+        quantizer_type: str = "gumbel",
         temperature: float = 1.0,
         commitment_weight: float = 0.25,
         ema_decay: float = 0.99,
@@ -147,8 +87,8 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
             force_upcast=force_upcast,
         )
         embed_dim = vq_embed_dim if vq_embed_dim is not None else latent_channels
-        self.quantize = GumbelQuantizer(
-            num_vq_embeddings, embed_dim, quantizer_type, temperature, commitment_weight, ema_decay
+        self.quantize = find_quantizer(quantizer_type)(
+            num_vq_embeddings, embed_dim, temperature, commitment_weight, ema_decay
         )
         self.normalizer = LatentNormalizer(embed_dim)
         self.normalizer.freeze(not normalize_latents)

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from .quantizer import GumbelQuantizer
+from .quantizer import VectorQuantizer
 from .safetensors_only import SafetensorsFromHubMixin
 
 _LEAST_LOG_SNR = -60.0  # of a schedule whose last level is noise alone
@@ -135,7 +135,7 @@ class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
         return (snr * (1 + snr)).sqrt() * F.linear(x, c) - 0.5 * snr * c.square().sum(dim=-1)
 
 
-def bridge_start_latents(unet: torch.nn.Module, quantizer: GumbelQuantizer, latents: torch.Tensor) -> torch.Tensor:
+def bridge_start_latents(unet: torch.nn.Module, quantizer: VectorQuantizer, latents: torch.Tensor) -> torch.Tensor:
     """z_e (B, d, h, w) -> z_0 of the process that `unet` knows: z_q for a [`CodeUNet2DModel`], z_e for others."""
     if not isinstance(unet, CodeUNet2DModel):
         return latents

@@ -12,8 +12,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from ..models.autoencoder_gumbel_vq import LatentNormalizer
-from ..models.quantizer import GumbelQuantizer
+from ..models.latent_normalizer import LatentNormalizer
+from ..models.quantizers_trained import GumbelSoftmaxQuantizer
 
 
 class SequenceVQModel(ModelMixin, ConfigMixin):
@@ -23,7 +23,7 @@ class SequenceVQModel(ModelMixin, ConfigMixin):
     Args:
         vq_embed_dim (`int`): d.
         num_vq_embeddings (`int`): K.
-        temperature (`float`), commitment_weight (`float`): see [`GumbelQuantizer`]; its type is "gumbel".
+        temperature (`float`), commitment_weight (`float`): see [`GumbelSoftmaxQuantizer`].
     """
 
     @register_to_config
@@ -35,7 +35,7 @@ class SequenceVQModel(ModelMixin, ConfigMixin):
         commitment_weight: float = 0.25,
     ):
         super().__init__()
-        self.quantize = GumbelQuantizer(
+        self.quantize = GumbelSoftmaxQuantizer(
             num_vq_embeddings, vq_embed_dim, temperature=temperature, commitment_weight=commitment_weight
         )
         self.normalizer = LatentNormalizer(vq_embed_dim)

@@ -105,8 +105,8 @@ class E2EObjective(Objective):
         if not self.frozen:
             for name, loss in self.reconstruction(images, self.vqvae.decode(z_q, True).sample).items():
                 losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
-            # Algorithm 1 has no codebook term: there L_t^reg ties codes and latents. An EMA codebook has no other.
-            if self.mode == "stable" or self.vqvae.quantize.quantizer_type == "ema":
+            # Algorithm 1 has no codebook term: there L_t^reg moves the codes, if losses move them at all.
+            if self.mode == "stable" or not self.vqvae.quantize.learns_by_gradient:
                 losses["codebook"] = codebook
         if self.joint:
             timesteps, noise = draw_noise(self.scheduler, latents)

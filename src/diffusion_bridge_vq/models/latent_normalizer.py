@@ -1,0 +1,67 @@
+"""Normalisation of the latents, over the batches of all processes."""
+
+import torch
+from torch import nn
+
+from .distributed import is_distributed
+
+
+class LatentNormalizer(nn.Module):
+    """
+    Brings every latent channel to mean 0 and variance 1: batch normalisation without affine weights, in float32.
+
+    In training the statistics are those of the batch over all processes, with gradient, so that latents can't be
+    shrunk to make denoising easy. In eval mode and after `freeze()` they are the running ones. Both codebook and
+    diffusion work on its output.
+
+    Args:
+        num_channels (`int`): d.
+        momentum (`float`, *optional*, defaults to 0.05): weight of the new batch in the running statistics, in (0, 1].
+            The first batches weigh equally, so that the statistics are good from the start.
+        eps (`float`, *optional*, defaults to 1e-5): least variance that is divided by.
+    """
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
+    def __init__(self, num_channels: int, momentum: float = 0.05, eps: float = 1e-5):
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.frozen = False
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+        self.register_buffer("num_batches_tracked", torch.zeros(()))
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Use and keep the running statistics also in training; `freeze(False)` takes it back."""
+        self.frozen = frozen
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents (B, d, ...) -> same shape and dtype."""
+        rows = z.float()
+        if self.training and not self.frozen:
+            mean, var = self._batch_statistics(rows)
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                weight = (1 / self.num_batches_tracked).clamp(min=self.momentum)
+                for running, batch in ((self.running_mean, mean), (self.running_var, var)):
+                    running.copy_(torch.lerp(running.float(), batch.detach(), weight.float()))
+        else:
+            mean, var = self.running_mean.float(), self.running_var.float()
+        shape = (1, -1, *[1] * (z.ndim - 2))
+        return ((rows - mean.reshape(shape)) * var.clamp(min=self.eps).rsqrt().reshape(shape)).to(z.dtype)
+
+    @staticmethod
+    def _batch_statistics(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axes = [i for i in range(z.ndim) if i != 1]
+        if not is_distributed():
+            var, mean = torch.var_mean(z, dim=axes, correction=0)
+            return mean, var
+        from torch.distributed.nn.functional import all_reduce  # differentiable
+
+        n = z.numel() / z.shape[1]
+        sums = torch.cat([z.sum(axes), z.square().sum(axes), z.new_tensor([n])])
+        total, squares, n_all = all_reduce(sums).split([z.shape[1], z.shape[1], 1])
+        mean = total / n_all
+        return mean, (squares / n_all - mean.square()).clamp(min=0)
