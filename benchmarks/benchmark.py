@@ -130,7 +130,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
 
     def sample(**kwargs: Any) -> torch.Tensor:
-        return sample_latents(sampler, bridge, shape, n, device=device, dtype=dtype, **kwargs)
+        return sample_latents(sampler, bridge, shape, n, device=device, dtype=dtype, solver="ancestral", **kwargs)
 
     def sample_pipeline() -> torch.Tensor:
         return pipe(config.batch_size, n, output_type="latent", return_dict=False, solver="ancestral")[0]

@@ -38,7 +38,13 @@ def sample(model: ToyModel, num_samples: int) -> tuple[torch.Tensor, torch.Tenso
     chain = [model.scheduler.sample_prior((num_samples, 2, 5))]
     noise = chain[0] / model.scheduler.stationary_std
     sample_latents(
-        model.unet, model.scheduler, noise.shape, STEPS, latents=noise, callback=lambda i, t, z: chain.append(z)
+        model.unet,
+        model.scheduler,
+        noise.shape,
+        STEPS,
+        latents=noise,
+        solver="ancestral",
+        callback=lambda i, t, z: chain.append(z),
     )
     return toy_codes(model.vqvae, chain[-1]), torch.stack(chain)
 

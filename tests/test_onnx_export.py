@@ -176,7 +176,7 @@ def test_sampling_without_torch_is_algorithm_2(graphs, pipe, prediction_type):
     config = {**graphs.config, "prediction_type": prediction_type}
     z_0 = sample_with_numpy(graphs, config, noise)
 
-    expected = sample_latents(pipe.unet, scheduler, z_0.shape, STEPS, generator=rng(3))
+    expected = sample_latents(pipe.unet, scheduler, z_0.shape, STEPS, generator=rng(3), solver="ancestral")
     images = pipe.decode_latents(expected, "pt").numpy()
     np.testing.assert_allclose(z_0, expected, atol=1e-4, rtol=1e-4)
     pixels = graphs.run("decoder", codes=graphs.run("quantizer", latents=z_0))
@@ -194,6 +194,7 @@ def test_guided_sampling_without_torch_is_algorithm_2(conditional_graphs, condit
         z_0.shape,
         STEPS,
         generator=rng(4),
+        solver="ancestral",
         class_labels=torch.tensor(labels),
         guidance_scale=guidance,
     )
@@ -264,5 +265,5 @@ def test_a_network_of_codes(tmp_path):
     pipe = make_code_pipeline()
     exported = export(pipe, tmp_path)
     found = sample_with_numpy(exported, exported.config, draw_noise((2, 3, 3, 3), seed=0))
-    wanted = sample_latents(pipe.unet, pipe.scheduler, (2, 3, 3, 3), STEPS, generator=rng())
+    wanted = sample_latents(pipe.unet, pipe.scheduler, (2, 3, 3, 3), STEPS, generator=rng(), solver="ancestral")
     np.testing.assert_allclose(found, wanted.numpy(), atol=2e-4)

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import nn
 
 from .models import GumbelVQModel
-from .models.denoiser import denoise
+from .models.denoiser import call_network
 from .pipelines.base import BridgePipeline
 
 _EXAMPLES = 2  # images in the example inputs: 1 would be taken for a constant
@@ -95,16 +95,16 @@ def _export(network: nn.Module, inputs: dict[str, torch.Tensor], output: str, pa
 
 
 class _Denoiser(nn.Module):
-    """x_t -> prediction, with `denoise`'s padding; a stock scheduler's `scale_model_input` leaves x_t as it is."""
+    """x_t of unit variance -> prediction, padded and cropped."""
 
     def __init__(self, unet: UNet2DModel):
         super().__init__()
-        self.unet, self.scheduler = unet, DDPMScheduler()
+        self.unet = unet
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return denoise(self.unet, self.scheduler, sample, timestep, class_labels)
+        return call_network(self.unet, sample, timestep, class_labels)
 
 
 class _Quantizer(nn.Module):

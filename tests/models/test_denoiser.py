@@ -10,8 +10,7 @@ from torch import nn
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
 from diffusion_bridge_vq.models import check_channels, denoise
-from diffusion_bridge_vq.models.denoiser import embed_timesteps
-from diffusion_bridge_vq.sampling import sample_latents
+from diffusion_bridge_vq.models.denoiser import call_network
 
 THETA, ETA, Z_STAR = 0.5, 2.0, [0.5, -1.0, 2.0]
 
@@ -146,6 +145,15 @@ def test_without_guidance_it_is_one_conditional_call(scheduler, t):
     assert (other - expected).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_the_network_is_called_on_what_is_scaled_already(scheduler):
+    """`denoise` without its scaling."""
+    unet, z, t, labels = make_unet(classes=5), torch.randn(2, 3, 7, 7), TIMES[1], torch.tensor([1, 3])
+    x = unit_variance(scheduler, z, t)
+    expected = denoise(unet, scheduler, z, t, labels, 2.5)
+    torch.testing.assert_close(call_network(unet, x, t, labels, 2.5), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_half_precision_stays_half(scheduler, dtype):
@@ -191,52 +199,3 @@ def test_check_channels():
             check_channels(UNet2DModel(in_channels=channels[0], out_channels=channels[1], **kwargs), vqvae)
     vqvae.register_to_config(vq_embed_dim=None)  # then codes are as wide as the latents
     check_channels(UNet2DModel(in_channels=3, out_channels=3, **kwargs), vqvae)
-
-
-EMBEDDED = [{}, {"time_embedding_type": "fourier"}, {"time_embedding_type": "learned", "num_train_timesteps": 50}]
-
-
-@pytest.mark.parametrize("options", EMBEDDED)
-@pytest.mark.parametrize("classes", [None, 4])
-@torch.no_grad()
-def test_timesteps_that_are_embedded_before_the_loop(options, classes):
-    """Against the network that embeds them itself."""
-    unet = make_unet(2, classes, **options)
-    labels = {} if classes is None else {"class_labels": torch.tensor([2, 0])}
-    timesteps, x = torch.tensor([49, 20, 1]), torch.randn(2, 3, 8, 8)
-    before = dict(unet.named_modules())
-    embedded, rows = embed_timesteps(unet, timesteps)
-    outputs = []
-    for i, t in reversed(list(enumerate(timesteps))):
-        rows.step = i
-        outputs.append(embedded(x, t, **labels).sample)
-        torch.testing.assert_close(outputs[-1], unet(x, t, **labels).sample)
-    assert (outputs[0] - outputs[1]).abs().max() > 1e-4  # steps matter
-    assert dict(unet.named_modules()) == before and "time_proj" in before
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-def test_a_loop_embeds_its_timesteps_once(scheduler, guidance_scale):
-    unet, seen = make_unet(2, 4), []
-    unet.time_embedding.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-    options = {"class_labels": torch.tensor([2, 0]), "guidance_scale": guidance_scale}
-    latents = torch.randn(2, 3, 8, 8)
-    z_0 = sample_latents(unet, scheduler, latents.shape, 7, latents=latents, solver="ddim", **options)
-    assert seen == [7]
-    unet.forward = unet.forward  # as a hook of Accelerate would
-    torch.testing.assert_close(
-        sample_latents(unet, scheduler, latents.shape, 7, latents=latents, solver="ddim", **options), z_0
-    )
-    assert seen[1:] == [4 if guidance_scale > 1 else 2] * 7
-
-
-@torch.no_grad()
-def test_networks_that_embed_otherwise_are_called_as_they_are():
-    """Class labels that go through `time_proj`, other networks, and compiled ones."""
-    plain, network = make_unet(2), nn.Conv1d(3, 3, 1)
-    as_timesteps = make_unet(2, class_embed_type="timestep")
-    compiled = make_unet(2)
-    compiled.compile()
-    for unet in (as_timesteps, network, compiled):
-        assert embed_timesteps(unet, torch.tensor([3, 1]))[0] is unet
-    assert embed_timesteps(plain, torch.tensor([3, 1]))[0] is not plain

@@ -114,14 +114,14 @@ def test_one_dimensional_networks_run_through_the_objectives(make, kind):
         optimizer.step()
         optimizer.zero_grad()
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    z_0 = sample_latents(network.eval(), scheduler, (4, 2, 5), 10)
+    z_0 = sample_latents(network.eval(), scheduler, (4, 2, 5), 10, solver="ancestral")
     assert z_0.shape == (4, 2, 5) and z_0.isfinite().all()
 
 
 def test_exact_denoiser_samples_valid_sequences_only():
     scheduler = toy_scheduler()
     means = toy_codebook()[all_toy_sequences()].transpose(1, 2)
-    z_0 = sample_latents(MixtureDenoiser(means, 0.05, scheduler), scheduler, (2000, 2, 5), 50)
+    z_0 = sample_latents(MixtureDenoiser(means, 0.05, scheduler), scheduler, (2000, 2, 5), 50, solver="ancestral")
     codes = torch.cdist(z_0.transpose(1, 2), toy_codebook()).argmin(-1)
     assert is_toy_walk(codes).float().mean() > 0.995
     assert len(codes.unique(dim=0)) > 120

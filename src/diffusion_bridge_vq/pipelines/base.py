@@ -16,7 +16,7 @@ from torch import nn
 
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior, check_channels
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
-from ..sampling import Callback, sample_latents
+from ..sampling.chain import Callback, sample_latents
 from ..schedulers import OUBridgeScheduler
 
 COMPONENTS: dict[str, Any] = {

@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from diffusers import ImagePipelineOutput
 
-from ..sampling import Solver, Spacing, check_count, sample_latents
-from ..schedulers import OUBridgeScheduler
+from ..sampling.chain import sample_latents
+from ..sampling.checks import check_count
+from ..sampling.steppers import Solver, Spacing
 from .base import BridgePipeline, StepCallback
 
 
@@ -88,8 +89,6 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             raise ValueError("`output_type` 'latent' is z_0, before any code is drawn: leave out `sample_codes`.")
         device = self._execution_device
         labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
-        if solver is None and isinstance(self.scheduler, OUBridgeScheduler):
-            solver = "dpmsolver++"
         height, width = self._latent_size()
         z_0 = sample_latents(
             self.unet,

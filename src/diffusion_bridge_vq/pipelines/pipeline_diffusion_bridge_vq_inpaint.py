@@ -11,7 +11,9 @@ from PIL import Image
 
 from ..data.pixels import to_eight_bits
 from ..models import bridge_start_latents
-from ..sampling import Solver, Spacing, check_count, inpaint_latents
+from ..sampling.chain import inpaint_latents
+from ..sampling.checks import check_count
+from ..sampling.steppers import Solver, Spacing
 from .base import BridgePipeline, StepCallback
 
 

@@ -15,7 +15,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from .noise_schedules import make_betas
-from .reverse_steps import SolverStep, place_timesteps, solver_coefficients
+from .timestep_spacing import place_timesteps
 
 
 @dataclass
@@ -420,15 +420,6 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return prev_sample, pred_original_sample
         return OUBridgeSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original_sample)
-
-    def solver_steps(self, solver: Literal["dpmsolver++", "ddim"]) -> list[SolverStep]:
-        """
-        Coefficients of a deterministic solver at every one of `timesteps`, down to z_0, for [`sample_latents`]; see
-        [`solver_coefficients`], which raises a ValueError for another solver.
-        """
-        timesteps = self.timesteps.cpu()
-        abar = self._abar[torch.cat([timesteps, timesteps.new_tensor([-1])]) + 1]
-        return solver_coefficients(solver, abar, self.stationary_std, self.config.prediction_type)
 
     def to_diffusers(self, scheduler_class: type[SchedulerMixin], **kwargs: Any) -> SchedulerMixin:
         """

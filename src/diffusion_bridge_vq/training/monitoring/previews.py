@@ -73,6 +73,7 @@ def sample_bridge(
         min(num_inference_steps, len(scheduler)),
         device=device,
         class_labels=_all_classes(config.num_class_embeds, count, device),
+        solver="ancestral",
     )
     return vqvae.decode(z_0).sample
 

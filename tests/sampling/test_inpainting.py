@@ -192,7 +192,8 @@ def test_nothing_known_is_unconditional_sampling(name):
     bridge, scheduler = make(name)
     network = GaussianDenoiser(bridge)
     inpainted = inpaint_latents(network, scheduler, torch.randn(5, 2, 3), torch.ones(5, 1, 3), 8, generator())
-    assert torch.equal(inpainted, sample_latents(network, scheduler, (5, 2, 3), 8, generator()))
+    solver = "ancestral" if name == "bridge" else None  # the default of inpainting
+    assert torch.equal(inpainted, sample_latents(network, scheduler, (5, 2, 3), 8, generator(), solver=solver))
 
 
 @pytest.mark.parametrize("name", ["bridge", "ddim", "euler"])

@@ -1,0 +1,18 @@
+"""The reverse chain: the one place where network and scheduler meet when sampling."""
+
+from .chain import Callback, inpaint_latents, sample_latents
+from .checks import check_count
+from .steppers import SOLVERS, Solver, Spacing, Stepper, default_solver, to_latents
+
+__all__ = [
+    "SOLVERS",
+    "Callback",
+    "Solver",
+    "Spacing",
+    "Stepper",
+    "check_count",
+    "default_solver",
+    "inpaint_latents",
+    "sample_latents",
+    "to_latents",
+]

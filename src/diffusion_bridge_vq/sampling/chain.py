@@ -1,0 +1,177 @@
+"""Sampling and inpainting of latents: two functions, one loop."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from ..models.masks import expand_mask
+from .checks import check_count
+from .inpainting import InpaintingStepper
+from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
+
+Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
+
+
+@torch.no_grad()
+def sample_latents(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    shape: tuple[int, ...],
+    num_inference_steps: int,
+    generator: Generators = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    latents: torch.Tensor | None = None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    solver: Solver | None = None,
+    timestep_spacing: Spacing | None = None,
+    callback: Callback | None = None,
+    progress_bar: Callable[[Iterable], Iterable] = iter,
+) -> torch.Tensor:
+    """
+    Algorithm 2: draw z_T from the stationary law and walk back to z_0.
+
+    A stock diffusers scheduler walks in x = (z - z*) / m_t instead and z = z* + x at the end, see
+    `OUBridgeScheduler.to_diffusers`. The timesteps stay on the host, so that the loop never waits for the device.
+
+    Args:
+        unet (`nn.Module`): the network, called through [`denoise`].
+        scheduler: [`OUBridgeScheduler`] or a stock scheduler made from it.
+        shape (`tuple[int, ...]`): (B, d, h, w) or (B, d, N).
+        num_inference_steps (`int`): network calls.
+        generator (`torch.Generator` or a list with one per sample, *optional*): source of all noise.
+        device, dtype: of the latents.
+        latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
+        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`denoise`].
+        solver (`str`, *optional*): how an [`OUBridgeScheduler`] is walked: "dpmsolver++" (the default here) and
+            "ddim" without noise, in about 20 steps, or "ancestral" (the paper's Algorithm 2, its `step`; the default
+            of [`inpaint_latents`]). A stock scheduler is a solver itself and takes none.
+        timestep_spacing (`str`, *optional*): see `OUBridgeScheduler.set_timesteps`; defaults to "logsnr" with
+            "dpmsolver++" and "ddim", to the scheduler's own otherwise.
+        callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
+            returns, if anything, replaces the latents.
+        progress_bar (`Callable`, *optional*): wraps the iterable over steps, e.g. `tqdm`.
+
+    Returns:
+        `torch.Tensor`: z_0 of the given shape.
+
+    Raises:
+        ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape,
+            or there are too few or too many steps, or a stock scheduler, which is a solver itself, is given another.
+    """
+    noise = _start_noise(latents, shape, generator, device, dtype)
+    stepper = make_stepper(
+        unet,
+        scheduler,
+        noise,
+        num_inference_steps,
+        generator,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+        solver=solver,
+        timestep_spacing=timestep_spacing,
+    )
+    return _walk_back(stepper, noise, callback, progress_bar)
+
+
+@torch.no_grad()
+def inpaint_latents(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    known_latents: torch.Tensor,
+    mask: torch.Tensor,
+    num_inference_steps: int,
+    generator: Generators = None,
+    latents: torch.Tensor | None = None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    jump_length: int = 10,
+    jump_n_sample: int = 1,
+    solver: Solver | None = None,
+    timestep_spacing: Spacing | None = None,
+    callback: Callback | None = None,
+    progress_bar: Callable[[Iterable], Iterable] = iter,
+) -> torch.Tensor:
+    """
+    Draw the unknown part of z_0 given the known one (appendix 7).
+
+    At every step the unknown positions are predicted, and the known ones are drawn from the forward process,
+    q(z_t | z_0). Alone this follows the conditional law only roughly, since positions that are already drawn never
+    see what the known ones turn out to be; resampling (Lugmayr et al. 2022, "RePaint") repairs it: every
+    `jump_length` steps are walked `jump_n_sample` times, with the forward process from their end back to their start
+    in between. It takes jump_n_sample * num_inference_steps network calls. With nothing known this is
+    [`sample_latents`], number for number.
+
+    Args:
+        unet, scheduler, num_inference_steps, generator, latents, class_labels, guidance_scale, solver,
+            timestep_spacing, progress_bar: see [`sample_latents`].
+        known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
+        mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
+            `known_latents`, e.g. (B, 1, h, w) or (N,).
+        jump_length (`int`): steps between two jumps back, at least 1.
+        jump_n_sample (`int`): how often each stretch of steps is walked; 1 is no resampling.
+        callback (`Callable`, *optional*): as in [`sample_latents`]; a step that is walked again is reported again.
+
+    Returns:
+        `torch.Tensor`: z_0, exactly `known_latents` where they are known.
+
+    Raises:
+        ValueError: a mask that is empty, has other values than 0 and 1 or doesn't broadcast; numbers out of range;
+            and what [`sample_latents`] raises.
+    """
+    for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
+        check_count(name, value)
+    unknown = expand_mask(mask.to(known_latents.device), known_latents.shape, "latents")
+    noise = _start_noise(latents, known_latents.shape, generator, known_latents.device, known_latents.dtype)
+    stepper = make_stepper(
+        unet,
+        scheduler,
+        noise,
+        num_inference_steps,
+        generator,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+        solver=solver,
+        timestep_spacing=timestep_spacing,
+        inpainting=True,
+    )
+    inpainting = InpaintingStepper(
+        stepper, known_latents, None if bool(unknown.all()) else unknown, jump_length, jump_n_sample
+    )
+    return _walk_back(inpainting, noise, callback, progress_bar)
+
+
+def _walk_back(
+    stepper: Stepper | InpaintingStepper,
+    noise: torch.Tensor,
+    callback: Callback | None,
+    progress_bar: Callable[[Iterable], Iterable],
+) -> torch.Tensor:
+    """Algorithm 2, whatever the way of stepping."""
+    sample = stepper.start(noise)
+    for i in progress_bar(stepper.walk):
+        sample = stepper.step(i, sample)
+        if callback is not None:
+            replaced = callback(i, stepper.timesteps[i], sample)
+            sample = sample if replaced is None else replaced
+    return stepper.finish(sample)
+
+
+def _start_noise(
+    latents: torch.Tensor | None,
+    shape: tuple[int, ...],
+    generator: Generators,
+    device: torch.device | str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The given standard normal noise, or a draw of it."""
+    device = torch.device(device or "cpu")
+    if latents is None:
+        return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+    if latents.shape != torch.Size(shape):
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}, expected {tuple(shape)}.")
+    return latents.to(device, dtype)

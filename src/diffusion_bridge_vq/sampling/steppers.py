@@ -1,0 +1,239 @@
+"""
+The ways to walk from noise to z_0, one small class each. To add one, write a class here and put its name into
+`Solver` and `SOLVERS`.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from ..models.denoiser import call_network
+from ..schedulers import OUBridgeScheduler
+from .checks import check_count, check_scheduler, check_steps_differ
+from .solver_coefficients import solver_coefficients
+
+Solver = Literal["ancestral", "dpmsolver++", "ddim"]
+Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t of unit variance, timestep -> network output
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class Stepper:
+    """
+    One way of walking from noise to z_0, in the coordinates of its scheduler. It lives for one walk.
+
+    Args:
+        scheduler: its timesteps are set already.
+        predict (`Callable`): the network on x_t of unit variance.
+        noise (`torch.Tensor`): has the shape, device and dtype of the samples.
+        generator (`torch.Generator` or a list with one per sample, *optional*): source of all noise.
+
+    Attributes:
+        timesteps (`torch.Tensor`): one per step, on the host, so that no step waits for the device.
+        walk (`Sequence[int]`): the steps in the order in which they are taken.
+        centre: mean of the stationary law in these coordinates, a number or (1, d, 1, ...).
+        shift: z minus the sample in these coordinates, alike.
+    """
+
+    spacing: ClassVar[Spacing | None] = None
+    """Where steps lie if the caller doesn't say; None is the scheduler's own."""
+
+    def __init__(self, scheduler: SchedulerMixin, predict: Predict, noise: torch.Tensor, generator: Generators):
+        self.scheduler, self.generator, self._predict = scheduler, generator, predict
+        self.timesteps = scheduler.timesteps.cpu()
+        self.walk: Any = range(len(self.timesteps))
+        self._on_device = self.timesteps.to(noise.device)
+        self.z_star = read_z_star(scheduler, noise)
+        self.centre, self.shift = self.z_star, 0.0 * self.z_star
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise -> a draw from the stationary law, first line of Algorithm 2."""
+        return noise * self.scheduler.init_noise_sigma + self.centre
+
+    def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
+        """The sample that step i starts from -> the sample that step i + 1 starts from."""
+        raise NotImplementedError
+
+    def remember(self) -> None:
+        """Keep the state before the step that comes next; a jump may lead back to it."""
+
+    def restart(self, i: int) -> None:
+        """Go on from step i, on another path: forget what is kept of the steps before a jump back."""
+
+    def finish(self, sample: torch.Tensor) -> torch.Tensor:
+        """What the last step gave -> z_0."""
+        return to_latents(self.scheduler, sample)
+
+    def predict(self, i: int, x: torch.Tensor) -> torch.Tensor:
+        """The network's output at step i."""
+        return self._predict(x, self._on_device[i])
+
+    def draw(self, sample: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise like `sample`."""
+        return randn_tensor(sample.shape, generator=self.generator, device=sample.device, dtype=sample.dtype)
+
+
+class Ancestral(Stepper):
+    """Algorithm 2: the bridge between z_t and the predicted z_0, with noise (`OUBridgeScheduler.step`)."""
+
+    def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
+        t = self.timesteps[i]
+        output = self.predict(i, self.scheduler.scale_model_input(sample, t))
+        return self.scheduler.step(output, t, sample, generator=self.generator).prev_sample
+
+
+class DDIM(Stepper):
+    """Song et al. 2021 with eta = 0: no noise; all coefficients are computed before the first step."""
+
+    spacing = "logsnr"
+    second_order: ClassVar[bool] = False
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        config, s = self.scheduler.config, self.scheduler.stationary_std
+        ratio = s**2 * self.scheduler.signal_to_noise(self.timesteps)  # abar / (1 - abar)
+        abar = torch.cat([ratio / (1 + ratio), ratio.new_ones(1)])
+        self.coefficients = solver_coefficients(abar, s, config.prediction_type, self.second_order)
+        self.predicts_z_0 = config.prediction_type == "sample"
+        self.half_width = config.clip_sample_range if config.clip_sample else None
+        self._earlier: torch.Tensor | None = None  # z_0 - z* that the step before predicted
+
+    def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
+        c = self.coefficients[i]
+        d = sample.to(torch.promote_types(sample.dtype, torch.float32)) - self.z_star
+        output = self.predict(i, (d / c.scale).to(sample.dtype))
+        predicted = output - self.z_star if self.predicts_z_0 else output
+        original = torch.add(c.from_sample * d, predicted, alpha=c.from_output)
+        if self.half_width is not None:
+            original = (original + self.z_star).clamp(-self.half_width, self.half_width) - self.z_star
+        target = original
+        if self._earlier is not None and c.extrapolation:
+            target = torch.lerp(self._earlier, original, 1 + c.extrapolation)
+        self._earlier = original
+        return torch.add(c.sample * d, target, alpha=c.original).add(self.z_star).to(sample.dtype)
+
+    def restart(self, i: int) -> None:
+        self._earlier = None
+
+
+class DPMSolverPlusPlus(DDIM):
+    """DPM-Solver++(2M) (Lu et al. 2022): of second order, by extrapolating z_0 from the step before."""
+
+    second_order = True
+
+
+class StockStepper(Stepper):
+    """A scheduler of diffusers, which walks in x = z - z*, around 0."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.centre, self.shift = 0.0 * self.z_star, self.z_star
+        # networks that predict z_0 say z* + x_0
+        self._offset = self.z_star if self.scheduler.config.prediction_type == "sample" else 0.0
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        self._options = {"generator": self.generator} if takes_generator else {}
+        self._fresh: SchedulerMixin | None = None
+        self._saved: SchedulerMixin | None = None
+
+    def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
+        t = self.timesteps[i]
+        output = self.predict(i, self.scheduler.scale_model_input(sample, t)) - self._offset
+        return self.scheduler.step(output, t, sample, **self._options).prev_sample
+
+    def remember(self) -> None:
+        self._saved = copy.deepcopy(self.scheduler)
+        self._fresh = self._fresh or self._saved
+
+    def restart(self, i: int) -> None:
+        """
+        Solvers that extrapolate from earlier steps begin with first order again: those belong to another path, and
+        what they would extrapolate is the jump's noise. LMS and PNDM, which can't, keep those before step i.
+        """
+        if not hasattr(self._fresh, "set_begin_index") or hasattr(self._fresh, "derivatives"):
+            self.scheduler = copy.deepcopy(self._saved)
+        else:
+            self.scheduler = copy.deepcopy(self._fresh)
+            self.scheduler.set_begin_index(i)
+
+
+SOLVERS: dict[str, type[Stepper]] = {"ancestral": Ancestral, "dpmsolver++": DPMSolverPlusPlus, "ddim": DDIM}
+
+
+def default_solver(scheduler: SchedulerMixin, inpainting: bool = False) -> Solver | None:
+    """
+    What `solver=None` means: the paper's Algorithm 2 to complete images, whose noise lets what is drawn agree with
+    what is known, and DPM-Solver++ to generate; None for a stock scheduler, which is a solver itself.
+    """
+    if not isinstance(scheduler, OUBridgeScheduler):
+        return None
+    return "ancestral" if inpainting else "dpmsolver++"
+
+
+def make_stepper(
+    unet: nn.Module,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    num_inference_steps: int,
+    generator: Generators = None,
+    class_labels: torch.Tensor | None = None,
+    guidance_scale: float = 1.0,
+    solver: Solver | None = None,
+    timestep_spacing: Spacing | None = None,
+    inpainting: bool = False,
+) -> Stepper:
+    """
+    Place the steps and choose the class that takes them; the arguments are those of [`sample_latents`].
+
+    Raises:
+        ValueError: an unknown solver, one for a stock scheduler, a scheduler that doesn't fit, or too few or too many
+            steps.
+    """
+    check_scheduler(scheduler)
+    check_count("num_inference_steps", num_inference_steps, scheduler.config.num_train_timesteps)
+    if isinstance(scheduler, OUBridgeScheduler):
+        name = solver or default_solver(scheduler, inpainting)
+        if name not in SOLVERS:
+            *others, last = SOLVERS
+            raise ValueError(f"`solver` must be {', '.join(others)} or {last}, got {name!r}.")
+        stepper = SOLVERS[name]
+        scheduler.set_timesteps(num_inference_steps, timestep_spacing=timestep_spacing or stepper.spacing)
+    elif solver is not None or timestep_spacing is not None:
+        raise ValueError(
+            f"`solver` and `timestep_spacing` are for an OUBridgeScheduler; {type(scheduler).__name__} is a solver "
+            "with a spacing of its own: leave both out."
+        )
+    else:
+        stepper = StockStepper
+        scheduler.set_timesteps(num_inference_steps)
+        check_steps_differ(scheduler, num_inference_steps)
+
+    def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return call_network(unet, x, timestep, class_labels, guidance_scale)
+
+    return stepper(scheduler, predict, noise, generator)
+
+
+def to_latents(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor:
+    """What a scheduler walks in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
+    return sample if isinstance(scheduler, OUBridgeScheduler) else sample + read_z_star(scheduler, sample)
+
+
+def read_z_star(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor | float:
+    """
+    z* from the config of a bridge or of a stock scheduler made from one: a number or (1, d, 1, ...).
+
+    Raises:
+        ValueError: another number of channels than the latents'.
+    """
+    z_star: Any = scheduler.config.get("z_star", 0.0)
+    if not isinstance(z_star, (list, tuple)):
+        return float(z_star)
+    if len(z_star) != sample.shape[1]:
+        raise ValueError(f"`z_star` has {len(z_star)} values, but the latents have {sample.shape[1]} channels.")
+    return sample.new_tensor(z_star).reshape(1, -1, *[1] * (sample.ndim - 2))
