@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_pipeline import make_gray_pipeline, make_pipeline, rng
+from tiny_models import make_gray_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.sampling import sample_latents

@@ -26,7 +26,7 @@ from browser_page import (
     wait_until,
 )
 from PIL import Image
-from tiny_pipeline import make_gray_pipeline, rng
+from tiny_models import make_gray_pipeline, rng
 
 from diffusion_bridge_vq import (
     DenoisingChain,

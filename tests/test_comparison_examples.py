@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from run_example import ROOT, run_example
 from safetensors.torch import load_file
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from run_example import run_example
 from safetensors.torch import load_file
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 
 @pytest.fixture(scope="module")

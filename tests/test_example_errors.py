@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_pipeline import make_gray_pipeline, make_pipeline
+from tiny_models import make_gray_pipeline, make_pipeline
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from tiny_pipeline import SKEWED, make_gray_pipeline, make_pipeline
+from tiny_models import SKEWED, make_gray_pipeline, make_pipeline
 
 from diffusion_bridge_vq import (
     DiffusionBridgeVQInpaintPipeline,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_code_pipeline, make_gray_pipeline, make_pipeline, rng
+from tiny_models import BRIDGE, SKEWED, STEPS, make_code_pipeline, make_gray_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import OUBridgeScheduler, PixelCNNVQPipeline
 from diffusion_bridge_vq.models.denoiser import denoise

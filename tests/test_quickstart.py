@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import OUBridgeScheduler, training
 

@@ -7,27 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import autoencoder_settings, unet_settings
 
 from diffusion_bridge_vq.training import VQConfig
 from diffusion_bridge_vq.training import trainer as trainer_module
 
 TINY = {
-    "vqvae": {
-        "block_out_channels": [8, 8],
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "norm_num_groups": 4,
-        "latent_channels": 4,
-        "num_vq_embeddings": 8,
-    },
-    "unet": {
-        "block_out_channels": [8, 8],
-        "norm_num_groups": 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ["DownBlock2D"] * 2,
-        "up_block_types": ["UpBlock2D"] * 2,
-    },
+    "vqvae": autoencoder_settings(latent_channels=4, num_vq_embeddings=8),
+    "unet": unet_settings(in_channels=4, out_channels=4),
 }
 SETTINGS = {
     "resolution": 8,

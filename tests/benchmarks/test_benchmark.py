@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
-from tiny_pipeline import make_pipeline
+from tiny_models import make_pipeline
 from tiny_run import config
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior

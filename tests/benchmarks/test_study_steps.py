@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.evaluation import frechet_distance, read_results

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
+from tiny_models import make_autoencoder, make_unet
 
-from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
+from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.evaluation import bridge_elbo
 from diffusion_bridge_vq.toy.networks import MixtureDenoiser, SequenceVQModel
 
@@ -109,23 +110,8 @@ def test_random_timesteps_estimate_the_whole_sum():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_image_models(prediction_type):
     """Per image, not per coordinate: bits per dimension of pixels. An untrained U-Net against eq. 4 written out."""
-    vqvae = GumbelVQModel(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        num_vq_embeddings=16,
-        vq_embed_dim=4,
-        latent_channels=4,
-    ).eval()
-    unet = UNet2DModel(
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        norm_num_groups=4,
-    ).eval()
+    vqvae = make_autoencoder(latent_channels=4).eval()
+    unet = make_unet(levels=1, in_channels=4, out_channels=4).eval()
     scheduler = OUBridgeScheduler(5, trained_betas=[0.1, 0.2, 0.3, 0.4, 0.5], eta=2.0, prediction_type=prediction_type)
     images = torch.rand(3, 3, 8, 8) * 2 - 1
     elbo = bridge_elbo(vqvae, unet, scheduler, images, torch.Generator().manual_seed(4), batch_size=3)

@@ -13,7 +13,7 @@ from datasets import Dataset, Features
 from diffusers import UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_pipeline import make_gray_pipeline, make_pipeline
+from tiny_models import make_gray_pipeline, make_pipeline
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images

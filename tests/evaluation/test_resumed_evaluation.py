@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.data import load_images

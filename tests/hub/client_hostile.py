@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from pipeline_files import FILES, INDEX, WEIGHTS, draw, write_folder
 from safetensors.torch import load, save
-from tiny_pipeline import make_gray_pipeline
+from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel
 

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from pipeline_files import FILES, INDEX, WEIGHTS, draw, read_folder
 from safetensors.torch import load_file
 from server import TOKEN
-from tiny_pipeline import make_gray_pipeline, make_pipeline, rng
+from tiny_models import make_gray_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import (
     DiffusionBridgeVQInpaintPipeline,

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 from pipeline_files import FILES, INDEX, PARTS, WEIGHTS, draw
 from push_helpers import heard, own_files
 from server import TOKEN
-from tiny_pipeline import make_pipeline
+from tiny_models import make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.hub import push_run

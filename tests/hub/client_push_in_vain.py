@@ -4,7 +4,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from pipeline_files import WEIGHTS
 from server import TOKEN
-from tiny_pipeline import make_pipeline
+from tiny_models import make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.hub import PushOptions, push, push_run, upload_while_training

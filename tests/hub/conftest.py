@@ -70,7 +70,7 @@ def example(logged_in, monkeypatch):
 
 @pytest.fixture(scope="session")
 def pipe():
-    from tiny_pipeline import SKEWED, make_pipeline
+    from tiny_models import SKEWED, make_pipeline
 
     return make_pipeline(**SKEWED | {"num_train_timesteps": 50})  # more than a call's own number of steps
 

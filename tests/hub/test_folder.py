@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from pipeline_files import INDEX, draw
-from tiny_pipeline import SKEWED, make_pipeline
+from tiny_models import SKEWED, make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 

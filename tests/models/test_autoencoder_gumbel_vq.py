@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import VQModel
 from reference_quantizer import TYPES
-from tiny_autoencoder import SMALL, images, make, moved
+from tiny_models import autoencoder_settings, make_autoencoder, make_images, with_running_statistics
 
 from diffusion_bridge_vq.models import EMAQuantizer, GumbelVQModel
 
@@ -33,15 +33,20 @@ OTHER = {
     "scaling_factor": 0.5,
     "force_upcast": True,
 }
+SMALL = autoencoder_settings(sample_size=16)
 # this key wants 32 channels everywhere, and codes as wide as the decoder's input
 SPATIAL = SMALL | {"norm_type": "spatial", "block_out_channels": [32, 32]}
+
+
+def images_for(config: dict, batch_size: int = 2) -> torch.Tensor:
+    return make_images(batch_size, config["sample_size"], config.get("in_channels", 3))
 
 
 def spread_stock(config: dict) -> VQModel:
     """A stock VQModel in eval whose codes lie among the latents (untrained ones are all next to 0)."""
     stock = VQModel(**config).eval()
     with torch.no_grad():
-        latents = stock.encode(images(config, 16)).latents.movedim(1, -1).flatten(0, 2)
+        latents = stock.encode(images_for(config, 16)).latents.movedim(1, -1).flatten(0, 2)
         stock.quantize.embedding.weight.copy_(latents[torch.randperm(len(latents))[: stock.quantize.n_e]])
     return stock
 
@@ -63,7 +68,7 @@ def test_constructor_has_all_keys_of_vqmodel():
 @pytest.mark.parametrize("config", [SMALL, OTHER, SPATIAL])
 @torch.no_grad()
 def test_stock_checkpoints_load(tmp_path, config):
-    stock, x = spread_stock(config), images(config)
+    stock, x = spread_stock(config), images_for(config)
     stock.save_pretrained(tmp_path)
     ours = GumbelVQModel.from_pretrained(tmp_path)
     assert not ours.training
@@ -106,7 +111,7 @@ def test_lookup_from_codebook_is_stock(tmp_path):
 @pytest.mark.parametrize("config", [SMALL, OTHER, SPATIAL])
 @torch.no_grad()
 def test_to_vq_model_folds_the_normalizer(tmp_path, config):
-    ours, x = moved(GumbelVQModel(**config)), images(config)
+    ours, x = with_running_statistics(GumbelVQModel(**config)), images_for(config)
     before = {k: v.clone() for k, v in ours.state_dict().items()}
     latents = ours.encode(x).latents
     ours.to_vq_model().save_pretrained(tmp_path)
@@ -128,7 +133,7 @@ def test_to_vq_model_folds_the_normalizer(tmp_path, config):
 
 def test_settings_reach_the_quantizer_through_json():
     settings = {"temperature": 0.3, "commitment_weight": 0.7, "ema_decay": 0.6}
-    saved = make(**settings, quantizer_type="ema", vq_embed_dim=5).to_json_string()
+    saved = make_autoencoder(**settings, quantizer_type="ema", vq_embed_dim=5).to_json_string()
     model = GumbelVQModel.from_config(json.loads(saved))
     assert type(model.quantize) is EMAQuantizer
     assert {name: getattr(model.quantize, name) for name in settings} == settings
@@ -140,7 +145,7 @@ def test_settings_reach_the_quantizer_through_json():
 
 @torch.no_grad()
 def test_forward_is_the_chain_of_its_parts():
-    model, x = moved(make()), images()
+    model, x = with_running_statistics(make_autoencoder()), make_images()
     z = model.quant_conv(model.encoder(x))
     z_e = F.batch_norm(z, model.normalizer.running_mean, model.normalizer.running_var, eps=TINY)
     e = model.quantize.embedding.weight
@@ -170,7 +175,7 @@ def test_forward_is_the_chain_of_its_parts():
 @pytest.mark.parametrize("kind", TYPES)
 def test_gradients_reach_the_encoder(kind):
     """All gradients of reconstruction and codebook loss, against autograd through torch's own pieces."""
-    model, x = make(quantizer_type=kind, temperature=0.8), images()
+    model, x = make_autoencoder(quantizer_type=kind, temperature=0.8), make_images()
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     torch.manual_seed(4)
     out = model(x)
@@ -201,7 +206,7 @@ def test_gradients_reach_the_encoder(kind):
 
 
 def test_without_normalisation_latents_are_the_encoders(tmp_path):
-    model, x = make(normalize_latents=False), images()
+    model, x = make_autoencoder(normalize_latents=False), make_images()
     model.save_pretrained(tmp_path)
     for m in (model, GumbelVQModel.from_pretrained(tmp_path).train()):
         m.train()
@@ -210,7 +215,7 @@ def test_without_normalisation_latents_are_the_encoders(tmp_path):
 
 
 def test_bad_images():
-    model = make()
+    model = make_autoencoder()
     assert model.downsampling_factor == 2
     for x in (torch.zeros(2, 1, 16, 16), torch.zeros(2, 3, 15, 16), torch.zeros(2, 3, 16, 15), torch.zeros(3, 16, 16)):
         with pytest.raises(ValueError, match=r"\(B, 3, H, W\) with sides divisible by 2"):
@@ -218,5 +223,5 @@ def test_bad_images():
     with pytest.raises(ValueError, match="floating point"):
         model.encode(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="one of gumbel, ste, ema, got 'lfq'"):
-        make(quantizer_type="lfq")
+        make_autoencoder(quantizer_type="lfq")
     assert GumbelVQModel(**OTHER).downsampling_factor == 4

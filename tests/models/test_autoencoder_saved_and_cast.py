@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference_quantizer import TYPES
-from tiny_autoencoder import images, make, moved
+from tiny_models import make_autoencoder, make_images, with_running_statistics
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq.models import QUANTIZERS, GumbelVQModel
@@ -23,7 +23,7 @@ from diffusion_bridge_vq.models import QUANTIZERS, GumbelVQModel
 )
 @torch.no_grad()
 def test_safetensors_round_trip(tmp_path, kind, dtype, saving):
-    model = moved(make(quantizer_type=kind))
+    model = with_running_statistics(make_autoencoder(quantizer_type=kind))
     if kind == "ema":
         model.quantize.train()(torch.randn(1, 3, 200))  # running counts away from their start
     model = model.eval().to(dtype)
@@ -41,15 +41,15 @@ def test_safetensors_round_trip(tmp_path, kind, dtype, saving):
     for name, tensor in expected.items():
         assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
     assert all(b.device.type == "cpu" for b in loaded.buffers())
-    x = images().to(dtype)
+    x = make_images().to(dtype)
     assert torch.equal(loaded(x).sample, model(x).sample) and loaded(x).sample.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
 def test_half_precision_is_near_float32(dtype):
-    model, x = moved(make()), images()
-    half = make().eval().to(dtype)
+    model, x = with_running_statistics(make_autoencoder()), make_images()
+    half = make_autoencoder().eval().to(dtype)
     half.load_state_dict(model.state_dict())
     latents = half.encode(x.to(dtype)).latents
     assert latents.dtype == dtype
@@ -62,7 +62,7 @@ def test_half_precision_is_near_float32(dtype):
 @pytest.mark.parametrize("storage", [None, torch.float8_e4m3fn])
 def test_a_bfloat16_model_trains(kind, storage):
     """As diffusers' common tests of layerwise casting do it: model.to(compute dtype), autocast, one backward pass."""
-    model, x = make(quantizer_type=kind).to(torch.bfloat16), images().bfloat16()
+    model, x = make_autoencoder(quantizer_type=kind).to(torch.bfloat16), make_images().bfloat16()
     if storage is not None:
         model.enable_layerwise_casting(storage_dtype=storage, compute_dtype=torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -81,7 +81,7 @@ def test_a_bfloat16_model_trains(kind, storage):
 def test_layerwise_casting_spares_codebook_and_statistics():
     assert GumbelVQModel._skip_layerwise_casting_patterns == ["quantize"]
     assert GumbelVQModel._supports_group_offloading is False
-    model, x, expected = moved(make()), images(), make().eval()
+    model, x, expected = with_running_statistics(make_autoencoder()), make_images(), make_autoencoder().eval()
     expected.load_state_dict(model.state_dict())
     for module in expected.modules():  # what storing in eight bits does to the weights
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
@@ -99,14 +99,14 @@ def test_layerwise_casting_spares_codebook_and_statistics():
 @pytest.mark.parametrize("kind", TYPES)
 def test_averaged_model_keeps_codebook_and_statistics(kind):
     """`AveragedModel(use_buffers=True)`: the first update copies, later ones are a running mean, of buffers too."""
-    model = make(quantizer_type=kind)
+    model = make_autoencoder(quantizer_type=kind)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     expected = None
     for _ in range(3):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(0.1 * torch.randn_like(p))
-            model(images())  # moves the running statistics, and the codes of "ema"
+            model(make_images())  # moves the running statistics, and the codes of "ema"
         averaged.update_parameters(model)
         state = {k: v.double().clone() for k, v in model.state_dict().items()}
         expected = state if expected is None else {k: 0.9 * v + 0.1 * state[k] for k, v in expected.items()}

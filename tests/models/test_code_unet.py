@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from tiny_models import unet_settings
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.evaluation.code_bits import bridge_code_bits
@@ -23,19 +24,8 @@ def scheduler() -> OUBridgeScheduler:
 
 
 def make_unet(scheduler: OUBridgeScheduler, codebook: torch.Tensor, **kwargs) -> CodeUNet2DModel:
-    unet = CodeUNet2DModel(
-        sample_size=4,
-        in_channels=D,
-        out_channels=D,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        norm_num_groups=4,
-        layers_per_block=1,
-        num_codes=K,
-        num_noise_levels=len(scheduler),
-        **kwargs,
-    ).eval()
+    settings = unet_settings(sample_size=4, in_channels=D, out_channels=D, **kwargs)
+    unet = CodeUNet2DModel(**settings, num_codes=K, num_noise_levels=len(scheduler)).eval()
     snr = scheduler.signal_to_noise(torch.arange(len(scheduler)))
     unet.set_process(codebook, snr.log(), torch.tensor(scheduler.config.z_star))
     return unet

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import tiny_models
 import torch
 from diffusers import EulerDiscreteScheduler, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -20,18 +21,8 @@ def scheduler() -> OUBridgeScheduler:
     return OUBridgeScheduler(num_train_timesteps=50, theta=THETA, eta=ETA, z_star=Z_STAR)
 
 
-def make_unet(levels: int = 3, classes: int | None = None, **kwargs) -> UNet2DModel:
-    return UNet2DModel(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=[8] * levels,
-        down_block_types=["DownBlock2D"] * levels,
-        up_block_types=["UpBlock2D"] * levels,
-        norm_num_groups=4,
-        layers_per_block=1,
-        num_class_embeds=classes,
-        **kwargs,
-    ).eval()
+def make_unet(levels: int = 3, classes: int | None = None, **changes) -> UNet2DModel:
+    return tiny_models.make_unet(levels, num_class_embeds=classes, **changes).eval()
 
 
 def unit_variance(scheduler: OUBridgeScheduler, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import VectorQuantizer as StockVectorQuantizer
 from reference_quantizer import TYPES, rows_of, squared_distances, with_codebook
-from tiny_autoencoder import images, make
+from tiny_models import make_autoencoder, make_images
 
 from diffusion_bridge_vq.models import QUANTIZERS, GumbelSoftmaxQuantizer, GumbelVQModel, VectorQuantizer, blockwise
 from diffusion_bridge_vq.models.quantizer import copy_gradient
@@ -286,10 +286,10 @@ def test_a_new_quantizer_is_a_subclass_and_a_registry_line(monkeypatch, tmp_path
             return copy_gradient(rows, z_q), F.mse_loss(rows, z_q), codes
 
     monkeypatch.setitem(QUANTIZERS, "frozen", FrozenQuantizer)
-    model = make(quantizer_type="frozen")
+    model = make_autoencoder(quantizer_type="frozen")
     before = model.quantize.embedding.weight.clone()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    out = model(images())
+    out = model(make_images())
     (out.sample.square().mean() + out.commit_loss).backward()
     optimizer.step()
     assert model.encoder.conv_in.weight.grad.abs().max() > 0

@@ -2,7 +2,7 @@
 
 import torch
 from diffusers import UNet2DModel
-from tiny_pipeline import STEPS, rng
+from tiny_models import STEPS, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_pipeline import STEPS, make_pipeline, rng
+from tiny_models import STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, PixelCNNPrior, PixelCNNVQPipeline
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 from reference_pipeline import run
-from tiny_pipeline import STEPS, make_pipeline
+from tiny_models import STEPS, make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 

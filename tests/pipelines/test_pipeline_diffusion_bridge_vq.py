@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from reference_pipeline import decode, predict, run
 from simulated_offload import offload
-from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
+from tiny_models import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 

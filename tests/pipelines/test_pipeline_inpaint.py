@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from PIL import Image
-from tiny_pipeline import STEPS, make_pipeline, rng
+from tiny_models import STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.data.decoding import decode_image

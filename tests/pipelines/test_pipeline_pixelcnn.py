@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import ImagePipelineOutput
 from simulated_offload import offload
-from tiny_pipeline import make_pipeline, rng
+from tiny_models import make_pipeline, rng
 
 from diffusion_bridge_vq import PixelCNNPrior, PixelCNNVQPipeline
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from reference_pipeline import predict, run
-from tiny_pipeline import BRIDGE, SKEWED, STEPS, make_pipeline, rng
+from tiny_models import BRIDGE, SKEWED, STEPS, make_pipeline, rng
 
 
 @pytest.mark.parametrize("steps", [STEPS, 20])

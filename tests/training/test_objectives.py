@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tiny_models import make_autoencoder, make_unet
 from torch.distributions import Categorical, kl_divergence
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler
@@ -13,34 +14,13 @@ from diffusion_bridge_vq.models import denoise
 from diffusion_bridge_vq.training import E2EObjective, PriorObjective, ReconstructionLoss, VQObjective
 
 
-def tiny_vqvae(**kwargs) -> GumbelVQModel:
-    return GumbelVQModel(
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        sample_size=8,
-        num_vq_embeddings=8,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        **kwargs,
-    )
+def tiny_vqvae(**changes) -> GumbelVQModel:
+    image = {"in_channels": 1, "out_channels": 1, "sample_size": 8}
+    return make_autoencoder(**image, latent_channels=4, num_vq_embeddings=8, **changes)
 
 
-def tiny_unet(**kwargs) -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        **kwargs,
-    )
+def tiny_unet(**changes) -> UNet2DModel:
+    return make_unet(sample_size=4, in_channels=4, out_channels=4, **changes)
 
 
 def e2e(mode: str = "stable", **kwargs) -> E2EObjective:

@@ -1,15 +1,12 @@
 """Steps within a time, with a clock that counts what was computed."""
 
 import pytest
+from tiny_models import autoencoder_settings, unet_settings
 
 from diffusion_bridge_vq.training import E2EConfig, VQConfig, time_budget
 from diffusion_bridge_vq.training.objectives import E2EObjective, VQObjective
 
-TINY = {
-    "vqvae": {"block_out_channels": [8, 8], "norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"] * 2}
-    | {"up_block_types": ["UpDecoderBlock2D"] * 2, "mid_block_add_attention": False},
-    "batch_size": 2,
-}
+TINY = {"vqvae": autoencoder_settings(), "batch_size": 2}
 
 
 @pytest.fixture
@@ -42,9 +39,7 @@ def test_steps_are_seconds_over_cost(costs, tmp_path):
 
 def test_phases_of_an_end_to_end_run_count_by_their_share(costs, tmp_path):
     """Frozen from the middle on: half of the steps cost 4, half 1."""
-    unet = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "sample_size": 8}
-    unet |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    settings = TINY | {"unet": unet, "freeze_fraction": 0.5, "joint_fraction": 0.0}
+    settings = TINY | {"unet": unet_settings(sample_size=8), "freeze_fraction": 0.5, "joint_fraction": 0.0}
     config = E2EConfig.from_preset("digits", output_dir=tmp_path, max_train_steps=600, **settings)
     assert time_budget.steps_within(config, 250) == 100
     assert set(costs) == {1.0, 4.0}
