@@ -5,7 +5,7 @@ end-to-end from the same autoencoder; evaluation and tables.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,13 @@ class Comparison:
             print(f"{stage}: {steps} steps, {run.path}")
 
     def evaluate(
-        self, metrics: Sequence[str] = METRICS, device: torch.device | str = "cpu", **settings: Any
+        self, metrics: Collection[str] = METRICS, device: torch.device | str = "cpu", **settings: Any
     ) -> list[Path]:
         """
         Measure what results.json lacks of the pipelines that exist, and write the tables.
 
         Args:
-            metrics (`Sequence[str]`, *optional*): of `METRICS`; defaults to all.
+            metrics (`Collection[str]`, *optional*): of `METRICS`; defaults to all.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): of models and metrics.
             settings: further arguments of `evaluate_pipelines`.
 

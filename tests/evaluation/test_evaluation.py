@@ -18,20 +18,23 @@ from tiny_models import make_gray_pipeline, make_pipeline
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
+    METRICS,
     EvaluationConfig,
-    Evaluator,
+    ModelOutputs,
     RealImages,
+    SampleStore,
     append_result,
-    autoencoder_evaluator,
     bridge_code_bits,
     code_kl,
     evaluate_pipelines,
     frechet_distance,
+    metrics,
     pixelcnn_nll,
     read_results,
+    real_images,
+    run_metrics,
     write_report,
 )
-from diffusion_bridge_vq.evaluation import evaluator as module
 from diffusion_bridge_vq.models import PixelCNNPrior
 
 N = 40
@@ -50,9 +53,14 @@ def real(monkeypatch) -> RealImages:
         halves = images.float().mean(dim=1).unflatten(1, (2, 8)).unflatten(3, (2, 8))
         return halves.mean(dim=(2, 4)).flatten(1)
 
-    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda name, device: features)
+    monkeypatch.setattr(real_images, "load_extractor", lambda name, device: features)
     splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
     return RealImages("digits", *splits, N, "halves", "cpu")
+
+
+def outputs_of(model, pipe, real, folder, config, batch_size=16) -> ModelOutputs:
+    folder.mkdir(exist_ok=True)
+    return ModelOutputs(model, pipe, real, SampleStore(folder / "figures.safetensors"), config, batch_size)
 
 
 def results(folder) -> dict:
@@ -60,13 +68,12 @@ def results(folder) -> dict:
 
 
 def test_bridge(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_TIMING_REPEATS", 1)
-    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 2)
+    monkeypatch.setattr(metrics, "_TIMING_REPEATS", 1)
+    monkeypatch.setattr(metrics, "_ELBO_TIMESTEPS", 2)
     pipe = make_gray_pipeline()
     settings = EvaluationConfig(num_inference_steps=3, num_nll_samples=2, solver="ddim", seed=5)
-    evaluator = Evaluator("bridge", pipe, real, tmp_path, settings, batch_size=16, preset="tiny")
-    for metric in module.METRICS:
-        getattr(evaluator, metric)()
+    outputs = outputs_of("bridge", pipe, real, tmp_path, settings)
+    run_metrics(METRICS, outputs, tmp_path, preset="tiny")
     found = results(tmp_path)
     drawn = {"fid": ("ddim", 3), "kl": ("ddim", 3), "timing": ("ddim", 3), "nll": ("ancestral", 3)}
     for result in found.values():
@@ -79,7 +86,7 @@ def test_bridge(real, tmp_path, monkeypatch):
     with torch.no_grad():
         decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(codes), force_not_quantize=True).sample
     reconstructions = (decoded.clamp(-1, 1).add(1) * 127.5).round().byte()
-    assert torch.equal(evaluator.reconstructions, reconstructions)
+    assert torch.equal(outputs.reconstructions, reconstructions)
     features = real.extractor(reconstructions)
     expected = frechet_distance(features, real.extractor(real.test))
     assert found["frechet_reconstruction"]["value"] == pytest.approx(expected, rel=1e-5)
@@ -88,12 +95,12 @@ def test_bridge(real, tmp_path, monkeypatch):
         decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(train), force_not_quantize=True).sample
     floor = frechet_distance(real.extractor((decoded.clamp(-1, 1).add(1) * 127.5).round().byte()), features)
     assert found["frechet_floor"]["value"] == pytest.approx(floor, rel=1e-5)
-    samples = real.extractor(evaluator.samples)
+    samples = real.extractor(outputs.samples)
     assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
-    assert found["kl"]["value"] == pytest.approx(code_kl(evaluator.sampled_codes(N), codes, 16).mean().item())
+    assert found["kl"]["value"] == pytest.approx(code_kl(outputs.sampled_codes(N), codes, 16).mean().item())
     kept = load_file(tmp_path / "figures.safetensors")
     assert {name for name in kept if name.endswith("/bridge")} == {"samples/bridge", "kl/bridge", "kl_floor/bridge"}
-    assert torch.equal(kept["samples/bridge"], evaluator.samples)
+    assert torch.equal(kept["samples/bridge"], outputs.samples)
     assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
     assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
     assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()
@@ -104,7 +111,7 @@ def test_bridge(real, tmp_path, monkeypatch):
 
 def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
     """Of a U-Net whose null class is embedded as 0, and the others far from it."""
-    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 2)
+    monkeypatch.setattr(metrics, "_ELBO_TIMESTEPS", 2)
     pipe, conditional = make_gray_pipeline(), make_gray_pipeline()
     unet = UNet2DModel.from_config(pipe.unet.config, num_class_embeds=4).eval()
     missing = unet.load_state_dict(pipe.unet.state_dict(), strict=False).missing_keys
@@ -114,11 +121,7 @@ def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
     conditional.register_modules(unet=unet)
     settings = EvaluationConfig(num_inference_steps=3, num_nll_images=8, num_nll_samples=1)
     for name, each in (("without", pipe), ("with", conditional)):
-        (tmp_path / name).mkdir()
-        evaluator = Evaluator(name, each, real, tmp_path / name, settings, batch_size=16)
-        evaluator.nll()
-        evaluator.bits()
-        evaluator.elbo()
+        run_metrics(("nll", "bits", "elbo"), outputs_of(name, each, real, tmp_path / name, settings), tmp_path / name)
     without, with_classes = results(tmp_path / "without"), results(tmp_path / "with")
     assert {"nll", "nll_top_left", "code_bits", "elbo_prior"} <= without.keys() == with_classes.keys()
     for name in without:
@@ -140,53 +143,52 @@ def test_with_guidance_samples_have_every_class_in_turn(model, guidance, real, t
             torch.nn.init.normal_(layer.classes.weight)
         pipe, call = PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior.eval()), {}
     settings = EvaluationConfig(num_inference_steps=3, solver="dpmsolver++", guidance_scale=guidance, seed=3)
-    evaluator = Evaluator(model, pipe, real, tmp_path, settings, batch_size=4)
+    outputs = outputs_of(model, pipe, real, tmp_path, settings, batch_size=4)
     generator = torch.Generator().manual_seed(3)
     expected = [
         pipe.vqvae.encode_codes(pipe(4, generator=generator, output_type="latent", class_labels=labels, **call).images)
         for labels in ([0, 1, 2, 0], [1, 2, 0, 1])
     ]
-    assert torch.equal(evaluator.sampled_codes(8), torch.cat(expected))
-    evaluator.kl()
+    assert torch.equal(outputs.sampled_codes(8), torch.cat(expected))
+    run_metrics(("kl",), outputs, tmp_path)
     assert results(tmp_path)["kl"]["guidance_scale"] == guidance
     # drawn without classes they are others, and are measured by themselves
-    without = Evaluator(model, pipe, real, tmp_path, EvaluationConfig(num_inference_steps=3, seed=3), batch_size=4)
+    plain = EvaluationConfig(num_inference_steps=3, seed=3)
+    without = outputs_of(model, pipe, real, tmp_path, plain, batch_size=4)
     assert not torch.equal(without.sampled_codes(8), torch.cat(expected))
-    without.kl()
+    run_metrics(("kl",), without, tmp_path)
     assert [r["guidance_scale"] for r in read_results(tmp_path / "results.json") if r["name"] == "kl"] == [guidance, 0]
 
 
 def test_guidance_needs_classes(real, tmp_path):
     for pipe in (make_gray_pipeline(), make_pixelcnn()):
         with pytest.raises(ValueError, match="has no classes: leave out `guidance_scale`"):
-            Evaluator("model", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
+            outputs_of("model", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
     prior = PixelCNNPrior(num_codes=16, width=8, num_layers=2, kernel_size=3, sample_size=4, num_class_embeds=4)
     with pytest.raises(ValueError, match=r"no guidance: `guidance_scale` is 0 or 1, not 1\.5"):
         pipe = PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior)
-        Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
+        outputs_of("pixelcnn", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
     with pytest.raises(ValueError, match="`guidance_scale` must be at least 0, got -1"):
         EvaluationConfig(guidance_scale=-1)
 
 
 def test_pixelcnn(real, tmp_path):
     pipe = make_pixelcnn()
-    evaluator = Evaluator("pixelcnn", pipe, real, tmp_path, EvaluationConfig(num_nll_images=20), batch_size=16)
-    evaluator.nll()
-    evaluator.bits()
-    evaluator.elbo()
+    outputs = outputs_of("pixelcnn", pipe, real, tmp_path, EvaluationConfig(num_nll_images=20))
+    run_metrics(("nll", "bits", "elbo"), outputs, tmp_path)
     found = results(tmp_path)
     hidden = torch.zeros(4, 4, dtype=torch.bool)
     hidden[1:3, 1:3] = True
     some = [i * (N - 1) // 19 for i in range(20)]  # from the whole set: it may be in the order of its classes
-    bits = pixelcnn_nll(pipe.prior, evaluator.test_codes[some], hidden)
+    bits = pixelcnn_nll(pipe.prior, outputs.test_codes[some], hidden)
     assert found["nll"]["value"] == pytest.approx(bits.mean().item())
     assert found["nll"]["std"] == pytest.approx(bits.std().item())
     with torch.no_grad():
-        log_p = pipe.prior(evaluator.test_codes[some], return_dict=False)[0].log_softmax(dim=1)
-    truth = log_p.gather(1, evaluator.test_codes[some][:, None]).mean().item()
+        log_p = pipe.prior(outputs.test_codes[some], return_dict=False)[0].log_softmax(dim=1)
+    truth = log_p.gather(1, outputs.test_codes[some][:, None]).mean().item()
     assert found["code_bits"]["value"] == pytest.approx(-truth / math.log(2), rel=1e-5)
     assert "steps" not in found["nll"] and not any(name.startswith(("elbo", "nll_joint")) for name in found)
-    few, all_of_them = evaluator.sampled_codes(9), evaluator.sampled_codes(N)
+    few, all_of_them = outputs.sampled_codes(9), outputs.sampled_codes(N)
     assert all_of_them.shape == (N, 4, 4) and torch.equal(all_of_them[:9], few)
 
 
@@ -206,15 +208,19 @@ def test_saved_pipelines_to_tables_and_figures(tmp_path):
 
 
 def test_an_autoencoder_alone_is_measured_as_that_of_its_pipeline(tmp_path):
+    """Also where the folder of the run is given, which has a config.json of its own."""
     pipe = make_gray_pipeline()
-    pipe.save_pretrained(tmp_path / "pipeline")
-    folders = {"whole": tmp_path / "pipeline", "alone": tmp_path / "pipeline" / "vqvae"}
+    pipe.save_pretrained(tmp_path / "bridge" / "pipeline")
+    pipe.vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    for run in ("bridge", "vq"):
+        (tmp_path / run / "config.json").write_text("{}")
+    folders = {"whole": tmp_path / "bridge", "alone": tmp_path / "vq" / "vqvae", "run": tmp_path / "vq"}
     settings = EvaluationConfig(num_images=30, num_inference_steps=2)
     evaluate_pipelines(folders, "digits", tmp_path, settings, ("reconstruction", "kl"))
     found = {(r["model"], r["name"]): r["value"] for r in read_results(tmp_path / "results.json")}
     assert {name for model, name in found if model == "alone"} == {"psnr", "ssim", "usage", "perplexity"}
     for name in ("psnr", "ssim", "usage", "perplexity"):
-        assert found["alone", name] == found["whole", name]
+        assert found["alone", name] == found["run", name] == found["whole", name]
     with pytest.raises(ValueError, match="is an autoencoder: its metrics are rfid, reconstruction"):
         evaluate_pipelines({"alone": folders["alone"]}, "digits", tmp_path, metrics=("nll",))
 
@@ -255,7 +261,7 @@ def test_the_column_of_images_is_chosen(tmp_path):
 
 def test_one_image_has_no_standard_deviation(real, tmp_path):
     settings = EvaluationConfig(num_inference_steps=2, num_nll_images=1, num_nll_samples=1)
-    Evaluator("bridge", make_gray_pipeline(), real, tmp_path, settings).nll()
+    run_metrics(("nll",), outputs_of("bridge", make_gray_pipeline(), real, tmp_path, settings), tmp_path)
     found = results(tmp_path)["nll"]
     assert found["n"] == 1 and found["value"] > 0 and "std" not in found
 
@@ -281,10 +287,10 @@ def test_an_extractor_that_wont_do_costs_no_draws(real, tmp_path, monkeypatch):
     def drawn(self, count):
         raise AssertionError("drawn")
 
-    monkeypatch.setattr(Evaluator, "sampled_codes", drawn)
+    monkeypatch.setattr(ModelOutputs, "sampled_codes", drawn)
     monkeypatch.setattr(real, "extractor", lambda images: images.float().flatten(1))  # 256 features, 40 images
     with pytest.raises(ValueError, match="at least 257 images"):
-        Evaluator("bridge", make_gray_pipeline(), real, tmp_path, EvaluationConfig()).fid()
+        run_metrics(("fid",), outputs_of("bridge", make_gray_pipeline(), real, tmp_path, EvaluationConfig()), tmp_path)
 
 
 def test_models_of_other_sizes_and_names_that_are_no_files(tmp_path):
@@ -317,7 +323,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="measure something first"):
         write_report(tmp_path)
     splits = [load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test")]
-    with pytest.raises(ValueError, match="297 images, 298"):
+    with pytest.raises(ValueError, match="297 images, but 298"):
         RealImages("digits", *splits, 298, "inception", "cpu")
     for option, value in {"num_images": 0, "num_inference_steps": 0, "solver": "euler", "extractor": "vgg"}.items():
         with pytest.raises(ValueError, match=f"`{option}` must be .*, got .?{value}"):

@@ -10,56 +10,55 @@ from tiny_models import make_gray_pipeline
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
-    METRICS,
     EvaluationConfig,
-    Evaluator,
+    ModelOutputs,
     RealImages,
-    autoencoder_evaluator,
+    SampleStore,
+    metrics,
+    priors,
     read_results,
+    real_images,
+    run_metrics,
+    runner,
     sample_store,
     write_report,
 )
-from diffusion_bridge_vq.evaluation import evaluator as module
 from diffusion_bridge_vq.training import PRESETS
 
 N, BATCH = 40, 16
 CONFIG = EvaluationConfig(num_inference_steps=2, num_nll_images=4, num_nll_samples=1)
 CLOCKS = {"time", "quartiles"}
+PAPER_METRICS = ("fid", "rfid", "nll", "bits", "kl", "reconstruction", "elbo", "timing")
 # what each start of a metric that isn't measured yet calls in the end
-MEASURES = (
-    "frechet_distance",
-    "precision_recall",
-    "bridge_nll",
-    "bridge_code_bits",
-    "code_kl",
-    "bridge_elbo",
-    "seconds_per_sample",
-)
+MEASURES = {
+    priors: ("bridge_nll", "bridge_code_bits", "bridge_elbo"),
+    metrics: ("frechet_distance", "precision_recall", "code_kl", "psnr", "seconds_per_sample"),
+}
 
 
 class Killed(BaseException):
     """No handler that catches errors sees it."""
 
 
-def real_images(monkeypatch, test: str = "test") -> RealImages:
+def digits(monkeypatch, test: str = "test") -> RealImages:
     def features(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
-    monkeypatch.setattr(autoencoder_evaluator, "load_extractor", lambda name, device: features)
+    monkeypatch.setattr(real_images, "load_extractor", lambda name, device: features)
     splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", test))
     return RealImages("digits", *splits, N, "quarters", "cpu")
 
 
 @pytest.fixture
 def real(monkeypatch) -> RealImages:
-    return real_images(monkeypatch)
+    return digits(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_TIMING_REPEATS", 1)
-    monkeypatch.setattr(module, "_TIMING_BATCH", 1)
-    monkeypatch.setattr(module, "_ELBO_TIMESTEPS", 1)
+    monkeypatch.setattr(metrics, "_TIMING_REPEATS", 1)
+    monkeypatch.setattr(metrics, "_TIMING_BATCH", 1)
+    monkeypatch.setattr(metrics, "_ELBO_TIMESTEPS", 1)
 
 
 @pytest.fixture
@@ -79,19 +78,19 @@ def calls(monkeypatch) -> Counter:
         monkeypatch.setattr(owner, attribute, counted)
 
     count(DiffusionBridgeVQPipeline, "__call__", "draw")
-    for measure in MEASURES:
-        count(module, measure)
-    for measure in ("frechet_distance", "psnr"):
-        count(autoencoder_evaluator, measure)
+    for owner, names in MEASURES.items():
+        for name in names:
+            count(owner, name)
     return seen
 
 
-def measure(folder, real, metrics=METRICS, config=CONFIG, pipe=None, **options) -> None:
+def measure(
+    folder, real, names=PAPER_METRICS, config=CONFIG, pipe=None, model="bridge", batch_size=BATCH, preset="tiny"
+) -> None:
     folder.mkdir(exist_ok=True)
-    options = {"batch_size": BATCH, "preset": "tiny"} | options
-    evaluator = Evaluator("bridge", pipe or make_gray_pipeline(), real, folder, config, **options)
-    for metric in metrics:
-        getattr(evaluator, metric)()
+    store = SampleStore(folder / "figures.safetensors")
+    outputs = ModelOutputs(model, pipe or make_gray_pipeline(), real, store, config, batch_size)
+    run_metrics(names, outputs, folder, preset=preset)
 
 
 def figures(folder) -> list[dict]:
@@ -122,7 +121,7 @@ def test_a_killed_evaluation_goes_on(real, calls, tmp_path, monkeypatch):
     whole = calls.copy()
     assert whole["draw"] == 3 and whole["bridge_nll"] == 2 and whole["frechet_distance"] == 4
     places = [(DiffusionBridgeVQPipeline, "__call__", 2), (DiffusionBridgeVQPipeline, "__call__", 3)]
-    places += [(Evaluator, "_is_measured", number) for number in range(1, 10)]  # eight metrics, nll with two masks
+    places += [(runner, "recall_results", number) for number in range(1, 10)]  # eight metrics, nll with two masks
     for number, place in enumerate(places):
         folder = tmp_path / str(number)
         calls.clear()
@@ -179,15 +178,15 @@ def other_scheduler():
     ids=["weights", "scheduler", "steps", "images", "draws", "solver", "seed", "reference", "facts", "batch"],
 )
 def test_what_is_changed_is_measured_anew(real, calls, tmp_path, monkeypatch, changes, again):
-    metrics = ("kl", "nll", "reconstruction")
-    measure(tmp_path, real, metrics)
+    names = ("kl", "nll", "reconstruction")
+    measure(tmp_path, real, names)
     before = read_results(tmp_path / "results.json")
     calls.clear()
     if "pipe" in changes:
         changes = {"pipe": changes["pipe"]()}
     test = changes.get("real", "test")
     options = {k: v for k, v in changes.items() if k != "real"}
-    measure(tmp_path, real_images(monkeypatch, test), metrics, **options)
+    measure(tmp_path, digits(monkeypatch, test), names, **options)
     added = [r for r in read_results(tmp_path / "results.json") if r not in before]
     assert {r["metric"] for r in added} == again
     assert calls["code_kl"] == 2 * ("kl" in again) and calls["psnr"] == ("reconstruction" in again)
@@ -198,7 +197,7 @@ def test_what_is_changed_is_measured_anew(real, calls, tmp_path, monkeypatch, ch
     assert sum(name.startswith("codes/") for name in load_file(tmp_path / "figures.safetensors")) == 1
 
     calls.clear()
-    measure(tmp_path, real, metrics)  # and back: everything is there already
+    measure(tmp_path, real, names)  # and back: everything is there already
     assert not calls["code_kl"] and not calls["bridge_nll"] and not calls["psnr"]
     newest = {r["name"]: r for r in read_results(tmp_path / "results.json")}
     assert newest == {r["name"]: r for r in before}
@@ -206,7 +205,7 @@ def test_what_is_changed_is_measured_anew(real, calls, tmp_path, monkeypatch, ch
 
 def test_a_time_is_that_of_its_device(real, calls, tmp_path, monkeypatch):
     measure(tmp_path, real, ("timing", "kl"))
-    monkeypatch.setattr(module, "describe_device", lambda device: "another machine's")
+    monkeypatch.setattr(runner, "describe_device", lambda device: "another machine's")
     measure(tmp_path, real, ("timing", "kl"))
     assert calls["seconds_per_sample"] == 2 and calls["code_kl"] == 2
 
@@ -223,7 +222,7 @@ def test_a_copied_model_has_the_same_fingerprint(real, calls, tmp_path):
 
 def test_pictures_of_other_draws_go_with_their_codes(real, tmp_path):
     for name in ("bridge", "bridge-e2e"):
-        Evaluator(name, make_gray_pipeline(), real, tmp_path, CONFIG, batch_size=BATCH).fid()
+        measure(tmp_path, real, ("fid",), model=name)
     measure(tmp_path, real, ("kl",), pipe=other_weights())
     kept = load_file(tmp_path / "figures.safetensors")
     pictures = {name for name in kept if not name.startswith(("codes/", "generator/"))}
@@ -234,9 +233,7 @@ def test_pictures_of_other_draws_go_with_their_codes(real, tmp_path):
 
 def test_models_share_the_files(real, calls, tmp_path):
     for name in ("one", "two"):
-        evaluator = Evaluator(name, make_gray_pipeline(), real, tmp_path, CONFIG, batch_size=BATCH)
-        evaluator.kl()
-        evaluator.fid()
+        measure(tmp_path, real, ("kl", "fid"), model=name)
     kept = load_file(tmp_path / "figures.safetensors")
     assert Counter(name.split("/")[0] for name in kept) == dict.fromkeys(
         ("codes", "generator", "kl", "kl_floor", "samples"), 2

@@ -14,7 +14,7 @@ from tiny_run import TINY, config, state
 from torch import nn
 
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.evaluation import autoencoder_evaluator, during_training, evaluation_of, read_results
+from diffusion_bridge_vq.evaluation import during_training, evaluation_of, read_results, real_images
 from diffusion_bridge_vq.models import LatentNormalizer, blockwise
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import trainer as trainer_module
@@ -80,7 +80,7 @@ def test_evaluation_at_an_interval(tmp_path, monkeypatch):
     assert evaluation_of(config(PriorConfig, tmp_path / "no", **overrides)) is None
     # four mean colours, in place of features that have to be downloaded
     features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    for module in (autoencoder_evaluator, during_training):
+    for module in (real_images, during_training):
         monkeypatch.setattr(module, "load_extractor", lambda *_: lambda images: features(images.float()))
     too_few = config(PriorConfig, tmp_path / "few", evaluate_every=3, evaluate_images=4, **overrides)
     with pytest.raises(ValueError, match="4, but the Frechet distance of 4 features by inception needs 5"):

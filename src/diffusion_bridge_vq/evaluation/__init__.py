@@ -1,34 +1,39 @@
-"""Measuring what models make."""
+"""Measuring what models make: `METRICS` are run by `evaluate_pipelines` and from the command line."""
 
-from .autoencoder_evaluator import AUTOENCODER_METRICS, AutoencoderEvaluator, RealImages, fingerprint
 from .code_bits import bridge_code_bits
 from .code_histograms import code_kl, code_perplexity, code_usage
 from .config import EvaluationConfig
 from .during_training import evaluation_of
 from .elbo import BridgeELBO, bridge_elbo
-from .evaluator import METRICS, Evaluator, evaluate_pipelines, write_report
 from .features import EXTRACTORS, FeatureExtractor, extract, load_extractor
+from .fingerprints import fingerprint
 from .frechet import frechet_distance
 from .image_quality import psnr, ssim
 from .improved_precision_recall import PrecisionRecall, precision_recall
 from .intervals import wilson_interval
+from .metrics import METRICS, Measurement, Metric
+from .model_outputs import ModelOutputs
 from .nll import BridgeNLL, bridge_nll, pixelcnn_nll
+from .real_images import RealImages
 from .results import append_result, append_results, read_results
+from .runner import evaluate_pipelines, run_metrics, write_report
+from .sample_store import SampleStore
 from .tables import paper_tables
 from .timing import SecondsPerSample, seconds_per_sample
 
 __all__ = [
-    "AUTOENCODER_METRICS",
     "EXTRACTORS",
     "METRICS",
-    "AutoencoderEvaluator",
     "BridgeELBO",
     "BridgeNLL",
     "EvaluationConfig",
-    "Evaluator",
     "FeatureExtractor",
+    "Measurement",
+    "Metric",
+    "ModelOutputs",
     "PrecisionRecall",
     "RealImages",
+    "SampleStore",
     "SecondsPerSample",
     "append_result",
     "append_results",
@@ -49,6 +54,7 @@ __all__ = [
     "precision_recall",
     "psnr",
     "read_results",
+    "run_metrics",
     "seconds_per_sample",
     "ssim",
     "wilson_interval",

@@ -1,30 +1,35 @@
-"""Evaluation at an interval of a run: what `train` calls with the components of a moment."""
+"""Evaluation at an interval of a run: what `train` calls with the components of a step."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..data import load_images
-from ..pipelines import DiffusionBridgeVQPipeline, PixelCNNVQPipeline
-from .autoencoder_evaluator import RealImages
+from ..pipelines import build_pipeline
+from ..run_folder import RunFolder
 from .config import EvaluationConfig
-from .evaluator import Evaluator
 from .features import extract, load_extractor
+from .model_outputs import ModelOutputs
+from .real_images import RealImages
 from .results import RESULTS_FILE, read_results
+from .runner import run_metrics
+from .sample_store import STORE_FILE, SampleStore
 
 if TYPE_CHECKING:
-    from ..training import TrainedComponents
     from ..training.config import PriorRunConfig
 
+_METRICS = ("fid", "rfid", "kl", "reconstruction")
 
-def evaluation_of(config: "PriorRunConfig") -> "Callable[[TrainedComponents, int], dict[str, float]] | None":
+
+def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int], dict[str, float]] | None:
     """
-    What a run with `config.evaluate_every` passes to `train`: Frechet distances, precision, recall, KL map, PSNR and
-    SSIM of `config.evaluate_images` samples and validation images, appended to output_dir/evaluation/results.json with
-    the step. None if it isn't wanted.
+    What a run with `config.evaluate_every` passes to `train`: a function of components by name and the step. It
+    appends Frechet distances, precision, recall, KL map, PSNR and SSIM of `config.evaluate_images` samples and
+    validation images to output_dir/evaluation/results.json, with the step, and returns them by name. None without
+    `evaluate_every`.
 
     Raises:
-        ValueError: fewer images than the Frechet distance needs, or an extractor that can't be had.
+        ValueError: fewer images than the Frechet distance needs, or an extractor that can't be loaded.
     """
     if not config.evaluate_every:
         return None
@@ -36,26 +41,23 @@ def evaluation_of(config: "PriorRunConfig") -> "Callable[[TrainedComponents, int
                 f"`evaluate_images` is {config.evaluate_images}, but the Frechet distance of {len(one)} features by "
                 f"{config.evaluate_extractor} needs {len(one) + 1} at least."
             )
+    folder = RunFolder(config.output_dir).evaluation
 
-    def evaluate(trained: "TrainedComponents", step: int) -> dict[str, float]:
-        real.device = trained.vqvae.device
-        pipe: Any
-        if trained.prior is not None:
-            pipe = PixelCNNVQPipeline(trained.vqvae, trained.prior)
-        else:
-            pipe = DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler)
-        folder = config.output_dir / "evaluation"
+    def evaluate(components: Any, step: int) -> dict[str, float]:
+        if not isinstance(components, Mapping):  # until `train` passes them by name
+            components = {name: part for name, part in vars(components).items() if part is not None}
         folder.mkdir(parents=True, exist_ok=True)
-        steps = min(config.num_inference_steps, len(trained.scheduler)) if trained.scheduler is not None else 1
+        real.device = components["vqvae"].device
+        steps = min(config.num_inference_steps, len(components["scheduler"])) if "scheduler" in components else 1
         settings = EvaluationConfig(
             num_images=config.evaluate_images,
             num_inference_steps=steps,
             extractor=config.evaluate_extractor,
             seed=config.seed,
         )
-        evaluator = Evaluator(config.kind, pipe, real, folder, settings, step=step)
-        for metric in (evaluator.fid, evaluator.rfid, evaluator.kl, evaluator.reconstruction):
-            metric()
+        store = SampleStore(folder / STORE_FILE)
+        outputs = ModelOutputs(config.kind, build_pipeline(components), real, store, settings)
+        run_metrics(_METRICS, outputs, folder, step=step)
         results = read_results(folder / RESULTS_FILE)
         return {r["name"]: r["value"] for r in results if r.get("step") == step}
 

@@ -1,36 +1,51 @@
-"""The tensors that an [`Evaluator`] keeps beside its results: for figures, and for its next start."""
+"""The tensors that an evaluation keeps next to its results: for pictures, and for its next start."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-# Its tensors are named samples/MODEL, kl/MODEL, kl_floor/MODEL for figures, and codes/MODEL/KEY, generator/MODEL/KEY.
-KEPT_FILE = "figures.safetensors"
+STORE_FILE = "figures.safetensors"
 
 
-def load_kept(path: Path) -> dict[str, torch.Tensor]:
+class SampleStore:
     """
-    What evaluators have kept; nothing if there is no file.
+    Named tensors in one file: `KIND/MODEL` for pictures (samples, kl, kl_floor), and `codes/MODEL/KEY` with
+    `generator/MODEL/KEY` for the codes drawn so far and the state of their generator.
 
-    Raises:
-        ValueError: it is damaged.
+    Args:
+        path (`Path`): of the file. It does not have to exist.
     """
-    try:
-        return load_file(path) if path.is_file() else {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): remove it, and what it held is drawn anew.") from error
 
+    def __init__(self, path: Path):
+        self.path = path
 
-def save_kept(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces the file as a whole, so that a killed run leaves the old or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder, since a rename is atomic only there
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    def read(self) -> dict[str, torch.Tensor]:
+        """
+        All tensors; none if there is no file.
 
+        Raises:
+            ValueError: the file is damaged.
+        """
+        try:
+            return load_file(self.path) if self.path.is_file() else {}
+        except SafetensorError as error:
+            raise ValueError(
+                f"{self.path} is damaged ({error}): remove it, and what it held is drawn again."
+            ) from error
 
-def of_kind(kept: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
-    """{model: tensor} of one kind, e.g. "samples"."""
-    return {name.removeprefix(f"{kind}/"): kept[name] for name in kept if name.startswith(f"{kind}/")}
+    def update(self, tensors: Mapping[str, torch.Tensor], remove: Iterable[str] = ()) -> None:
+        """Add or replace tensors. The file is replaced as a whole, so that a killed run leaves the old or the new."""
+        old, removed = self.read(), set(remove)
+        kept = {name: tensor for name, tensor in old.items() if name not in removed}
+        temporary = self.path.with_name(f".{self.path.name}.tmp")  # a rename is atomic only within a file system
+        save_file(kept | {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        os.replace(temporary, self.path)
+
+    def pictures(self, kind: str) -> dict[str, torch.Tensor]:
+        """{model: tensor} of one kind, e.g. "samples"."""
+        prefix = f"{kind}/"
+        return {name.removeprefix(prefix): tensor for name, tensor in self.read().items() if name.startswith(prefix)}

@@ -1,0 +1,173 @@
+"""What metrics ask of a prior, answered by each kind of pipeline."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..models import bridge_start_latents
+from ..schedulers import OUBridgeScheduler
+from .code_bits import bridge_code_bits
+from .config import EvaluationConfig
+from .elbo import BridgeELBO, bridge_elbo
+from .nll import bridge_nll, pixelcnn_nll
+
+
+class EvaluatedPrior:
+    """
+    A pipeline with a prior: how it is called for samples, and its likelihoods.
+
+    Args:
+        model (`str`): its name in errors.
+        pipe (`DiffusionPipeline`): on its device.
+        config ([`EvaluationConfig`]): the settings.
+
+    Attributes:
+        abilities (`frozenset[str]`): which of "samples", "masked_bits", "code_bits" and "elbo" it has.
+        drawing_facts (`dict[str, Any]`): the settings that draws without classes depend on.
+        sampling_facts (`dict[str, Any]`): the settings that samples depend on.
+
+    Raises:
+        ValueError: a guidance scale for a model without classes.
+    """
+
+    abilities = frozenset({"samples", "masked_bits", "code_bits"})
+    num_class_embeds: int | None  # the last of them is the null class
+
+    def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
+        self.pipe, self.vqvae, self.config = pipe, pipe.vqvae.eval(), config
+        self._call: dict[str, Any] = {}
+        self.drawing_facts: dict[str, Any] = {}
+        if config.guidance_scale and self.num_class_embeds is None:
+            raise ValueError(f"{model} has no classes: leave out `guidance_scale`.")
+        pipe.set_progress_bar_config(disable=True)
+
+    @property
+    def sampling_facts(self) -> dict[str, Any]:
+        classes = {} if self.num_class_embeds is None else {"guidance_scale": self.config.guidance_scale}
+        return self.drawing_facts | classes
+
+    def sample_labels(self, start: int, count: int) -> torch.Tensor | None:
+        """Classes of the samples from number `start` on, in turn; None if samples have no class."""
+        if self.num_class_embeds is None or not self.config.guidance_scale:
+            return None
+        return torch.arange(start, start + count) % (self.num_class_embeds - 1)
+
+    def draw_codes(self, count: int, generator: torch.Generator, labels: torch.Tensor | None) -> torch.Tensor:
+        """Codes of `count` samples, (count, h, w)."""
+        call = self._call if labels is None else self._call | self._label_options(labels)
+        latents = self.pipe(count, generator=generator, output_type="latent", **call).images
+        return self.vqvae.encode_codes(latents)
+
+    def draw_images(self, count: int) -> None:
+        """Draw a batch and decode it, to be timed."""
+        self.pipe(batch_size=count, output_type="pt", **self._call)
+
+    def masked_bits(
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Bits per masked code of each image, (n,) by the figure's name."""
+        raise NotImplementedError
+
+    def masked_facts(self) -> dict[str, Any]:
+        """The settings that [`masked_bits`] depends on."""
+        return {}
+
+    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
+        """Bits per code of each map (n, h, w), (n,)."""
+        raise NotImplementedError
+
+    def elbo(
+        self, pixels: torch.Tensor, generator: torch.Generator, timesteps_per_image: int, batch_size: int
+    ) -> BridgeELBO:
+        """-ELBO of images (n, C, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
+        return {"class_labels": labels.tolist()}
+
+    def _null_classes(self, count: int) -> torch.Tensor | None:
+        """What the pipelines take without labels."""
+        if self.num_class_embeds is None:
+            return None
+        return torch.full((count,), self.num_class_embeds - 1, device=self.vqvae.device)
+
+
+class BridgePrior(EvaluatedPrior):
+    """[`EvaluatedPrior`] of a [`DiffusionBridgeVQPipeline`]."""
+
+    def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
+        self.num_class_embeds = pipe.unet.config.num_class_embeds
+        super().__init__(model, pipe, config)
+        pipe.unet.eval()
+        solver: dict[str, Any] = {}
+        if isinstance(pipe.scheduler, OUBridgeScheduler):
+            self.abilities = self.abilities | {"elbo"}
+            solver = {"solver": config.solver}
+        else:  # a stock scheduler is a solver itself, and has no noise levels of its own to integrate over
+            self.abilities = self.abilities - {"code_bits"}
+        self._call = {"num_inference_steps": config.num_inference_steps} | solver
+        self.drawing_facts = {"steps": config.num_inference_steps} | solver
+
+    def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
+        return super()._label_options(labels) | {"guidance_scale": self.config.guidance_scale}
+
+    def masked_facts(self) -> dict[str, Any]:
+        facts = {"draws": self.config.num_nll_samples, "jump_n_sample": 1} | self.drawing_facts
+        return facts | ({"solver": "ancestral"} if "solver" in facts else {})
+
+    def masked_bits(
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        found = bridge_nll(
+            self.pipe.unet,
+            self.pipe.scheduler,
+            self.vqvae.quantize,
+            bridge_start_latents(self.pipe.unet, self.vqvae.quantize, latents),
+            codes,
+            mask,
+            self.config.num_nll_samples,
+            self.config.num_inference_steps,
+            generator,
+            class_labels=self._null_classes(len(latents)),
+        )
+        return {"nll": found.one_sample, "nll_joint": found.joint}
+
+    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
+        labels = self._null_classes(len(codes))
+        own = self.pipe.unet, self.pipe.scheduler, self.vqvae.quantize
+        return bridge_code_bits(*own, codes, generator, batch_size, class_labels=labels)
+
+    def elbo(
+        self, pixels: torch.Tensor, generator: torch.Generator, timesteps_per_image: int, batch_size: int
+    ) -> BridgeELBO:
+        own = self.vqvae, self.pipe.unet, self.pipe.scheduler
+        labels = self._null_classes(len(pixels))
+        return bridge_elbo(*own, pixels, generator, timesteps_per_image, batch_size=batch_size, class_labels=labels)
+
+
+class PixelCNNPriorOfCodes(EvaluatedPrior):
+    """[`EvaluatedPrior`] of a [`PixelCNNVQPipeline`]."""
+
+    def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
+        self.num_class_embeds = pipe.prior.config.num_class_embeds
+        super().__init__(model, pipe, config)
+        if config.guidance_scale not in (0, 1):
+            raise ValueError(
+                f"{model} is a PixelCNN, which has no guidance: `guidance_scale` is 0 or 1, not "
+                f"{config.guidance_scale}."
+            )
+
+    def masked_bits(
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        return {"nll": pixelcnn_nll(self.pipe.prior, codes, mask)}
+
+    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
+        everything = torch.ones(codes.shape[1:], dtype=torch.bool)
+        return torch.cat([pixelcnn_nll(self.pipe.prior, part, everything) for part in codes.split(batch_size)])
+
+
+def evaluated_prior(model: str, pipe: DiffusionPipeline, config: EvaluationConfig) -> EvaluatedPrior:
+    """The prior of a pipeline of this package; arguments and errors as for [`EvaluatedPrior`]."""
+    return (PixelCNNPriorOfCodes if "prior" in pipe.components else BridgePrior)(model, pipe, config)

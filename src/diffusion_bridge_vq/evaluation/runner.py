@@ -1,0 +1,157 @@
+"""From saved pipelines and real images to results in a file."""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ..data import load_images
+from ..figures import plot_kl_maps, sample_sheets
+from ..models import GumbelVQModel
+from ..pipelines import load_pipeline
+from ..run_folder import RunFolder
+from .config import EvaluationConfig
+from .metrics import METRICS
+from .model_outputs import ModelOutputs
+from .real_images import RealImages
+from .results import RESULTS_FILE, append_results, describe_device, read_results, recall_results
+from .sample_store import STORE_FILE, SampleStore
+from .tables import all_results, paper_tables
+
+
+def evaluate_pipelines(
+    folders: Mapping[str, str | Path],
+    dataset: str,
+    output_dir: Path,
+    config: EvaluationConfig | None = None,
+    metrics: Collection[str] = METRICS,
+    dataset_name: str | None = None,
+    train_split: str = "train",
+    test_split: str = "test",
+    image_column: str | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    **facts: Any,
+) -> None:
+    """
+    Measure saved pipelines on one data set; results go to `output_dir`/results.json. Whenever it is killed, the same
+    call continues with the next batch of samples or the next metric. See [`run_metrics`].
+
+    Args:
+        folders (`Mapping[str, str]`): {model: folder of a saved pipeline, of an autoencoder, or of a run}. A metric
+            that needs what a model doesn't have is skipped.
+        dataset (`str`), image_column (`str`, *optional*): as `load_images` takes them.
+        output_dir (`Path`): of the results.
+        config ([`EvaluationConfig`], *optional*, defaults to `EvaluationConfig()`): the settings.
+        metrics (`Collection[str]`, *optional*, defaults to all): names in `METRICS`.
+        dataset_name (`str`, *optional*, defaults to the data set's own): in the results, see [`RealImages`].
+        train_split (`str`, *optional*, defaults to "train"): of the images that models were trained on.
+        test_split (`str`, *optional*, defaults to "test"): of the images that models are compared with.
+        batch_size (`int`, *optional*, defaults to 64): images per call of the networks.
+        device (`torch.device`, *optional*, defaults to "cpu"): of everything.
+        facts: stored with every result, e.g. preset.
+
+    Raises:
+        ValueError: no pipeline, a name that can't be a file's, models of different image sizes, an unknown metric,
+            an autoencoder with metrics of a prior, a results.json of another program, and what the metrics raise.
+    """
+    config = config or EvaluationConfig()
+    if not folders:
+        raise ValueError("No pipeline is given: name at least one, e.g. bridge=outputs/demo/pipeline.")
+    for model in folders:
+        if not model or set(model) & set('/\\:*?"<>|'):
+            raise ValueError(f"{model!r} can't be a model's name: its figures are files that are named after it.")
+    unknown = [metric for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ValueError(f"Metrics are {', '.join(METRICS)}, got {', '.join(unknown)}.")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    store = SampleStore(output_dir / STORE_FILE)
+    facts |= {"train_split": train_split, "test_split": test_split}
+    real, size = None, {}
+    for model, folder in folders.items():
+        evaluated = _load(Path(folder)).to(device)
+        alone = isinstance(evaluated, GumbelVQModel)
+        of_autoencoders = [name for name, metric in METRICS.items() if not metric.needs]
+        if alone and not set(metrics) & set(of_autoencoders):
+            raise ValueError(f"{folder} is an autoencoder: its metrics are {', '.join(of_autoencoders)}.")
+        vqvae = (evaluated if alone else evaluated.vqvae).config
+        own_size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
+        if real is None:
+            size = own_size
+            train, test = (
+                load_images(dataset, split=split, image_column=image_column, **size)
+                for split in (train_split, test_split)
+            )
+            name = dataset_name or train.name
+            real = RealImages(name, train, test, config.num_images, config.extractor, device)
+        elif own_size != size:
+            raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
+        outputs = ModelOutputs(model, evaluated, real, store, config, batch_size)
+        run_metrics(metrics, outputs, output_dir, **facts)
+
+
+def run_metrics(names: Iterable[str], outputs: ModelOutputs, output_dir: Path, **facts: Any) -> None:
+    """
+    Run metrics on one model. The figures of a metric are appended to `output_dir`/results.json together, with what it
+    takes to read them. A metric whose figures of the same weights, images and settings are there isn't run again.
+
+    Args:
+        names (`Iterable[str]`): in `METRICS`. A metric that needs what the model doesn't have is skipped.
+        outputs ([`ModelOutputs`]): of the model.
+        output_dir (`Path`): exists.
+        facts: stored with every result.
+
+    Raises:
+        ValueError: a results.json of another program, and what the metrics raise.
+    """
+    path, real = output_dir / RESULTS_FILE, outputs.real
+    for name in names:
+        metric = METRICS[name]
+        missing = metric.needs - outputs.provides
+        if missing:
+            print(f"{outputs.model:<12} {name}: skipped, the model has no {', '.join(sorted(missing))}", flush=True)
+            continue
+        count = metric.count(outputs)
+        for part in metric.parts:
+            settings: dict[str, Any] = {"metric": name, "model": outputs.model, "weights": outputs.weights}
+            settings |= {"dataset": real.dataset, "images": real.fingerprint, "n": count, "seed": outputs.config.seed}
+            settings |= facts | metric.settings(outputs) | part
+            here = {"device": describe_device(real.device)} if metric.per_device else {}
+            found = recall_results(path, **settings, **here)
+            remark = " (measured before)" if found else ""
+            if not found:
+                figures, pictures = metric.measure(outputs, count, **part)
+                if pictures:
+                    outputs.store.update({f"{kind}/{outputs.model}": tensor for kind, tensor in pictures.items()})
+                found = append_results(path, figures, **settings, device=real.device)
+            for result in found:
+                print(f"{outputs.model:<12} {result['name']:<24} {result['value']:.4g}{remark}", flush=True)
+
+
+def write_report(output_dir: Path) -> list[Path]:
+    """
+    The paper's tables and all results (tables.md), KL maps and sheets of samples, from what `output_dir` holds.
+
+    Raises:
+        ValueError: there is no results.json, or it or figures.safetensors is damaged.
+    """
+    results = output_dir / RESULTS_FILE
+    if not results.is_file():
+        raise ValueError(f"There is no {results}: measure something first.")
+    tables, store = output_dir / "tables.md", SampleStore(output_dir / STORE_FILE)
+    found = read_results(results)
+    maps, floors, samples = (store.pictures(kind) for kind in ("kl", "kl_floor", "samples"))
+    tables.write_text(f"{paper_tables(found)}\n{all_results(found)}", encoding="utf-8")
+    return [tables, *plot_kl_maps(maps, floors, output_dir), *sample_sheets(samples, output_dir)]
+
+
+def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:
+    """What a folder holds: a pipeline, an autoencoder, or a run that left one of these."""
+    run = RunFolder(folder)
+    if not (folder / "model_index.json").is_file():  # not a pipeline
+        folder = next((path for path in (run.pipeline, run.autoencoder) if path.is_dir()), folder)
+        if not (folder / "model_index.json").is_file() and (folder / "config.json").is_file():
+            return GumbelVQModel.from_pretrained(folder)
+    return load_pipeline(folder)
