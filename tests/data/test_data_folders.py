@@ -193,6 +193,103 @@ def test_bad_csv_lists(tmp_path, rows, header, message):
         load_images(str(tmp_path), **GREY)
 
 
+def test_a_circle_of_links_shows_each_image_once(tmp_path):
+    save(tmp_path / "cat" / "a.png", 1)
+    save(tmp_path / "dog" / "b.png", 2)
+    (tmp_path / "cat" / "back").symlink_to(tmp_path)
+    (tmp_path / "dog" / "self").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "itself").symlink_to(tmp_path / "dog" / "itself")
+    dataset = load_images(str(tmp_path), **GREY)
+    assert values(dataset) == [1, 2] and dataset.class_names == ["cat", "dog"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Leaving it out would train on fewer classes without a word."""
+    save(tmp_path / "cat" / "a.png", 1)
+    save(tmp_path / "dog" / "b.png", 2)
+    scandir = os.scandir
+
+    def closed(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(ValueError, match=r"dog' can't be read \(Permission denied\); make it readable"):
+        load_images(str(tmp_path), **GREY)
+    save(tmp_path / "lost+found" / "c.png", 3)
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert values(load_images(str(tmp_path), **GREY)) == [1, 2]
+
+
+def test_names_of_any_script(tmp_path):
+    for name in ("é è", "日本", "\U0001f408", "it's [1]"):
+        save(tmp_path / name / f"{name}.png", 1)
+    assert load_images(str(tmp_path), **GREY).class_names == sorted(["é è", "日本", "\U0001f408", "it's [1]"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"train\.csv' is empty; expected filename and label"),
+        (b"\n", r"train\.csv' has the columns \[\]; expected filename and label"),
+        ("filename,label\na.png,café\n".encode("latin-1"), r"train\.csv' isn't in UTF-8 \(line 2\); save it in"),
+        ("filename,label\na.png,x\n".encode("utf-16"), r"train\.csv' isn't in UTF-8 \(line 1\)"),
+        (
+            b"filename;label\na.png;x\n",
+            r"columns \['filename;label'\]; expected filename and label",
+        ),
+        (b"filename,label,label\na.png,x,y\n", r"columns \['filename', 'label', 'label'\]; expected filename and"),
+        (b"filename,label\na,b.png,x\n", r"row 1 of .*train\.csv' has 3 values for 2 columns: .*in quotes"),
+        (b"filename,label\na.png,x\na.png,y\n", r"row 2 of .* labels 'a\.png' as 'y', but a row before it as 'x'"),
+        (b'filename,label\n"a.png,x\n', r"train\.csv' can't be read as CSV: "),
+        (
+            b"filename,label\na.png,x\nb.png,x\n",
+            r"1 of 2 files that .*train\.csv' names aren't there, .*b\.png",
+        ),
+        (b"filename,label\nimages,x\n", "1 of 1 files"),
+    ],
+)
+def test_csv_files_are_named_with_what_is_wrong(tmp_path, content, message):
+    save(tmp_path / "images" / "a.png", 1)
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_images(str(tmp_path), **GREY)
+
+
+def test_a_path_that_looks_local_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    save(tmp_path / "data" / "toys" / "a.png", 7)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
+    message = r"data/toyz' doesn't exist; .*Did you mean 'data/toys'\? If you mean .*: hf://datasets/data/toyz\."
+    with pytest.raises(ValueError, match=message):
+        load_images("data/toyz", **GREY)
+    for text in ("data/toys/a/b", "x" * 5000 + "/", "~nobody/x"):
+        with pytest.raises(ValueError, match=r"doesn't exist; give a folder"):
+            load_images(text, **GREY)
+
+
+def test_a_hub_prefix_names_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    save(tmp_path / "data" / "toys" / "a.png", 7)
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    table = datasets.Dataset.from_dict({"image": [flat(3)]}, features=datasets.Features({"image": datasets.Image()}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append(name) or table)
+    assert values(load_images("hf://datasets/data/toys", **GREY)) == [3] and asked == ["data/toys"]
+
+
+def test_what_is_not_on_the_hub_either_gets_a_suggestion(tmp_path, monkeypatch):
+    save(tmp_path / "data" / "toys" / "a.png", 7)
+    monkeypatch.chdir(tmp_path)
+    for error, kind in (
+        (datasets.exceptions.DatasetNotFoundError("it doesn't exist on the Hub"), ValueError),
+        (ConnectionError("no answer"), ConnectionError),
+    ):
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, split, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(kind, match=r"'dat/toys'.*Did you mean 'data/toys'\?"):
+            load_images("dat/toys", **GREY)
+
+
 def test_bad_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for missing in (str(tmp_path / "gone"), "./gone", "../gone", "~/gone-from-home"):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 import diffusion_bridge_vq.data.images as images_module
-from diffusion_bridge_vq.data import ImageDataset
+from diffusion_bridge_vq.data import BrokenImageError, ImageDataset
 from diffusion_bridge_vq.data.decoding import decode_image
 
 RNG = np.random.default_rng(0)
@@ -213,6 +213,24 @@ def test_on_access_the_broken_one_is_named_and_counted(tmp_path, on_access):
         dataset.__getitems__([4, 5])
     with pytest.raises(ValueError, match=r"a[25]\.png can't be decoded"):
         list(DataLoader(dataset, batch_size=4, num_workers=1))
+
+
+def test_a_broken_image_can_be_replaced(tmp_path, on_access):
+    """The advice works: the set keeps its fingerprint, so that a run resumes. Without the file it is another one."""
+    records, pixels = good_and_broken(tmp_path, [2])
+    with pytest.raises(BrokenImageError, match="Replace it under the same name, and `resume` takes the run on"):
+        ImageDataset(records, name="set", resolution=4)[2]
+    Image.fromarray(pixels[2]).save(tmp_path / "a2.png")
+    whole = ImageDataset(records, name="set", resolution=4)
+    np.testing.assert_array_equal(whole[2]["images"].numpy(), pixels[2].transpose(2, 0, 1))
+    assert ImageDataset(records[:2] + records[3:], name="set", resolution=4).fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_has_its_own_exception(tmp_path, on_access, workers):
+    records, _ = good_and_broken(tmp_path, [2])
+    with pytest.raises(BrokenImageError, match=r"a2\.png can't be decoded"):
+        list(DataLoader(ImageDataset(records, name="set", resolution=4), batch_size=4, num_workers=workers))
 
 
 def labelled(count=10):

@@ -7,6 +7,8 @@ from collections import Counter
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -14,7 +16,7 @@ from gray_images import GREY, flat, values
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from diffusion_bridge_vq.data import load_images, stream_images
+from diffusion_bridge_vq.data import BrokenImageError, load_images, stream_images
 
 SIZES = (7, 13, 22)  # rows of the files: workers end at different times
 NAMES = datasets.ClassLabel(names=["even", "odd", "never"])
@@ -250,15 +252,116 @@ def test_labels_kept_back_are_none(tmp_path):
         list(asked)
 
 
+@pytest.mark.parametrize(
+    ("kind", "labels", "names"),
+    [
+        ("string", ["pear", "apple", "pear", "fig"], ["apple", "fig", "pear"]),
+        ("int32", [30, -5, 4, 30], ["-5", "4", "30"]),
+    ],
+)
+def test_integers_and_strings_get_the_ids_of_the_loaded_set(tmp_path, kind, labels, names):
+    for part in (slice(0, 2), slice(2, 4)):
+        rows = [{"bytes": encoded(value), "path": None} for value in range(4)[part]]
+        write_parquet(tmp_path / f"train-{part.start}.parquet", rows, labels[part], datasets.Value(kind))
+    streamed, loaded = (source(str(tmp_path), label_column="label", **GREY) for source in (stream_images, load_images))
+    assert streamed.class_names == loaded.class_names == names and streamed.num_classes == 3
+    expected = {(int(item["images"].unique()), int(item["labels"])) for item in loaded}
+    assert {(int(item["images"].unique()), int(item["labels"])) for item in streamed} == expected
+    assert expected == {(value, names.index(str(label))) for value, label in enumerate(labels)}
+
+
+def test_a_label_without_class_is_named(tmp_path):
+    rows = [{"bytes": encoded(value), "path": None} for value in range(3)]
+    write_parquet(tmp_path / "train.parquet", rows, [0, 1, 2])
+    overwrite_labels(tmp_path / "train.parquet", [0, 1, 3])
+    with pytest.raises(ValueError, match="'label' has the label 3, but names for 3 classes only, 0 to 2"):
+        load_images(str(tmp_path), **GREY)
+    with pytest.raises(ValueError, match=r"image 2 of .*no label in 'label' but 3, of 3 classes"):
+        list(stream_images(str(tmp_path), buffer_size=1, **GREY))
+
+
+def overwrite_labels(file, labels):
+    """With any numbers, which `datasets` wouldn't write."""
+    table = pq.read_table(file)
+    place = table.schema.get_field_index("label")
+    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(labels, pa.int64())), file)
+
+
+@pytest.mark.parametrize("source", [load_images, stream_images])
+def test_damaged_shards_are_named(tmp_path, source, parquet, tars):
+    """Before anything is read."""
+    (parquet / "train-1.parquet").write_bytes((parquet / "train-1.parquet").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"train-1\.parquet' isn't a parquet file, or is cut off"):
+        source(str(parquet), **GREY)
+    (parquet / "train-1.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train-1\.parquet' isn't a parquet file, or is cut off"):
+        source(str(parquet), **GREY)
+    whole = (tars / "train-0001.tar").read_bytes()
+    for size in (3 * 1024 + 512 + 1, 3 * 2 * 1024):  # inside of a member, and between two
+        (tars / "train-0001.tar").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"train-0001\.tar' is cut off: it has no end mark"):
+            source(str(tars), **GREY)
+    (tars / "train-0001.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train-0001\.tar' isn't a tar file, or has no content"):
+        source(str(tars), **GREY)
+
+
+@pytest.mark.parametrize("source", [load_images, stream_images])
+def test_shards_that_contradict_each_other(tmp_path, source):
+    row = [{"bytes": encoded(1), "path": None}]
+    write_parquet(tmp_path / "train-0.parquet", row, [0], datasets.ClassLabel(names=["cat", "dog"]))
+    write_parquet(tmp_path / "train-1.parquet", row, [0], datasets.ClassLabel(names=["dog", "cat"]))
+    with pytest.raises(ValueError, match=r"column 'label' of .*train-1\.parquet' are dog, cat, but cat, dog"):
+        source(str(tmp_path), **GREY)
+    table = pq.read_table(tmp_path / "train-0.parquet")
+    pq.write_table(table.append_column("image", table.column("image")), tmp_path / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"train-1\.parquet' has several columns named image"):
+        source(str(tmp_path), **GREY)
+
+
+@pytest.mark.parametrize("source", [load_images, stream_images])
+def test_shards_without_rows(tmp_path, source):
+    for number, rows in enumerate(([], [{"bytes": encoded(5), "path": None}], [])):
+        write_parquet(tmp_path / "some" / f"train-{number}.parquet", rows, [0] * len(rows))
+    write_parquet(tmp_path / "none" / "train.parquet", [], [])
+    write_tar(tmp_path / "tars" / "train-0.tar", sample("a", 5))
+    write_tar(tmp_path / "tars" / "train-1.tar", [])
+    assert values(source(str(tmp_path / "some"), **GREY)) == values(source(str(tmp_path / "tars"), **GREY)) == [5]
+    with pytest.raises(ValueError, match=r"split 'train' of .*none.* is empty; choose another"):
+        source(str(tmp_path / "none"), **GREY)
+
+
+@pytest.mark.parametrize("source", [load_images, stream_images])
+def test_members_of_a_tar_file_may_be_in_folders(tmp_path, source):
+    members = [(f"{name}/{member}", data) for name in ("a", "b") for member, data in sample("é", ord(name))]
+    write_tar(tmp_path / "train.tar", members)
+    with tarfile.open(tmp_path / "train.tar", "a") as archive:
+        folder = tarfile.TarInfo("c")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    assert sorted(values(source(str(tmp_path), label_column="cls", **GREY))) == [97, 98]
+
+
+def test_a_replaced_image_keeps_the_fingerprint(tmp_path):
+    """The advice for a broken image works: with the image replaced in its row, a run resumes."""
+    rows = [{"bytes": encoded(value), "path": None} for value in range(5)]
+    write_parquet(tmp_path / "train.parquet", [*rows[:3], {"bytes": b"broken", "path": None}, rows[4]])
+    broken = stream_images(str(tmp_path), **GREY)
+    with pytest.raises(BrokenImageError, match="replace the image in its row"):
+        list(broken)
+    write_parquet(tmp_path / "train.parquet", rows)
+    repaired = stream_images(str(tmp_path), **GREY)
+    assert repaired.fingerprint == broken.fingerprint and sorted(values(repaired)) == list(range(5))
+
+
 def test_columns_that_are_not_there(tmp_path, parquet):
     with pytest.raises(ValueError, match=r"image_column 'left' holds no images; .*image \(Image\)"):
         stream_images(str(parquet), image_column="left", **GREY)
     with pytest.raises(ValueError, match=r"no label_column 'class'; .*label \(ClassLabel\)"):
         stream_images(str(parquet), label_column="class", **GREY)
-    text = tmp_path / "text"
-    write_parquet(text / "train.parquet", [{"bytes": encoded(1), "path": None}], ["cat"], datasets.Value("string"))
-    with pytest.raises(ValueError, match="'label' holds strings, whose class ids aren't known before all are read"):
-        stream_images(str(text), label_column="label", **GREY)
+    write_tar(tmp_path / "text" / "train.tar", sample("a", 1))
+    with pytest.raises(ValueError, match=r"'json\.name' holds strings, whose class ids aren't known before all are"):
+        stream_images(str(tmp_path / "text"), label_column="json.name", **GREY)
 
 
 def test_what_cannot_be_streamed(tmp_path, parquet):
@@ -307,9 +410,7 @@ def test_fingerprint(parquet):
         lambda: write_parquet(
             parquet / "train-1.parquet", [{"bytes": encoded(1), "path": None}], [0]
         ),  # a shorter one
-        lambda: write_parquet(
-            parquet / "train-0.parquet", [{"bytes": encoded(9), "path": None}], [1], datasets.ClassLabel(2)
-        ),
+        lambda: write_parquet(parquet / "train-0.parquet", [{"bytes": encoded(9), "path": None}], [1]),
     ):
         change()
         changed = fingerprint()

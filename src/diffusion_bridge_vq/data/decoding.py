@@ -3,6 +3,7 @@
 import os
 import stat
 import struct
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,6 +20,10 @@ Record: TypeAlias = dict[str, Any]
 # Longer images are cropped to this ratio of the sides before they are scaled: the rest would only take memory.
 MAX_ASPECT = 4
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class BrokenImageError(ValueError):
+    """An image can't be decoded. The message says which one, and why."""  # only that comes through from a worker
 
 
 def decode_image(record: Record | None, resolution: int, channels: int) -> np.ndarray:
@@ -58,6 +63,13 @@ def decode_image(record: Record | None, resolution: int, channels: int) -> np.nd
     # Not torch from here: its calls release the interpreter lock, and on small images threads would contend for it.
     pixels = np.asarray(image)[top : top + resolution, left : left + resolution]  # H W, or H W C
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+@cache
+def image_suffixes() -> set[str]:
+    """Those of the files that Pillow can open, in lower case."""
+    Image.init()
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def reason(error: Exception) -> str:

@@ -1,15 +1,17 @@
-"""Local folders: shards found, images listed in Arrow's memory, and CSV lists beside images."""
+"""Local folders: images listed in Arrow's memory, and CSV lists next to images."""
 
 import csv
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image as PILImage
+
+from .decoding import image_suffixes
+from .paths import HUB_PREFIX, looks_local, suggest_path
+from .shards import find_shards
 
 if TYPE_CHECKING:
     import datasets
@@ -34,36 +36,17 @@ def local_folder(dataset: str) -> Path | None:
     Raises:
         ValueError: there is no such folder.
     """
-    folder = Path(dataset).expanduser()
-    if not (folder.exists() or folder.is_absolute() or dataset.startswith((".", "~"))):
+    if not looks_local(dataset):
         return None
-    folder = folder.resolve()
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "doesn't exist"
-        raise ValueError(f"{str(folder)!r} {problem}; give a folder of images or parquet files, or a dataset's id")
-    return folder
-
-
-def find_shards(folder: Path) -> list[Path]:
-    """
-    The parquet files of a folder, or else its tar shards, here and in `data/`; [] if it is for another reading. Tar
-    files beside images, or beside other folders than `data`, are what was unpacked there.
-    """
-    found: dict[str, list[Path]] = {".parquet": [], ".tar": []}
-    unpacked = False
-    for place in (folder, folder / "data"):
-        if not place.is_dir():
-            continue
-        with os.scandir(place) as entries:  # `glob` would make a list of 10 million images
-            for entry in entries:
-                suffix = os.path.splitext(entry.name)[1]
-                if entry.name.startswith("."):
-                    continue
-                if suffix in found:
-                    found[suffix].append(Path(entry.path))
-                elif suffix.lower() in _image_suffixes() or (entry.is_dir() and Path(entry.path) != folder / "data"):
-                    unpacked = True
-    return sorted(found[".parquet"]) or ([] if unpacked else sorted(found[".tar"]))
+    folder = Path(os.path.abspath(os.path.expanduser(dataset)))
+    if not os.path.isdir(folder):
+        problem = "is a file" if os.path.exists(folder) else "doesn't exist"
+        on_hub = f" If you mean the one on the Hub: {HUB_PREFIX}{dataset}." if dataset.count("/") == 1 else ""
+        raise ValueError(
+            f"{str(folder)!r} {problem}; give a folder of images or parquet files, or a dataset's id. "
+            f"{suggest_path(dataset)}{on_hub}".rstrip()
+        )
+    return folder.resolve()
 
 
 def read_folder(folder: Path, split: str) -> "datasets.Dataset | None":
@@ -91,17 +74,64 @@ def _present(split: str, splits: Iterable[str], folder: Path) -> str:
 def _read_csv(file: Path, images: Path) -> "datasets.Dataset":
     from datasets import ClassLabel, Dataset, Features, Image
 
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        rows = list(reader)
-    if not {"filename", "label"} <= set(reader.fieldnames or ()):
-        raise ValueError(f"{str(file)!r} has the columns {reader.fieldnames}; expected filename and label")
-    for number, row in enumerate(rows, start=1):
-        if not row["filename"] or not row["label"]:
+    labels: dict[str, str] = {}  # file name -> label
+    columns: dict[str, list[str]] = {"image": [], "label": []}
+    for number, (filename, label) in enumerate(_csv_rows(file), start=1):
+        if not filename or not label:
             raise ValueError(f"row {number} of {str(file)!r} lacks a filename or a label; complete or remove it")
-    names = sorted({row["label"] for row in rows})
-    columns = {"image": [str(images / row["filename"]) for row in rows], "label": [row["label"] for row in rows]}
-    return Dataset.from_dict(columns, features=Features({"image": Image(), "label": ClassLabel(names=names)}))
+        if labels.setdefault(filename, label) != label:
+            raise ValueError(
+                f"row {number} of {str(file)!r} labels {filename!r} as {label!r}, but a row before it as "
+                f"{labels[filename]!r}; remove one of them"
+            )
+        columns["image"].append(str(images / filename))
+        columns["label"].append(label)
+    _check_files(file, columns["image"])
+    features = Features({"image": Image(), "label": ClassLabel(names=sorted(set(columns["label"])))})
+    return Dataset.from_dict(columns, features=features)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, str]]:
+    """The file name and the label of each row."""
+    expected = "expected filename and label, separated by a comma, in the first line"
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.reader(lines, strict=True)
+            header = next(reader, None)
+            if header is None:
+                raise ValueError(f"{str(file)!r} is empty; {expected}")
+            if sorted(name for name in header if name in ("filename", "label")) != ["filename", "label"]:
+                raise ValueError(f"{str(file)!r} has the columns {header}; {expected}")
+            places = header.index("filename"), header.index("label")
+            number = 0
+            for row in reader:
+                if not row:  # an empty line
+                    continue
+                number += 1
+                if len(row) > len(header):
+                    raise ValueError(
+                        f"row {number} of {str(file)!r} has {len(row)} values for {len(header)} columns: {row}; put "
+                        "values with a comma in quotes"
+                    )
+                row += [""] * (len(header) - len(row))
+                yield row[places[0]], row[places[1]]
+    except UnicodeDecodeError as error:
+        read = file.read_bytes().decode("utf-8", errors="replace")
+        line = read[: read.index("\ufffd")].count("\n") + 1
+        raise ValueError(f"{str(file)!r} isn't in UTF-8 (line {line}); save it in that encoding") from error
+    except csv.Error as error:
+        raise ValueError(f"{str(file)!r} can't be read as CSV: {error}; {expected}") from error
+    except OSError as error:
+        raise ValueError(f"{str(file)!r} can't be read: {error.strerror}") from error
+
+
+def _check_files(file: Path, images: list[str]) -> None:
+    missing = [image for image in images if not os.path.isfile(image)]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(images)} files that {str(file)!r} names aren't there, such as {missing[0]} "
+            "(No such file or directory); add them or remove their rows"
+        )
 
 
 def _read_image_folder(folder: Path, split: str) -> "datasets.Dataset":
@@ -176,23 +206,22 @@ def _read_image_folder(folder: Path, split: str) -> "datasets.Dataset":
     return table.add_column("label", labels, feature=ClassLabel(names=in_order))
 
 
-@cache
-def _image_suffixes() -> set[str]:
-    PILImage.init()
-    return {suffix for suffix, kind in PILImage.registered_extensions().items() if kind in PILImage.OPEN}
-
-
-def _walk(folder: Path, inside: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[str, ...], pa.ChunkedArray]]":
+def _walk(
+    folder: Path, inside: tuple[str, ...] = (), above: tuple[tuple[int, int], ...] = ()
+) -> "Iterator[tuple[tuple[str, ...], pa.ChunkedArray]]":
     """
     The folders with images in them, the parts of their paths inside `folder`, and the sorted names of the images.
 
-    In sorted order, a folder before those in it, runs repeat on any file system. Links are followed; what can't be
-    opened is left out, as in `os.walk`. Hidden files may end in .jpg without being images (macOS).
+    In sorted order, a folder before those in it, runs repeat on any file system. Links are followed, but not one that
+    leads back to a folder that it is in (`above`). Hidden files may end in .jpg without being images (macOS).
+
+    Raises:
+        ValueError: a folder can't be read, or file names aren't UTF-8.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    suffixes = _image_suffixes()
+    suffixes = image_suffixes()
     folders: list[str] = []
     names: list[str] = []
     chunks: list[pa.Array] = []
@@ -206,13 +235,21 @@ def _walk(folder: Path, inside: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[s
             ) from error
         names.clear()
 
+    here = folder.joinpath(*inside)
     try:
-        entries = os.scandir(folder.joinpath(*inside))
-    except OSError:
+        status = os.stat(here)
+        entries = os.scandir(here)
+    except OSError as error:
+        raise ValueError(
+            f"{str(here)!r} can't be read ({error.strerror}); make it readable or move it elsewhere"
+        ) from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        entries.close()
         return
     with entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == "lost+found":  # which Linux has at the root of a disk
                 continue
             try:
                 is_folder = entry.is_dir()
@@ -232,4 +269,4 @@ def _walk(folder: Path, inside: tuple[str, ...] = ()) -> "Iterator[tuple[tuple[s
     del found
     chunks.clear()
     for name in sorted(folders):
-        yield from _walk(folder, (*inside, name))
+        yield from _walk(folder, (*inside, name), (*above, identity))

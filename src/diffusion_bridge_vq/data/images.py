@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .decoding import Record, decode_image, reason
+from .decoding import BrokenImageError, Record, decode_image, reason
 
 # Up to this size a decoded set is held in memory; a larger one is decoded on access.
 IN_MEMORY_BYTES = 2 * 1024**3
@@ -73,8 +73,8 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
 
     Raises:
-        ValueError: there are broken images. In memory all of them are counted, and the first ones named, when the
-            dataset is made; on access the broken one is named.
+        BrokenImageError: a ValueError: there are broken images. In memory all of them are counted, and the first ones
+            named, when the dataset is made; on access the broken one is named.
     """
 
     def __init__(
@@ -144,9 +144,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             return torch.from_numpy(decode_image(record, self._shape[-1], self._shape[0]).copy())  # writable
         except Exception as error:
             self._broken.add(index)
-            raise ValueError(
-                f"{self._describe(record, index)} can't be decoded ({reason(error)}); remove or replace it "
-                f"(broken images met by this process so far: {len(self._broken)})"
+            raise BrokenImageError(
+                f"{self._describe(record, index)} can't be decoded ({reason(error)}). Replace it under the same name, "
+                "and `resume` takes the run on; without it, the data set would be another one (broken images met by "
+                f"this process so far: {len(self._broken)})"
             ) from error
 
     def _decode_all(self, records: Records) -> Tensor:
@@ -174,9 +175,9 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
                 broken += broken_here
         if broken:
             more = f"; and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
-            raise ValueError(
+            raise BrokenImageError(
                 f"{len(broken)} of {self._size} images can't be decoded: {'; '.join(broken[:MAX_NAMED])}{more}. "
-                "Remove or replace them."
+                "Remove or replace them; a run that shall be resumed needs them replaced under their names."
             )
         return images
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+HUB_PREFIX = "hf://datasets/"
 # How far a suggestion looks: entries of a folder, and folders whose entries are looked at, too.
 MAX_ENTRIES = 1000
 MAX_FOLDERS = 100
@@ -26,7 +27,7 @@ def looks_local(text: str | Path) -> bool:
     path = Path(os.path.expanduser(typed))
     if path.is_absolute() or typed.startswith((".", "~")) or typed.endswith("/") or re.search(r"[\\\0]", typed):
         return True
-    return len(path.parts) > 2 or os.path.lexists(path) or (len(path.parts) == 2 and path.parent.is_dir())
+    return len(path.parts) > 2 or os.path.lexists(path) or (len(path.parts) == 2 and os.path.isdir(path.parent))
 
 
 def suggest_path(text: str | Path, containing: str | None = None) -> str:
@@ -45,7 +46,7 @@ def suggest_path(text: str | Path, containing: str | None = None) -> str:
     path = Path(os.path.expanduser(text))
     try:
         parent = path
-        while not parent.is_dir():
+        while not os.path.isdir(parent):
             parent = parent.parent
         found = sorted(_folders_in(parent, 2, containing))
     except (OSError, ValueError):  # such as a name that is too long, or with a null character

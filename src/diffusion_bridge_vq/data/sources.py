@@ -29,12 +29,13 @@ def load_images(
               `data/`). `datasets` copies them to its cache, and again when a file has changed;
             - a folder of tar shards as webdataset has them (`train-0000.tar`, here or in `data/`), with members
               such as `0001.jpg` and `0001.cls` or `0001.json`: columns jpg, cls, json. Copied to the cache, too;
-            - a folder with `train.csv`, `val.csv`, `test.csv` (columns filename, label) beside `images/`, the layout
+            - a folder with `train.csv`, `val.csv`, `test.csv` (columns filename, label) next to `images/`, the layout
               of miniImageNet (splits train, validation, test);
             - a folder of images. Sub-folders train, val or validation, test are splits, without them all is "train";
               the folders inside are the classes, if there is more than one. Metadata files are not read. It is listed
               anew each time, into a temporary file;
-            - else the id of a dataset on the Hub.
+            - else the id of a dataset on the Hub, such as "user/name", or "hf://datasets/user/name" where there is a
+              folder `user` here.
         resolution (`int`): height and width of the images.
         channels (`int`): 3 for RGB, 1 for gray.
         split (`str`): the split, by the name it has in the dataset.

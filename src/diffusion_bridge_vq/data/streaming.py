@@ -4,17 +4,19 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterator
+from tarfile import TarError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from .decoding import Record, decode_image, reason
-from .folders import find_shards, local_folder
+from .decoding import BrokenImageError, Record, decode_image, reason
+from .folders import local_folder
 from .images import short_hash
+from .shards import find_shards
 from .sources import check_arguments
-from .tables import find_image_column, find_label_column, first_line, stream_table
+from .tables import find_image_column, find_label_column, first_line, read_classes, stream_table
 
 if TYPE_CHECKING:
     import datasets
@@ -39,8 +41,9 @@ def stream_images(
             takes it.
         resolution (`int`), channels (`int`), split (`str`), image_column (`str`, *optional*): as for `load_images`.
         label_column (`str`, *optional*): the column of classes; the default is the only ClassLabel column, if there is
-            exactly one whose first row has a label. Integers, such as "cls" or "json.label" of tar shards, are class
-            ids as they stand; strings have none before all are read, and are refused.
+            exactly one whose first row has a label. Integers or strings of parquet files become class ids as in
+            `load_images`; that column is read once for it. Integers of tar shards, such as "cls" or "json.label", are
+            class ids without names; strings are refused there.
         seed (`int`): of the order.
         buffer_size (`int`): images, still encoded, among which the next is drawn; each worker has as many in memory.
 
@@ -59,10 +62,15 @@ def stream_images(
             f"{dataset!r} can't be streamed; give a folder of parquet files or tar shards (also in data/) or the id "
             "of a dataset on the Hub, or load it without streaming"
         )
-    stream, files = stream_table(dataset if folder is None else str(folder), split)
+    stream, described, files = stream_table(dataset if folder is None else str(folder), split)
     column = find_image_column(stream, image_column)
     label, feature = find_label_column(stream, label_column)
-    if label and not isinstance(feature, ClassLabel) and "string" in feature.dtype:
+    classes: list[Any] | None = None
+    if isinstance(feature, ClassLabel):
+        classes = list(range(len(feature.names)))
+    elif label and all(file.endswith(".parquet") for file in files):
+        classes = read_classes(files, label)
+    elif label and "string" in feature.dtype:
         raise ValueError(
             f"label_column {label_column!r} holds strings, whose class ids aren't known before all are read; pass a "
             "column of classes or integers, or load it without streaming"
@@ -75,10 +83,11 @@ def stream_images(
         image_column=column,
         label=label,
         label_required=label_column is not None,
-        class_names=list(feature.names) if isinstance(feature, ClassLabel) else None,
+        classes=classes,
+        class_names=list(feature.names) if isinstance(feature, ClassLabel) else classes and [str(c) for c in classes],
         seed=seed,
         buffer_size=buffer_size,
-        files=files,
+        files=described,
     )
 
 
@@ -102,6 +111,8 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         image_column (`str`): the column of images.
         label (`list[str]`): the column of labels and the names of the fields inside; none if empty.
         label_required (`bool`): whether a first row without label is an error rather than a set without labels.
+        classes (`list`, *optional*): the labels that stand for the classes 0, 1, ...; without them labels are class
+            ids.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         files (`list`): what is known of the dataset's files, for the fingerprint.
 
@@ -120,6 +131,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         image_column: str,
         label: list[str],
         label_required: bool,
+        classes: list[Any] | None,
         class_names: list[str] | None,
         seed: int,
         buffer_size: int,
@@ -137,7 +149,9 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         if first is None:
             raise ValueError(f"split {str(stream.split)!r} of {name!r} is empty; choose another or add images to it")
         # A split whose labels are kept back has None or -1 throughout.
-        self._label = label if label_required or (label and _is_label(_field(first, label))) else []
+        value = _field(first, label)
+        self._label = label if label_required or (label and value is not None and value != -1) else []
+        self._ids = None if classes is None else {value: number for number, value in enumerate(classes)}
         self.class_names = class_names if self._label else None
         image = first[image_column] or {}
         #: 16 hexadecimal digits that tell one set from another: over the columns, the classes, the first image, and
@@ -168,6 +182,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
 
     def _rows(self, stream: "datasets.IterableDataset") -> Iterator[tuple[int, dict[str, Any]]]:
         from huggingface_hub.errors import HTTPError
+        from pyarrow import ArrowException
 
         number = 0
         try:
@@ -177,33 +192,43 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
                     record["bytes"] = _read(record["path"])
                 yield number, row
                 number += 1
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, ArrowException, TarError) as error:
             raise OSError(
                 f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process). "
                 "When it can be read again, `resume` takes a run on from its last checkpoint, with the same images."
+            ) from error
+        except ValueError as error:  # such as a shard with other columns
+            raise ValueError(
+                f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process)"
             ) from error
 
     def _items(self, stream: "datasets.IterableDataset") -> Iterator[dict[str, Tensor]]:
         for number, row in self._rows(stream):
             item = {"images": self._decode(row, number)}
             if self._label:
-                label = _field(row, self._label)
-                if not _is_label(label):
-                    raise ValueError(
-                        f"{self._describe(row, number)} has no label in {'.'.join(self._label)!r} but {label!r}; "
-                        f"complete or remove it ({number} images read before it by this process)"
-                    )
-                item["labels"] = torch.tensor(label)
+                item["labels"] = torch.tensor(self._class_id(row, number))
             yield item
+
+    def _class_id(self, row: dict[str, Any], number: int) -> int:
+        label = _field(row, self._label)
+        known = label is not None and label >= 0 if self._ids is None else label in self._ids
+        if not known:
+            among = "" if self._ids is None else f", of {len(self._ids)} classes"
+            raise ValueError(
+                f"{self._describe(row, number)} has no label in {'.'.join(self._label)!r} but {label!r}{among}; "
+                f"complete or remove it ({number} images read before it by this process)"
+            )
+        return label if self._ids is None else self._ids[label]
 
     def _decode(self, row: dict[str, Any], number: int) -> Tensor:
         channels, _, resolution = self._shape
         try:
             return torch.from_numpy(decode_image(row[self._image_column], resolution, channels).copy())  # writable
         except Exception as error:
-            raise ValueError(
-                f"{self._describe(row, number)} can't be decoded ({reason(error)}); remove or replace it "
-                f"({number} images read before it by this process)"
+            raise BrokenImageError(
+                f"{self._describe(row, number)} can't be decoded ({reason(error)}). In a parquet file here, replace "
+                "the image in its row, and `resume` takes the run on; any other change makes a new data set, on which "
+                f"a new run can start with `init_from` ({number} images read before it by this process)"
             ) from error
 
     def _describe(self, row: dict[str, Any], number: int) -> str:
@@ -218,10 +243,6 @@ def _field(row: dict[str, Any], path: list[str]) -> Any:
     for name in path:
         value = None if value is None else value[name]
     return value
-
-
-def _is_label(value: Any) -> bool:
-    return value is not None and value >= 0
 
 
 def _read(url: str) -> bytes:

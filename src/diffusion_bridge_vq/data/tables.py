@@ -1,13 +1,19 @@
 """Tables of `datasets`, in its cache or streamed: their files, their column of images, and their labels."""
 
+import os
 import tarfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .paths import HUB_PREFIX, suggest_path
+from .shards import check_shards, find_shards, parquet_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -16,6 +22,8 @@ Table: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
 # With fewer files, their row groups are the shards of a stream, so that workers can share them.
 FEW_SHARDS = 16
+# Files that are open at a time to read their labels.
+MAX_OPEN = 16
 
 
 def load_table(dataset: str, split: str) -> "datasets.Dataset":
@@ -29,13 +37,17 @@ def load_table(dataset: str, split: str) -> "datasets.Dataset":
     from datasets import load_dataset
 
     with _explained(dataset, split):
-        return load_dataset(dataset, split=split)
+        check_shards(find_shards(Path(dataset)) if os.path.isdir(dataset) else [])
+        return load_dataset(dataset.removeprefix(HUB_PREFIX), split=split)
 
 
-def stream_table(dataset: str, split: str) -> "tuple[datasets.IterableDataset, list[Any]]":
+def stream_table(dataset: str, split: str) -> "tuple[datasets.IterableDataset, list[Any], list[str]]":
     """
-    One split as `load_table` takes it, not copied, with its images not decoded. Name and size of each file of the
-    dataset, and on the Hub the hash of its content, come with it.
+    One split as `load_table` takes it, not copied, with its images not decoded.
+
+    Returns:
+        The rows; for each file of the dataset its name and size, on the Hub the hash of its content, and for a local
+        parquet file its numbers of rows instead; and the paths or addresses of the files of the split.
 
     Raises:
         ValueError, ConnectionError: as `load_table`.
@@ -43,15 +55,17 @@ def stream_table(dataset: str, split: str) -> "tuple[datasets.IterableDataset, l
     from datasets import load_dataset_builder
 
     with _explained(dataset, split):
-        builder = load_dataset_builder(dataset)
+        check_shards(find_shards(Path(dataset)) if os.path.isdir(dataset) else [])
+        builder = load_dataset_builder(dataset.removeprefix(HUB_PREFIX))
         stream = builder.as_streaming_dataset(split=split)
         if stream.features is None:
             raise ValueError("it doesn't say which columns it has; load it without streaming")
         stream = stream.decode(False)  # as in `ImageColumn`; a cast isn't enough for image files of the Hub
-        files = _describe_files([file for files in builder.config.data_files.values() for file in files])
+        of_splits = {str(name): list(files) for name, files in builder.config.data_files.items()}
+        described = _describe_files([file for files in of_splits.values() for file in files])
         if stream.num_shards < FEW_SHARDS and hasattr(stream, "reshard"):  # not in older ones
             stream = stream.reshard()
-    return stream, files
+    return stream, described, of_splits.get(split, [])
 
 
 def _describe_files(files: list[str]) -> list[Any]:
@@ -65,24 +79,37 @@ def _describe_files(files: list[str]) -> list[Any]:
         if isinstance(system, HfFileSystem) and path not in listed:  # its `info` looks through the folder each time
             listed |= {entry["name"]: entry for entry in cast(list[Any], system.ls(folder, detail=True))}
         info = listed.get(path) or system.info(path)
-        described.append((name, info["size"], info.get("blob_id")))
+        if os.path.isfile(path) and name.endswith(".parquet"):
+            # The order of the images follows from these: a broken image can be replaced, and a run resumed.
+            described.append((name, parquet_rows(path), None))
+        else:
+            described.append((name, info["size"], info.get("blob_id")))
     return described
 
 
 @contextmanager
 def _explained(dataset: str, split: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetGenerationError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
     from huggingface_hub.errors import HTTPError
 
     try:
         yield
     except (HTTPError, ConnectionError) as error:
         raise ConnectionError(
-            f"{dataset!r} can't be read from the Hub: {first_line(error)}. Try again when it answers."
+            f"{dataset!r} can't be read from the Hub: {first_line(error)}. Try again when it answers. If you mean a "
+            f"folder: there is none of this name. {suggest_path(dataset)}".rstrip()
         ) from error
     except (ValueError, FileNotFoundError, tarfile.TarError, DatasetGenerationError) as error:
-        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
-        raise ValueError(f"can't load split {split!r} of {dataset!r}: {reason}") from error
+        reason = str(error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error)
+        if "corresponds to no data" in reason:
+            reason = "it is empty; choose another split or add images to it"
+        if "Must pass at least one table" in reason:
+            reason = "its first tar file holds no files; remove it"
+        if "WebDataset format" in reason:
+            reason += " Give each sample the same kinds of files, such as 0001.jpg and 0001.cls."
+        if isinstance(error, DatasetNotFoundError) and not dataset.startswith(HUB_PREFIX):
+            reason += f" There is no folder of this name either. {suggest_path(dataset)}"
+        raise ValueError(f"can't load split {split!r} of {dataset!r}: {reason.rstrip()}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -175,13 +202,47 @@ def read_labels(table: "datasets.Dataset", label_column: str | None) -> tuple[Te
     missing = values.null_count + ((pc.sum(pc.less(values, 0)).as_py() or 0) if named else 0)
     if missing == len(values) and label_column is None:
         return None, None  # a test split whose labels are kept back, -1 throughout
+    column = ".".join(path)
     if missing:
-        column = ".".join(path)
         raise ValueError(f"{missing} of {len(values)} rows have no label in {column!r}; complete or remove them")
     if named:
         names = list(feature.names)
+        largest = pc.max(values).as_py()
+        if largest >= len(names):
+            raise ValueError(
+                f"column {column!r} has the label {largest}, but names for {len(names)} classes only, 0 to "
+                f"{len(names) - 1}; correct the labels or the names"
+            )
     else:
         classes = sorted(pc.unique(values).to_pylist())
         values = pc.index_in(values, value_set=pa.array(classes, values.type))
         names = [str(value) for value in classes]
     return torch.from_numpy(values.to_numpy().astype(np.int64)), names
+
+
+def read_classes(files: list[str], path: list[str]) -> list[Any]:
+    """
+    The sorted values of a label column of parquet files, here or on the Hub. Only that column is read.
+
+    Args:
+        files (`list[str]`): paths or addresses.
+        path (`list[str]`): the column and the names of the fields inside.
+    """
+    import pyarrow.parquet as pq
+    from fsspec.core import url_to_fs
+
+    def classes_in(file: str) -> set[Any]:
+        system, name = url_to_fs(file)
+        with system.open(name, "rb") as opened:
+            column = pq.ParquetFile(opened).read(columns=[".".join(path)]).column(0)
+        return set(_unique(column, path[1:]))
+
+    with ThreadPoolExecutor(MAX_OPEN) as pool:
+        found = set().union(*pool.map(classes_in, files))
+    return sorted(value for value in found if value is not None)
+
+
+def _unique(column: Any, path: list[str]) -> list[Any]:
+    import pyarrow.compute as pc
+
+    return pc.unique(pc.struct_field(column, path) if path else column).to_pylist()
