@@ -11,9 +11,15 @@ def main() -> None:
     parser.add_argument("repo_id", metavar="user/model", help="created if it doesn't exist")
     add_repository_options(parser)
     parser.add_argument("--evaluated-as", help="the model's name in evaluation/results.json, if that has several")
+    parser.add_argument("--dataset-name", help="of the training data; without it only one of the Hub is named")
     args = parser.parse_args()
     address = push_run(
-        args.folder, args.repo_id, private=not args.public, license=args.license, evaluated_as=args.evaluated_as
+        args.folder,
+        args.repo_id,
+        private=not args.public,
+        license=args.license,
+        evaluated_as=args.evaluated_as,
+        dataset_name=args.dataset_name,
     )
     print(f"Pushed: {address}")
 

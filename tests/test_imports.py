@@ -16,6 +16,7 @@ LEVELS = {
     "run_folder": 0,
     "sampling": 1,
     "losses": 1,
+    "privacy": 1,
     "training": 2,
     "pipelines": 2,
     "evaluation": 3,

@@ -1,9 +1,7 @@
 """Model cards from a run's own files. What isn't in them is left out."""
 
-import json
 import math
 import re
-import shlex
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -12,19 +10,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 
-from .evaluation.results import of_newest_weights, read_results
+from .evaluation.results import RESULTS_FILE, of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
 from .pipelines import DiffusionBridgeVQInpaintPipeline
 from .pretrained import INDEX_NAME, find_weights, read_json
+from .privacy import UNNAMED_DATASET, public_dataset, public_result, public_settings, published_name, redact
+from .run_folder import RunFolder
 
 _TASK = "unconditional-image-generation"
 _SNIPPET_IMAGES = 16
 _INPAINT = DiffusionBridgeVQInpaintPipeline.__name__
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ABSOLUTE = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"=,:;()]+)+[/\\]?")
-_OUTSIDE = re.compile(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]")
-# Where a run was started and what it left there is the machine's; the rest is the model's.
-_OF_THE_MACHINE = ("output_dir", "init_from", "resume", "dry_run", "num_workers", "report_to", "profile")
 _SHOWN_SETTINGS = (
     "preset",
     "mode",
@@ -65,9 +60,13 @@ class RunFiles:
         return {name: (entry[0], entry[1]) for name, entry in self.index.items() if isinstance(entry, list)}
 
 
-def read_run(folder: str | Path) -> RunFiles:
+def read_run(folder: str | Path, dataset_name: str | None = None) -> RunFiles:
     """
     The files of a run's folder (which has `pipeline/` in the end), or of a pipeline's folder alone.
+
+    Args:
+        folder (`str` or `Path`): of the run or the pipeline.
+        dataset_name (`str`, *optional*): what to call the data set; without it, one of this machine isn't named.
 
     Raises:
         ValueError: there is no such folder, or a file in it can't be read.
@@ -75,27 +74,28 @@ def read_run(folder: str | Path) -> RunFiles:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}: give a run's folder or a saved pipeline's.")
-    run = RunFiles(folder)
+    found, run = RunFiles(folder), RunFolder(folder)
     if (folder / INDEX_NAME).is_file():
-        run.pipeline = folder
-    elif (folder / "pipeline" / INDEX_NAME).is_file():
-        run.pipeline = folder / "pipeline"
-    if run.pipeline is not None:
-        run.index = without_paths(read_json(run.pipeline / INDEX_NAME))
-    if run.pipeline == folder:
-        return run
-    if (folder / "config.json").is_file():
-        run.config = _public_config(read_json(folder / "config.json"))
-    if (folder / "metrics.jsonl").is_file():
-        run.metrics = _read_lines(folder / "metrics.jsonl")
-    if (folder / "evaluation" / "results.json").is_file():
-        run.results = without_paths(read_results(folder / "evaluation" / "results.json"))
+        found.pipeline = folder
+    elif (run.pipeline / INDEX_NAME).is_file():
+        found.pipeline = run.pipeline
+    if found.pipeline is not None:
+        found.index = redact(read_json(found.pipeline / INDEX_NAME))
+    if found.pipeline == folder:
+        return found
+    if run.config.is_file():
+        settings = read_json(run.config)
+        found.config = public_settings(settings, dataset_name)
+        dataset_name = dataset_name or published_name(settings)
+    found.metrics = run.read_metrics()
+    results = run.evaluation / RESULTS_FILE
+    if results.is_file():
+        found.results = [public_result(result, (dataset_name,)) for result in read_results(results)]
     for name in _GRIDS:
-        found = folder.glob(f"{name}-*.png")
-        newest = max(found, key=lambda path: (len(path.name), path.name), default=None)  # 1000000 is after 999000
+        newest = run.newest_grid(name)
         if newest is not None:
-            run.grids[name] = newest
-    return run
+            found.grids[name] = newest
+    return found
 
 
 def make_model_card(
@@ -105,6 +105,7 @@ def make_model_card(
     evaluated_as: str | None = None,
     samples: str | None = None,
     carries_code: bool = False,
+    dataset_name: str | None = None,
 ) -> ModelCard:
     """
     The card of a saved pipeline, made from what its run wrote: config.json, metrics.jsonl, evaluation/results.json and
@@ -120,11 +121,13 @@ def make_model_card(
         evaluated_as (`str`, *optional*): the model's name in results.json, if that has several.
         samples (`str`, *optional*): path of a picture beside the card.
         carries_code (`bool`): the repository has code for people without the package.
+        dataset_name (`str`, *optional*): what to call the data set. Without it, and without a `dataset_name` in the
+            run's settings, only a data set of the Hub is named.
 
     Raises:
         ValueError: no pipeline in the folder, or results of several models and no `evaluated_as`.
     """
-    run = read_run(folder)
+    run = read_run(folder, dataset_name)
     if run.pipeline is None:
         raise ValueError(f"There is no pipeline in {folder}: the run isn't over, or it trained an autoencoder alone.")
     results = _own_results(run, evaluated_as)
@@ -132,6 +135,7 @@ def make_model_card(
     vqvae = read_json(run.pipeline / "vqvae" / GumbelVQModel.config_name)
     network = read_json(run.pipeline / ("unet" if is_bridge else "prior") / PixelCNNPrior.config_name)
     dataset = run.config.get("dataset")
+    of_dataset = f" of {dataset}" if dataset and dataset != UNNAMED_DATASET else ""
     num_classes = (network.get("num_class_embeds") or 1) - 1
     name = source.removesuffix("/pipeline").rsplit("/", 1)[-1]
     rows = [_row(result) for result in results]
@@ -140,7 +144,7 @@ def make_model_card(
         library_name="diffusion-bridge-vq",
         pipeline_tag=_TASK,
         tags=["vq-vae", *(["diffusion", "ornstein-uhlenbeck-bridge"] if is_bridge else ["pixelcnn"])],
-        datasets=[dataset] if dataset and _HUB_ID.fullmatch(dataset) else None,
+        datasets=[dataset] if dataset and "/" in dataset and public_dataset(dataset) else None,
         metrics=sorted({_metric_type(result) for result in results}) or None,
         model_name=name if results else None,
         eval_results=[_eval_result(result) for result in results] or None,
@@ -151,7 +155,7 @@ def make_model_card(
         data,
         template_str=text,
         title=name,
-        summary=f"{kind} that draws {_size(vqvae)} images{f' of {dataset}' if dataset else ''}.",
+        summary=f"{kind} that draws {_size(vqvae)} images{of_dataset}.",
         samples=samples,
         components=_describe_components(run, vqvae, network),
         pipeline_class=run.index["_class_name"],
@@ -175,47 +179,7 @@ def make_model_card(
     return card
 
 
-def without_paths(value: Any) -> Any:
-    """JSON without paths of a machine: only the last part of what is absolute or climbs out of its folder is kept."""
-    if isinstance(value, dict):
-        cleaned = {key: without_paths(item) for key, item in value.items() if key != "_name_or_path"}
-        if isinstance(value.get("command"), str):
-            cleaned["command"] = shlex.join(_clean_argument(token) for token in shlex.split(value["command"]))
-        return cleaned
-    if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    if isinstance(value, str):
-        return _last(value) if _OUTSIDE.match(value) else _ABSOLUTE.sub(lambda match: _last(match[0]), value)
-    return value
-
-
 # ------------------------------------------------------------------------------------------------- reading a run
-
-
-def _public_config(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in _OF_THE_MACHINE}
-    dataset = kept.get("dataset")
-    if isinstance(dataset, str) and (not _HUB_ID.fullmatch(dataset) or dataset[0] in ".~" or Path(dataset).exists()):
-        kept["dataset"] = _last(dataset)
-    return without_paths(kept)
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # the run is writing it
-            continue
-    return found
-
-
-def _clean_argument(token: str) -> str:
-    return "=".join(_last(part) if _OUTSIDE.match(part) else part for part in token.split("="))
-
-
-def _last(path: str) -> str:
-    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _own_results(run: RunFiles, evaluated_as: str | None) -> list[dict[str, Any]]:
@@ -280,7 +244,9 @@ def _describe_data(config: dict[str, Any]) -> str:
             "(Alpaydin and Kaynak, UCI, 1998; CC BY 4.0), upsampled from 8x8."
         )
     size = f"{config.get('resolution')}x{config.get('resolution')}"
-    return f"Split `{config.get('split')}` of `{config.get('dataset')}`, as {size} images."
+    dataset = config.get("dataset")
+    named = "a data set that isn't named" if dataset in (None, UNNAMED_DATASET) else f"`{dataset}`"
+    return f"Split `{config.get('split')}` of {named}, as {size} images."
 
 
 def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
@@ -323,7 +289,7 @@ def _metric_type(result: dict[str, Any]) -> str:
 
 
 def _eval_result(result: dict[str, Any]) -> EvalResult:
-    dataset = str(result.get("dataset", "unknown"))
+    dataset = str(result.get("dataset", UNNAMED_DATASET))
     facts = {key: value for key, value in result.items() if key not in ("name", "value", "dataset")}
     against = f" against {result['reference']}" if "reference" in result else ""
     return EvalResult(

@@ -41,14 +41,14 @@ def test_one_commit_with_everything(hub, cache, pipe, run, tmp_path):
     code = {name for name in files if re.fullmatch(r"diffusion_bridge_vq_[0-9a-f]{12}\.py", name)}
     assert set(files) == FILES | RUN_FILES | STUBS | {"README.md"} | code and len(code) == 1
     assert files["samples.png"] == (run / "samples-000008.png").read_bytes()
-    here = [str(tmp_path), str(Path.home()) + "/", str(Path(__file__).parents[2])]
+    here = [str(tmp_path), tmp_path.name, "the run", "faces", str(Path.home()) + "/", str(Path(__file__).parents[2])]
     found = [(name, word) for name, content in files.items() for word in here if word.encode() in content]
     keys = ("_name_or_path", "output_dir", "init_from")
     found += [(name, key) for name in files if name.endswith(".json") for key in keys if key.encode() in files[name]]
     assert found == []
-    assert json.loads(files["training/config.json"])["dataset"] == "faces"
+    assert json.loads(files["training/config.json"])["dataset"] == "unnamed-dataset"
     (result,) = json.loads(files["evaluation/results.json"])["results"]
-    assert result["command"] == f"evaluate.py --model it=pipeline --dataset {tmp_path.name}"
+    assert result["command"] == "python evaluate.py --model it=MODEL --dataset DATASET"
     assert files["training/metrics.jsonl"].count(b"\n") == 2  # the line that was cut off isn't there
     loaded = DiffusionBridgeVQPipeline.from_pretrained("tester/model", token=TOKEN)
     assert torch.equal(draw(loaded), draw(pipe))
@@ -56,7 +56,7 @@ def test_one_commit_with_everything(hub, cache, pipe, run, tmp_path):
     card = ModelCard(files["README.md"].decode())
     assert (card.data.license, card.data.library_name) == ("mit", "diffusion-bridge-vq")
     (measured,) = card.data.eval_results
-    assert (measured.metric_type, measured.metric_value, measured.dataset_type) == ("psnr", 20.5, "faces")
+    assert (measured.metric_type, measured.metric_value, measured.dataset_type) == ("psnr", 20.5, "unnamed-dataset")
     assert measured.metric_args["seed"] == 3 and measured.metric_args["n"] == 7
 
 

@@ -19,8 +19,9 @@ from huggingface_hub.errors import (
 )
 
 from .. import pipelines
-from ..model_card import RunFiles, make_model_card, read_run, without_paths
+from ..model_card import RunFiles, make_model_card, read_run
 from ..pretrained import INDEX_NAME, find_weights, read_json
+from ..privacy import redact
 from .carried_code import CODE_PREFIX
 from .code import carried_files
 
@@ -50,11 +51,13 @@ def push_run(
     private: bool = True,
     license: str | None = None,
     evaluated_as: str | None = None,
+    dataset_name: str | None = None,
     commit_message: str = "Push a run of diffusion-bridge-vq",
 ) -> str:
     """
     Upload a run (or a saved pipeline alone) in one commit: weights, card, newest grids, settings, metrics, evaluation,
-    and code for people without the package. No path of this machine is in it.
+    and code for people without the package. No path of this machine, name of a folder or token is in it; the names of
+    the classes, which are part of the model, are.
 
     Errors that pass are waited for; files that an interrupted push has uploaded are not sent again. The card and the
     weights replace those that are there.
@@ -64,7 +67,7 @@ def push_run(
         repo_id (`str`): "user/model"; made if there is none.
         token (`str`, *optional*): with the right to write; that of `hf auth login` without it.
         private (`bool`): of a new repository; False makes one that is there public, too.
-        license, evaluated_as: see [`make_model_card`].
+        license, evaluated_as, dataset_name: see [`make_model_card`].
         commit_message (`str`): first line of the commit.
 
     Returns:
@@ -75,21 +78,27 @@ def push_run(
             the Hub doesn't take.
         OSError: the Hub refused (no such token, no right), or couldn't be reached in the end.
     """
-    files = pipeline_files(read_run(folder), folder, repo_id, license, evaluated_as) | run_files(read_run(folder))
+    run = read_run(folder, dataset_name)
+    files = pipeline_files(run, repo_id, license, evaluated_as, dataset_name) | run_files(run)
     return commit_files(files, repo_id, token, private, commit_message)
 
 
 def pipeline_files(
-    run: RunFiles, folder: str | Path, repo_id: str, license: str | None = None, evaluated_as: str | None = None
+    run: RunFiles,
+    repo_id: str,
+    license: str | None = None,
+    evaluated_as: str | None = None,
+    dataset_name: str | None = None,
 ) -> dict[str, Path | bytes]:
     """What makes a repository a pipeline, path in it -> file or content: weights, configurations, code, card."""
     card = make_model_card(
-        folder,
+        run.folder,
         repo_id,
         license,
         evaluated_as,
         samples="samples.png" if "samples" in run.grids else None,
         carries_code=True,
+        dataset_name=dataset_name,
     )
     assert run.pipeline is not None  # or there would be no card
     pipeline_class = getattr(pipelines, str(run.index.get("_class_name")), None)
@@ -100,7 +109,7 @@ def pipeline_files(
         part = run.pipeline / name
         is_model = (part / CONFIG_NAME).is_file()
         config = CONFIG_NAME if is_model else SCHEDULER_CONFIG_NAME
-        found[f"{name}/{config}"] = _to_json(without_paths(read_json(part / config)))
+        found[f"{name}/{config}"] = _to_json(redact(read_json(part / config)))
         weights = [path for path in sorted(part.iterdir()) if path.suffix == ".safetensors" or "index" in path.name]
         if is_model and not find_weights(path.name for path in weights):
             raise ValueError(f"{part} has no weights in safetensors, and nothing else is pushed: save it again.")

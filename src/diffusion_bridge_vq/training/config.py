@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from diffusers.optimization import SchedulerType
 
 from ..losses import PerceptualFeatures, Regularization, Weighting
+from ..privacy import public_dataset
 from .presets import PAPER_MODE, PRESETS, preset_values
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -41,6 +42,9 @@ class RunConfig:
     preset: str = _option("digits", f"settings to start from: {', '.join(PRESETS)}")
     dataset: str = _option(
         "", "Hub id, folder of images, folder of parquet files, folder with CSV splits, or 'digits' (embedded)"
+    )
+    dataset_name: str | None = _option(
+        None, "what to call the data set in public; without it one that isn't on the Hub has no name there"
     )
     split: str = _option("train", "split to train on")
     validation_split: str | None = _option(None, "split whose losses are logged, too, with the averaged weights")
@@ -159,8 +163,9 @@ class RunConfig:
         return [moment * self.max_train_steps // 6 for moment in range(6)]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-safe settings."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        """JSON-safe settings; `dataset_name` is None only where the name of `dataset` may be private."""
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        return settings | {"dataset_name": self.dataset_name or public_dataset(self.dataset)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from diffusers.image_processor import VaeImageProcessor
 
 from ...grids import image_grid
+from ...privacy import public_settings
 from ..config import RunConfig
 
 
@@ -36,7 +37,9 @@ class RunLog:
             if self._metrics.exists():
                 self._drop_after(resumed_at)
         if config.report_to != "none":
-            settings = {k: v if isinstance(v, (int, float)) else str(v) for k, v in config.to_json().items()}
+            settings = {
+                k: v if isinstance(v, (int, float)) else str(v) for k, v in public_settings(config.to_json()).items()
+            }
             accelerator.init_trackers("diffusion_bridge_vq", config=settings)
         self._started, self._logged = time.perf_counter(), resumed_at
 
