@@ -10,7 +10,7 @@ from torch import nn
 
 from .models import GumbelVQModel
 from .models.denoiser import call_network
-from .pipelines.base import BridgePipeline
+from .pipelines.bridge import BridgePipeline
 
 _EXAMPLES = 2  # images in the example inputs: 1 would be taken for a constant
 

@@ -18,21 +18,22 @@ _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
 }
 
 
-def build_pipeline(components: Mapping[str, Any]) -> DiffusionPipeline:
+def build_pipeline(components: Mapping[str, Any], id2label: Mapping[int, str] | None = None) -> DiffusionPipeline:
     """
     The pipeline that consists of these components.
 
     Args:
         components (`Mapping[str, Any]`): by name: vqvae, unet and scheduler, or vqvae and prior.
+        id2label (`Mapping[int, str]`, *optional*): names of the classes, of a model that has classes.
 
     Raises:
-        ValueError: no pipeline has these components.
+        ValueError: no pipeline has these components, or names that don't fit them.
     """
     cls = _PIPELINES.get(frozenset(components))
     if cls is None:
         known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)
         raise ValueError(f"No pipeline has the components {', '.join(sorted(components))}; expected {known}.")
-    return cls(**components)
+    return cls(**components, id2label=id2label)
 
 
 def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
@@ -50,15 +51,21 @@ def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
     return cls.from_pretrained(folder, **options)
 
 
-def save_components(components: Mapping[str, Any], run: RunFolder) -> list[Path]:
+def save_components(
+    components: Mapping[str, Any], run: RunFolder, id2label: Mapping[int, str] | None = None
+) -> list[Path]:
     """
     Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
+
+    Args:
+        components, id2label: see [`build_pipeline`]; without a pipeline the names are left out.
+        run ([`RunFolder`]): where to.
 
     Returns:
         `list[Path]`: the folders that were written.
     """
     if frozenset(components) in _PIPELINES:
-        return [_save_whole(build_pipeline(components), run.pipeline)]
+        return [_save_whole(build_pipeline(components, id2label), run.pipeline)]
     return [_save_whole(component, run.path / name) for name, component in components.items()]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..sampling import to_latents
-from .base import BridgePipeline
+from .bridge import BridgePipeline
 
 
 class DenoisingChain:

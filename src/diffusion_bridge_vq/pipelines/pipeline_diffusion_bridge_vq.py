@@ -6,9 +6,9 @@ import torch
 from diffusers import ImagePipelineOutput
 
 from ..sampling.chain import sample_latents
-from ..sampling.checks import check_count
 from ..sampling.steppers import Solver, Spacing
-from .base import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback
+from .class_labels import ClassLabels, count_images
 
 
 class DiffusionBridgeVQPipeline(BridgePipeline):
@@ -23,6 +23,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
 
     >>> pipe = DiffusionBridgeVQPipeline.from_pretrained("outputs/demo/pipeline")
     >>> images = pipe(batch_size=16).images
+    >>> images = pipe(class_labels=["ship", "horse"]).images  # of a model with classes
     ```
 
     Args:
@@ -30,22 +31,26 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         unet (`UNet2DModel`): the eps-network on latents (B, d, h, w); with `num_class_embeds` it is
             class-conditional, its last class being the null class of guidance.
         scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
+        id2label (`dict[int, str]`, *optional*): a name for each class, so that calls take names.
+        default_guidance_scale (`float`, *optional*): of calls with classes; 1 without it.
+        default_num_inference_steps (`int`, *optional*): of calls that generate; 20 without it.
 
     Raises:
-        ValueError: the U-Net's channels don't fit the codebook.
+        ValueError: the U-Net's channels don't fit the codebook, or names or defaults that don't fit the U-Net's
+            classes or the scheduler.
     """
 
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
-        num_inference_steps: int = 20,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         latents: torch.Tensor | None = None,
-        class_labels: torch.Tensor | list[int] | int | None = None,
-        guidance_scale: float = 1.0,
+        class_labels: ClassLabels = None,
+        guidance_scale: float | None = None,
         solver: Solver | None = None,
         timestep_spacing: Spacing | None = None,
         sample_codes: bool = False,
@@ -56,15 +61,18 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         Generate images.
 
         Args:
-            batch_size (`int`): number of images.
-            num_inference_steps (`int`): network calls, 1 to `num_train_timesteps`.
+            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
+            num_inference_steps (`int`, *optional*): network calls, 1 to `num_train_timesteps`; defaults to the
+                pipeline's `default_num_inference_steps`, or 20.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
             output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
                 z_0 (B, d, h, w) before quantization.
             return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
             latents (`torch.Tensor`, *optional*): standard normal noise (B, d, h, w) to start from.
-            class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
-            guidance_scale (`float`): 1 is no guidance; larger follows the class more closely.
+            class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
+                classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for.
+            guidance_scale (`float`, *optional*): 1 is no guidance; larger follows the class more closely. With
+                `class_labels` it defaults to the pipeline's `default_guidance_scale`, or 1.
             solver (`str`, *optional*): "dpmsolver++" (the default: DPM-Solver++(2M), made for about 20 steps), "ddim",
                 or "ancestral", the paper's, which wants 50 to `num_train_timesteps` steps. A stock scheduler is a
                 solver itself and takes none.
@@ -83,12 +91,14 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             ValueError: a number outside its range, an unknown output type or callback input, labels for a network
                 without classes, latents of another shape, or `sample_codes` of latents.
         """
-        check_count("batch_size", batch_size)
+        batch_size = count_images(batch_size, class_labels)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.get("default_num_inference_steps", 20)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         if sample_codes and output_type == "latent":
             raise ValueError("`output_type` 'latent' is z_0, before any code is drawn: leave out `sample_codes`.")
         device = self._execution_device
-        labels = self._check_class_labels(class_labels, guidance_scale, batch_size, device)
+        labels, guidance_scale = self._read_classes(class_labels, guidance_scale, batch_size)
         height, width = self._latent_size()
         z_0 = sample_latents(
             self.unet,

@@ -14,7 +14,8 @@ from ..models import bridge_start_latents
 from ..sampling.chain import inpaint_latents
 from ..sampling.checks import check_count
 from ..sampling.steppers import Solver, Spacing
-from .base import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback
+from .class_labels import ClassLabels
 
 
 class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
@@ -31,8 +32,11 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
     ```
 
     Args:
-        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`), scheduler ([`OUBridgeScheduler`]): as in
+        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`), scheduler ([`OUBridgeScheduler`]), id2label
+            (`dict[int, str]`, *optional*), default_guidance_scale (`float`, *optional*): as in
             [`DiffusionBridgeVQPipeline`], whose saved folders load here too.
+        default_num_inference_steps (`int`, *optional*): isn't used here, where the default is 50: it is meant for
+            solvers without noise.
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook.
@@ -54,8 +58,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         jump_length: int = 10,
         jump_n_sample: int = 1,
         latents: torch.Tensor | None = None,
-        class_labels: torch.Tensor | list[int] | int | None = None,
-        guidance_scale: float = 1.0,
+        class_labels: ClassLabels = None,
+        guidance_scale: float | None = None,
         solver: Solver | None = None,
         timestep_spacing: Spacing | None = None,
         callback_on_step_end: StepCallback | None = None,
@@ -87,8 +91,10 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             jump_length (`int`), jump_n_sample (`int`): resampling, see [`inpaint_latents`]; `jump_n_sample` times
                 the network calls.
             latents (`torch.Tensor`, *optional*): standard normal noise to start from, (B num_completions, d, h, w).
-            class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
-            guidance_scale (`float`): 1 is no guidance; larger follows the class more closely.
+            class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
+                classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for.
+            guidance_scale (`float`, *optional*): 1 is no guidance; larger follows the class more closely. With
+                `class_labels` it defaults to the pipeline's `default_guidance_scale`, or 1.
             solver (`str`, *optional*), timestep_spacing (`str`, *optional*): see [`sample_latents`]. The default is
                 the paper's "ancestral", other than in [`DiffusionBridgeVQPipeline`]: its noise lets what is drawn
                 agree with what is known, where "dpmsolver++" and "ddim" follow the conditional law less closely.
@@ -115,7 +121,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         total = len(pixels) * num_completions
         self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        labels = self._check_class_labels(class_labels, guidance_scale, len(pixels), device)
+        labels, guidance_scale = self._read_classes(class_labels, guidance_scale, len(pixels))
 
         pixels, hidden = pixels.to(device) * 2 - 1, hidden.to(device)
         visible = pixels.masked_fill(hidden, 0.0).to(self.vqvae.dtype)

@@ -6,8 +6,8 @@ import torch
 from diffusers import ImagePipelineOutput
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_num_codes
-from ..sampling import check_count
 from .base import VQPipeline
+from .class_labels import ClassLabels, check_id2label, count_images, read_class_labels
 
 
 class PixelCNNVQPipeline(VQPipeline):
@@ -27,38 +27,41 @@ class PixelCNNVQPipeline(VQPipeline):
         vqvae ([`GumbelVQModel`]): the autoencoder.
         prior ([`PixelCNNPrior`]): the law of its codes; with `num_class_embeds` it is class-conditional, its last
             class being the null class.
+        id2label (`dict[int, str]`, *optional*): a name for each class, so that calls take names.
 
     Raises:
-        ValueError: the prior's number of codes isn't the codebook's.
+        ValueError: the prior's number of codes isn't the codebook's, or names that don't fit its classes.
     """
 
     model_cpu_offload_seq = "prior->vqvae"
 
-    def __init__(self, vqvae: GumbelVQModel, prior: PixelCNNPrior):
-        super().__init__()
+    def __init__(self, vqvae: GumbelVQModel, prior: PixelCNNPrior, id2label: dict[int, str] | None = None):
         check_num_codes(prior, vqvae)
+        num_embeds = prior.config.num_class_embeds
+        super().__init__(id2label=check_id2label(id2label, None if num_embeds is None else num_embeds - 1))
         self.register_modules(vqvae=vqvae, prior=prior)
 
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
-        class_labels: torch.Tensor | list[int] | int | None = None,
+        class_labels: ClassLabels = None,
         temperature: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generate images.
 
         Args:
-            batch_size (`int`): number of images.
+            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
             output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
                 z_q (B, d, h, w), the vectors of the codes.
             return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
-            class_labels (`torch.Tensor`, `list[int]` or `int`, *optional*): one class per image, or one for all.
+            class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
+                classes (`pipe.id2label`), one per image or one for all.
             temperature (`float`): > 0; 1 is the prior's own law, less is closer to the likeliest codes.
 
         Returns:
@@ -67,11 +70,11 @@ class PixelCNNVQPipeline(VQPipeline):
         Raises:
             ValueError: a number outside its range, an unknown output type, labels for a prior without classes.
         """
-        check_count("batch_size", batch_size)
+        batch_size = count_images(batch_size, class_labels)
         self._check_output(batch_size, generator, output_type)
-        labels = self._read_class_labels(
-            class_labels, self.prior.config.num_class_embeds, batch_size, self._execution_device
-        )
+        num_embeds = self.prior.config.num_class_embeds
+        num_classes = None if num_embeds is None else num_embeds - 1
+        labels = read_class_labels(class_labels, batch_size, num_classes, self.id2label, self._execution_device)
         codes = self.prior.generate(batch_size, generator, temperature, labels, progress_bar=self.progress_bar)
         if output_type == "latent":
             images: Any = self.vqvae.decode_codes(codes)

@@ -1,0 +1,190 @@
+"""What the pipelines of a diffusion bridge share: components, checks of the call, callbacks, compiling."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import nn
+
+from ..models import GumbelVQModel, check_channels
+from ..sampling.chain import Callback, sample_latents
+from ..sampling.checks import check_count
+from .base import VQPipeline, logger
+from .class_labels import (
+    ClassLabels,
+    check_default_guidance_scale,
+    check_guidance_scale,
+    check_id2label,
+    read_class_labels,
+)
+
+StepCallback = Callable[[Any, int, torch.Tensor, dict], dict | None]
+"""As everywhere in diffusers: callback(pipe, step, timestep, kwargs); `latents` in the dict it returns are used."""
+
+
+class BridgePipeline(VQPipeline):
+    """
+    Base of the pipelines of a diffusion bridge; its subclasses differ in `__call__` alone, so that one saved folder
+    serves them all. Components and errors are those of [`DiffusionBridgeVQPipeline`].
+    """
+
+    model_cpu_offload_seq = "unet->vqvae"
+    _callback_tensor_inputs = ["latents"]
+    _interrupt = False
+
+    def __init__(
+        self,
+        vqvae: GumbelVQModel,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        id2label: dict[int, str] | None = None,
+        default_guidance_scale: float | None = None,
+        default_num_inference_steps: int | None = None,
+    ):
+        check_channels(unet, vqvae)
+        num_embeds = unet.config.num_class_embeds
+        num_classes = None if num_embeds is None else num_embeds - 1
+        check_default_guidance_scale(default_guidance_scale, num_classes)
+        if default_num_inference_steps is not None:
+            most = scheduler.config.num_train_timesteps
+            check_count("default_num_inference_steps", default_num_inference_steps, most)
+        super().__init__(
+            id2label=check_id2label(id2label, num_classes),
+            default_guidance_scale=default_guidance_scale,
+            default_num_inference_steps=default_num_inference_steps,
+        )
+        self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the last call (some solvers take more than were asked for)."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the last call was stopped, by a callback that set `_interrupt`."""
+        return self._interrupt
+
+    @torch.no_grad()
+    def decode_latents(
+        self, latents: torch.Tensor, output_type: str = "pil", codes: torch.Tensor | None = None
+    ) -> Any:
+        """
+        z_0 (B, d, h, w) -> nearest codes, or the given ones (B, h, w) -> images; `output_type` as in the call.
+        """
+        if output_type == "latent":
+            return latents
+        return self.image_processor.postprocess(self._decode(latents, codes), output_type=output_type)
+
+    def _decode(self, latents: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
+        """z_0 -> nearest codes -> pixels (B, C, H, W), about [-1, 1], float32."""
+        return self._decode_codes(self.vqvae.encode_codes(latents) if codes is None else codes)
+
+    @torch.no_grad()
+    def compile(self, batch_size: int = 1, **kwargs: Any) -> None:
+        r"""
+        Make calls with `batch_size` images faster: U-Net and decoder are compiled (`torch.compile`, static shapes) in
+        channels-last layout, and run once, which takes from seconds to minutes. On CUDA the U-Net is replayed as a
+        graph. Images differ by rounding only. For bfloat16 call `pipe.to(torch.bfloat16)` before.
+
+        Where compiling fails, for want of a compiler for example, the pipeline stays as it was and a warning says why.
+
+        Example:
+
+        ```py
+        >>> pipe = DiffusionBridgeVQPipeline.from_pretrained("outputs/demo/pipeline").to("cuda", torch.bfloat16)
+        >>> pipe.compile(batch_size=32)
+        >>> images = pipe(batch_size=32).images
+        ```
+
+        Args:
+            batch_size (`int`): images per call; another number compiles again when it is met. Guidance doubles it.
+            **kwargs: of `torch.compile`, e.g. `mode="max-autotune"`.
+        """
+        # the decoder's results may be kept from call to call, which a replayed graph would overwrite; the sampling
+        # loop copies what the U-Net returns
+        replay = {"mode": "reduce-overhead"} if self.unet.device.type == "cuda" and not kwargs else {}
+        modules: tuple[tuple[nn.Module, dict[str, Any]], ...] = ((self.unet, replay), (self.vqvae.decoder, {}))
+        shape = (batch_size, self.unet.config.in_channels, *self._latent_size())
+        labels = read_class_labels(None, batch_size, self._num_classes(), None, self.unet.device)
+        try:
+            for module, own in modules:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                module.compile(**{"dynamic": False} | own | kwargs)
+            z_0 = sample_latents(
+                self.unet,
+                self.scheduler,
+                shape,
+                num_inference_steps=min(3, self.scheduler.config.num_train_timesteps),  # a graph is recorded later on
+                generator=torch.Generator(self.unet.device),
+                device=self.unet.device,
+                dtype=self.unet.dtype,
+                class_labels=labels,
+            )
+            self._decode(z_0)
+        except Exception as error:  # compilers raise all sorts
+            for module, _ in modules:
+                module._compiled_call_impl = None
+                module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            reason = " ".join(str(error).split("\n")[:2])
+            logger.warning(f"{type(self).__name__} isn't compiled and goes on as it was: {reason}")
+
+    def _steps(self, steps: Iterable[int]) -> Iterator[int]:
+        """`steps` with a progress bar, until a callback sets `_interrupt`."""
+        self._interrupt = False
+        for step in self.progress_bar(steps):
+            if self._interrupt:
+                return
+            yield step
+
+    def _step_callback(self, callback: StepCallback | None, tensor_inputs: list[str]) -> Callback | None:
+        """The user's callback in the form that the sampling loop calls."""
+        if callback is None:
+            return None
+
+        def on_step(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
+            returned = callback(self, step, timestep, dict.fromkeys(tensor_inputs, latents))
+            return returned.get("latents") if returned else None
+
+        return on_step
+
+    def _check_call(
+        self,
+        num_images: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        tensor_inputs: list[str],
+    ) -> None:
+        self._check_output(num_images, generator, output_type)
+        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may have {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+
+    def _latent_size(self) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        if size is None:
+            size = self.vqvae.config.sample_size // self.vqvae.downsampling_factor
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def _read_classes(
+        self, class_labels: ClassLabels, guidance_scale: float | None, num_images: int
+    ) -> tuple[torch.Tensor | None, float]:
+        """Labels and guidance scale of a call."""
+        num_classes = self._num_classes()
+        if guidance_scale is None:
+            guidance_scale = 1.0 if class_labels is None else self.config.get("default_guidance_scale", 1.0)
+        check_guidance_scale("guidance_scale", guidance_scale)
+        if guidance_scale != 1.0 and num_classes is None:
+            raise ValueError("This model has no classes: leave out `guidance_scale`.")
+        if guidance_scale != 1.0 and class_labels is None and num_classes is not None:
+            raise ValueError(f"`guidance_scale` needs `class_labels` in 0..{num_classes - 1}.")
+        device = self._execution_device
+        return read_class_labels(class_labels, num_images, num_classes, self.id2label, device), float(guidance_scale)
+
+    def _num_classes(self) -> int | None:
+        num_embeds = self.unet.config.num_class_embeds
+        return None if num_embeds is None else num_embeds - 1  # the last is the null class

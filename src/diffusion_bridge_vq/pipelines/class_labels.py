@@ -1,0 +1,144 @@
+"""Classes of a pipeline's call: numbers or names -> one number for each image."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..sampling.checks import check_count
+
+ClassLabels = torch.Tensor | np.ndarray | Sequence[int | str] | int | str | None
+_MOST_NAMES = 20  # in messages
+
+
+def check_id2label(id2label: Mapping[Any, str] | None, num_classes: int | None) -> dict[int, str] | None:
+    """
+    Class names by number; keys may be strings, as JSON has them.
+
+    Raises:
+        ValueError: a network without classes, other numbers than 0..num_classes-1, or names that are empty, not
+            strings or given twice.
+    """
+    if id2label is None:
+        return None
+    if num_classes is None:
+        raise ValueError("`id2label` names classes, but the network has none: leave `id2label` out.")
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"`id2label` must be a dict from class number to name, got {type(id2label).__name__}.")
+    expected = {str(number): number for number in range(min(num_classes, len(id2label) + 1))}
+    if {str(key) for key in id2label} != set(expected) or len(id2label) != num_classes:
+        raise ValueError(
+            f"`id2label` must name each of the classes 0..{num_classes - 1} once, got {len(id2label)} names for "
+            f"{_list_some(map(str, id2label))}."
+        )
+    names = {expected[str(key)]: name for key, name in id2label.items()}
+    for number, name in names.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"`id2label` must have a name for class {number}, got {name!r}.")
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"`id2label` must have different names for all classes, got {_list_some(names.values())}.")
+    return dict(sorted(names.items()))
+
+
+def check_default_guidance_scale(value: float | None, num_classes: int | None) -> None:
+    """
+    Raises:
+        ValueError: not a finite number, or one for a network without classes.
+    """
+    if value is None:
+        return
+    if num_classes is None:
+        raise ValueError("`default_guidance_scale` needs classes, but the network has none: leave it out.")
+    check_guidance_scale("default_guidance_scale", value)
+
+
+def check_guidance_scale(name: str, value: float) -> None:
+    """
+    Raises:
+        ValueError: not a finite number.
+    """
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, 1 for no guidance, got {value!r}.")
+
+
+def count_images(batch_size: int | None, class_labels: ClassLabels) -> int:
+    """
+    `batch_size`, or the number of labels, or 1.
+
+    Raises:
+        ValueError: a batch size that isn't a whole number of at least 1.
+    """
+    if batch_size is None:
+        return max(1, len(_to_list(class_labels)))
+    check_count("batch_size", batch_size)
+    return int(batch_size)
+
+
+def find_label_ids(names: Sequence[str] | str, id2label: Mapping[int, str] | None) -> list[int]:
+    """
+    Class numbers of names.
+
+    Raises:
+        ValueError: no class of that name, or no names at all.
+    """
+    if id2label is None:
+        raise ValueError(f"This pipeline has no class names, got {names!r}: give the numbers of the classes.")
+    ids = {name: number for number, name in id2label.items()}
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if not isinstance(name, str) or name not in ids:
+            raise ValueError(f"There is no class {name!r}; the classes are {_list_some(ids)}.")
+    return [ids[name] for name in names]
+
+
+def read_class_labels(
+    class_labels: ClassLabels,
+    num_images: int,
+    num_classes: int | None,
+    id2label: Mapping[int, str] | None,
+    device: torch.device,
+) -> torch.Tensor | None:
+    """
+    One label (int64) per image, the null class (number `num_classes`) if none is given; None without classes.
+
+    Raises:
+        ValueError: labels for a network without classes, as many as fit neither the images nor one for all, others
+            than whole numbers and names, or numbers out of range.
+    """
+    if num_classes is None:
+        if class_labels is not None:
+            raise ValueError("This model has no classes: leave out `class_labels`.")
+        return None
+    if class_labels is None:
+        return torch.full((num_images,), num_classes, device=device)
+    given = _to_list(class_labels)
+    labels = [find_label_ids(one, id2label)[0] if isinstance(one, str) else one for one in given]
+    whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in labels)
+    if not whole or len(labels) not in (1, num_images):
+        raise ValueError(
+            f"`class_labels` must be {num_images} integers or one, or names of classes, got {len(given)}: "
+            f"{_list_some(map(repr, given))}."
+        )
+    if not all(0 <= one < num_classes for one in labels):
+        raise ValueError(f"`class_labels` must lie in 0..{num_classes - 1}, got {_list_some(map(str, labels))}.")
+    labels = [int(one) for one in labels]
+    return torch.tensor(labels if len(labels) == num_images else labels * num_images, device=device)
+
+
+def _to_list(class_labels: ClassLabels) -> list[Any]:
+    if class_labels is None:
+        return []
+    if isinstance(class_labels, (torch.Tensor, np.ndarray)):
+        return class_labels.reshape(-1).tolist()
+    if isinstance(class_labels, Sequence) and not isinstance(class_labels, str):
+        # tensors of one element in a list, too
+        return [one.item() if isinstance(one, torch.Tensor) and one.numel() == 1 else one for one in class_labels]
+    return [class_labels]
+
+
+def _list_some(names: Any) -> str:
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(names[:_MOST_NAMES]) or "none") + more
