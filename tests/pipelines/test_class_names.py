@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_pipeline import STEPS, make_pipeline, rng
+from tiny_models import STEPS, make_pipeline, rng
 
 from diffusion_bridge_vq import (
     DiffusionBridgeVQInpaintPipeline,

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_pipeline import SKEWED, make_pipeline, rng
+from tiny_models import SKEWED, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.sampling import SOLVERS, Stepper, default_solver, inpaint_latents, sample_latents
