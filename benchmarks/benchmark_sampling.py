@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.evaluation.timing import seconds_per_sample
+from diffusion_bridge_vq.figures import new_figure, save_figure
 from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 from diffusion_bridge_vq.sampling import sample_latents
 
@@ -219,16 +220,13 @@ def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def plot_growth(rows: list[dict[str, Any]], path: Path) -> None:
     """One log-log curve for each axis; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print('No figure: matplotlib is missing: the extra `plots` (`pip install -e ".[plots]"` in the repository).')
+    figure = new_figure(figsize=(6, 4))
+    if figure is None:
         return
-    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     for axis in dict.fromkeys(row["axis"] for row in rows):
         points = [(row["value"], row["seconds"]) for row in rows if row["axis"] == axis and "seconds" in row]
         axes.loglog(*zip(*points, strict=True), marker="o", label=axis)
     axes.set(xlabel="batch, steps, side of the grid, codes, positions", ylabel="seconds a call")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)

@@ -31,6 +31,7 @@ from diffusion_bridge_vq.evaluation import (
     load_extractor,
     read_results,
 )
+from diffusion_bridge_vq.figures import new_figure, save_figure
 
 SOLVERS = ("dpmsolver++", "ddim", "ancestral")
 SPACINGS = ("logsnr", "trailing", "linspace", "leading")
@@ -198,12 +199,9 @@ def table(rows: list[dict[str, Any]], name: str) -> str:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Both measures over the number of steps; nothing without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print('No figure: matplotlib is missing: the extra `plots` (`pip install -e ".[plots]"` in the repository).')
+    figure = new_figure(figsize=(11, 4.2))
+    if figure is None:
         return
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
     styles = dict(zip(SPACINGS, ("-", "--", "-.", ":"), strict=True)) | {"all": "-"}
     panels = figure.subplots(1, len(TITLES))
     for axes, name in zip(panels, TITLES, strict=True):
@@ -226,8 +224,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    print(f"figure: {path}")
+    print(f"figure: {save_figure(figure, path)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ Those with axes need the extra `plots` (matplotlib); without it they say so and 
 reason to lose a run. Sheets of images need nothing.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ from typing import Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .grids import image_grid
+from .run_folder import RunFolder
 
 
 def plot_metrics(run_dir: Path) -> Path | None:
@@ -23,12 +24,9 @@ def plot_metrics(run_dir: Path) -> Path | None:
     Curves of `run_dir`/metrics.jsonl as `run_dir`/curves.png: losses, latents and codebook, step by step.
 
     Returns:
-        `Path` of the picture; None without matplotlib.
+        `Path` of the picture; None without matplotlib, or if there is nothing to plot.
     """
-    figure = new_figure(figsize=(12, 3.2))
-    if figure is None:
-        return None
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    records = RunFolder(run_dir).read_metrics()
     panels = {
         "loss terms, weighted": [k for k in _names(records) if k.startswith("loss/")],
         "latent rms": ["train/latent_rms"],
@@ -36,6 +34,9 @@ def plot_metrics(run_dir: Path) -> Path | None:
         "held-out bits per code": ["heldout/bits_per_code"],
     }
     panels = {title: names for title, names in panels.items() if set(names) & set(_names(records))}
+    figure = new_figure(figsize=(12, 3.2)) if panels else None
+    if figure is None:
+        return None
     for axes, (title, names) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in names:
             points = [(r["step"], r[name]) for r in records if name in r]
@@ -44,9 +45,7 @@ def plot_metrics(run_dir: Path) -> Path | None:
         if len(names) > 1:
             axes.set_yscale("symlog", linthresh=1e-3)
             axes.legend(fontsize="small")
-    path = run_dir / "curves.png"
-    figure.savefig(path, dpi=120)
-    return path
+    return save_figure(figure, RunFolder(run_dir).curves)
 
 
 def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
@@ -59,22 +58,32 @@ def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
 
     Returns:
         `path`; None without matplotlib.
+
+    Raises:
+        ValueError: no run, or one without metrics or a grid of samples.
     """
+    if not run_dirs:
+        raise ValueError("`run_dirs` is empty: name at least one run.")
+    grids = {}
+    for name, folder in run_dirs.items():
+        grid = RunFolder(folder).newest_grid("samples")
+        if grid is None or not RunFolder(folder).read_metrics():
+            raise ValueError(f"{folder} must have metrics.jsonl and samples-STEP.png: is it the folder of a run?")
+        grids[name] = grid
     figure = new_figure(figsize=(3 * (2 + len(run_dirs)), 3.6))
     if figure is None:
         return None
     axes = figure.subplots(1, 2 + len(run_dirs))
     for curve, key in zip(axes, ("latent_rms", "batch_perplexity"), strict=False):
         for name, folder in run_dirs.items():
-            records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            records = RunFolder(folder).read_metrics()
             points = [(r["step"], r[f"train/{key}"]) for r in records if f"train/{key}" in r]
-            curve.plot(*zip(*points, strict=True), label=name)
+            curve.plot(*zip(*points, strict=True) if points else ([], []), label=name)
         curve.set(title=key.replace("_", " "), xlabel="step")
         curve.set_ylim(bottom=0)
         curve.legend()
-    for picture, (name, folder) in zip(axes[2:], run_dirs.items(), strict=True):
-        newest = max(folder.glob("samples-*.png"), key=lambda path: (len(path.name), path.name))
-        picture.imshow(Image.open(newest), cmap="gray", vmin=0, vmax=255)
+    for picture, (name, grid) in zip(axes[2:], grids.items(), strict=True):
+        picture.imshow(Image.open(grid), cmap="gray", vmin=0, vmax=255)
         picture.set(title=f"samples, {name}")
         picture.axis("off")
     return save_figure(figure, path)
@@ -89,8 +98,12 @@ def inpainting_sheet(run_dir: Path) -> Path:
     Figures 6, 7 and 17 from `run_dir`/inpainting.safetensors, which examples/inpaint.py wrote, as inpainting.png.
 
     One row per image: what is known, the completions, the reconstruction of the whole image.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds something else.
     """
-    saved = load_file(run_dir / "inpainting.safetensors")  # (n, C, H, W) and completions (n, k, C, H, W), in [0, 1]
+    # (n, C, H, W) and completions (n, k, C, H, W), in [0, 1]
+    saved = _read_tensors(run_dir / "inpainting.safetensors", masked=4, completions=5, reconstructions=4)
     tiles = []
     for masked, completions, reconstruction in zip(
         saved["masked"], saved["completions"], saved["reconstructions"], strict=True
@@ -104,8 +117,11 @@ def inpainting_sheet(run_dir: Path) -> Path:
 def chain_sheet(run_dir: Path) -> Path:
     """
     Figures 8, 9 and 18 from `run_dir`/chain.safetensors, as chain.png: one row per image, one column per step.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds something else.
     """
-    chain = load_file(run_dir / "chain.safetensors")["chain"]  # (steps, n, C, H, W) in [0, 1]
+    chain = _read_tensors(run_dir / "chain.safetensors", chain=5)["chain"]  # (steps, n, C, H, W) in [0, 1]
     grid = image_grid(_images(chain.transpose(0, 1).flatten(0, 1)), columns=len(chain))
     grid.save(run_dir / "chain.png")
     return run_dir / "chain.png"
@@ -118,7 +134,13 @@ def sample_sheets(samples: Mapping[str, torch.Tensor], folder: Path) -> list[Pat
     Args:
         samples (`Mapping[str, torch.Tensor]`): {model: uint8 (n, C, H, W)}.
         folder (`Path`): exists.
+
+    Raises:
+        ValueError: no image, or images of another shape.
     """
+    for model, images in samples.items():
+        if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
+            raise ValueError(f"Samples of {model} must be uint8 (n, C, H, W), got {_describe(images)}.")
     paths = []
     for model, images in samples.items():
         paths.append(folder / f"samples-{model}.png")
@@ -137,17 +159,42 @@ def plot_kl_maps(maps: Mapping[str, torch.Tensor], floors: Mapping[str, torch.Te
 
     Returns:
         `list[Path]`: that picture; none without matplotlib or maps.
+
+    Raises:
+        ValueError: maps that aren't (h, w), or have no finite value.
     """
     panels = {**maps, **{f"{model}: train against test": floor for model, floor in floors.items()}}
+    for title, values in panels.items():
+        if values.ndim != 2 or not values.isfinite().any():
+            raise ValueError(f"The map of {title} must be (h, w) with finite values, got {_describe(values)}.")
     figure = new_figure(figsize=(3.2 * len(panels), 3)) if panels else None
     if figure is None:
         return []
-    largest = max(float(values.max()) for values in panels.values())
+    largest = max(float(values[values.isfinite()].max()) for values in panels.values())
     for axes, (title, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         image = axes.imshow(values, vmin=0, vmax=largest, cmap="magma")
         axes.set_title(f"{title}\nmean {float(values.mean()):.3f} nats", fontsize="small")
     figure.colorbar(image, ax=axes)
     return [save_figure(figure, folder / "kl_maps.png")]
+
+
+def _read_tensors(path: Path, **dimensions: int) -> dict[str, torch.Tensor]:
+    """The tensors of a file, each with this number of dimensions and at least one value."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        saved = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, number in dimensions.items():
+        if name not in saved or saved[name].ndim != number or not saved[name].numel():
+            found = _describe(saved[name]) if name in saved else ", ".join(saved) or "nothing"
+            raise ValueError(f"{path} must have a tensor {name!r} of {number} dimensions, got {found}.")
+    return saved
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _images(pixels: Any) -> list[Image.Image]:
@@ -166,5 +213,6 @@ def new_figure(**options: Any) -> Any:
 
 
 def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure; returns `path`."""
     figure.savefig(path, dpi=120)
     return path

@@ -101,17 +101,30 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`, oldest first; a line that was cut off is left out. Empty without the file."""
+        """
+        The lines of `metrics.jsonl`, oldest first. Empty without the file. What isn't an object with a "step" is left
+        out, such as a line that was cut off, and so are values that aren't numbers.
+        """
         if not self.metrics.is_file():
             return []
         records = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except ValueError:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(record, dict) and _is_step(record.get("step")):
+                records.append({name: value for name, value in record.items() if _is_number(value)})
         return records
 
     def replace_metrics(self, records: list[dict[str, float]]) -> None:
         """Write `metrics.jsonl` anew."""
         self.metrics.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -41,7 +41,14 @@ def test_one_commit_with_everything(hub, cache, pipe, run, tmp_path):
     code = {name for name in files if re.fullmatch(r"diffusion_bridge_vq_[0-9a-f]{12}\.py", name)}
     assert set(files) == FILES | RUN_FILES | STUBS | {"README.md"} | code and len(code) == 1
     assert files["samples.png"] == (run / "samples-000008.png").read_bytes()
-    here = [str(tmp_path), tmp_path.name, "the run", "faces", str(Path.home()) + "/", str(Path(__file__).parents[2])]
+    here = [
+        str(tmp_path),
+        tmp_path.name,
+        "anna meier",
+        "faces",
+        str(Path.home()) + "/",
+        str(Path(__file__).parents[2]),
+    ]
     found = [(name, word) for name, content in files.items() for word in here if word.encode() in content]
     keys = ("_name_or_path", "output_dir", "init_from")
     found += [(name, key) for name in files if name.endswith(".json") for key in keys if key.encode() in files[name]]

@@ -90,7 +90,7 @@ def run(pipe, tmp_path, monkeypatch) -> Path:
     from diffusion_bridge_vq.evaluation import append_result
     from diffusion_bridge_vq.grids import image_grid
 
-    folder = tmp_path / "the run"
+    folder = tmp_path / "anna meier"
     pipe.save_pretrained(folder / "pipeline")
     # saved, loaded and saved again: diffusers writes where it was loaded from
     DiffusionBridgeVQPipeline.from_pretrained(folder / "pipeline").save_pretrained(folder / "pipeline")
