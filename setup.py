@@ -61,6 +61,7 @@ setup(
         "pillow",
         "psutil",
         "pyarrow",
+        "filelock>=3.12",
         "fsspec",
         "tqdm",
         "tensorboard",

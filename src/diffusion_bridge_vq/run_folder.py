@@ -25,6 +25,7 @@ class RunFolder:
     | `evaluation/` | results of evaluations during training |
     | `logs/`, `profile/` | tracker files; the profiler's trace |
     | `pipeline/` or `vqvae/` | the trained components, written last |
+    | `.lock`, `.lock-owner.json` | held while a run writes here |
 
     Args:
         path (`Path`): the folder. It does not have to exist.
@@ -59,6 +60,14 @@ class RunFolder:
     @property
     def profile(self) -> Path:
         return self.path / "profile"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def lock_owner(self) -> Path:
+        return self.path / ".lock-owner.json"
 
     @property
     def pipeline(self) -> Path:

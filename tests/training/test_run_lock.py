@@ -1,0 +1,85 @@
+"""Two runs in one folder: the second is refused, and a killed one leaves no lock."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from diffusion_bridge_vq.run_folder import RunFolder
+from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from diffusion_bridge_vq.run_folder import RunFolder
+from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
+with run_lock(RunFolder(Path(sys.argv[1]))):
+    print("held", flush=True)
+    if sys.argv[2] == "fork" and os.fork() == 0:
+        time.sleep(2)  # a worker that outlives the run
+        os._exit(0)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts another process that holds the folder."""
+    processes = []
+
+    def start(kind: str = "plain") -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path), kind],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        processes.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_second_run_is_refused_by_name(tmp_path, holder):
+    process = holder()
+    with (
+        pytest.raises(ValueError, match=f"process {process.pid} on {socket.gethostname()}.*another `output_dir`"),
+        run_lock(RunFolder(tmp_path), wait_seconds=0),
+    ):
+        pass
+    process.communicate("")  # it ends
+    with run_lock(RunFolder(tmp_path), wait_seconds=5):
+        assert str(os.getpid()) in RunFolder(tmp_path).lock_owner.read_text()
+    assert not RunFolder(tmp_path).lock_owner.exists()
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path, holder):
+    process = holder()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert RunFolder(tmp_path).lock_owner.exists()  # nobody removed it
+    with run_lock(RunFolder(tmp_path), wait_seconds=0):
+        pass
+
+
+def test_workers_of_a_killed_run_are_waited_for(tmp_path, holder):
+    process = holder("fork")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with run_lock(RunFolder(tmp_path), wait_seconds=30):
+        pass
+
+
+def test_an_exception_releases_the_folder(tmp_path):
+    with pytest.raises(RuntimeError), run_lock(RunFolder(tmp_path)):
+        raise RuntimeError
+    with run_lock(RunFolder(tmp_path), wait_seconds=0):
+        pass
