@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_models import autoencoder_settings, unet_settings
 
 from diffusion_bridge_vq.training import VQConfig
-from diffusion_bridge_vq.training import trainer as trainer_module
+from diffusion_bridge_vq.training.fault_tolerance.run_state import RunState
 
 TINY = {
     "vqvae": autoencoder_settings(latent_channels=4, num_vq_embeddings=8),
@@ -47,14 +47,14 @@ def stopped_at_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     class Stop(Exception):
         pass
 
-    save = trainer_module.Trainer._save
+    save = RunState.save
 
     def save_and_stop(self, done):
         save(self, done)
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(trainer_module.Trainer, "_save", save_and_stop)
+        patch.setattr(RunState, "save", save_and_stop)
         yield
 
 

@@ -60,8 +60,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         trained = train(config, evaluation_of(config) if makes_pipeline else None)  # type: ignore[arg-type]
         if trained is None:  # a dry run, or not the main process
             return
-        components = {name: part for name, part in vars(trained).items() if part is not None}
-        saved = save_components(components, run)
+        saved = save_components(trained, run)
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
 

@@ -75,7 +75,7 @@ class Comparison:
         )
         trained = train(config)
         if trained is not None:  # on the main process
-            save_components({name: part for name, part in vars(trained).items() if part is not None}, run)
+            save_components(trained, run)
             print(f"{stage}: {steps} steps, {run.path}")
 
     def evaluate(

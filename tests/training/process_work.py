@@ -35,14 +35,13 @@ from diffusion_bridge_vq.training import (
     PriorConfig,
     PriorObjective,
     ReconstructionLoss,
-    TrainedComponents,
     VQConfig,
     VQObjective,
     train,
 )
-from diffusion_bridge_vq.training import trainer as trainer_module
 from diffusion_bridge_vq.training.config import RunConfig
 from diffusion_bridge_vq.training.distributed import accelerate as accelerate_module
+from diffusion_bridge_vq.training.fault_tolerance import run_state
 from diffusion_bridge_vq.training.sharding import whole
 
 VQVAE = TINY["vqvae"] | {"in_channels": 1, "out_channels": 1, "num_vq_embeddings": 16, "sample_size": 8}
@@ -147,8 +146,8 @@ def _three_steps(make: Callable[[], Objective]) -> dict[str, torch.Tensor]:
     objective = make().train()
     model: Any = objective
     if world > 1:
-        has_phases = isinstance(objective, E2EObjective) or getattr(objective, "discriminator", None) is not None
-        model = DistributedDataParallel(objective, find_unused_parameters=has_phases)  # as in `train`
+        unused = objective.has_unused_parameters
+        model = DistributedDataParallel(objective, find_unused_parameters=unused)  # as in `train`
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     generator = torch.Generator().manual_seed(1)
     found: dict[str, torch.Tensor] = {}
@@ -198,7 +197,7 @@ def _noise_of_the_whole_batch(rank: int, world: int) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
-def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents | None:
+def run(kind: str, folder: Path, overrides: dict[str, Any]) -> dict[str, Any] | None:
     """
     `train`, and what this process had in folder/seen-RANK-of-WORLD.pt: its state at each checkpoint (gathered, and
     the share of its numbers that lay here), the batches, the number of each code that training chose in them, and the
@@ -209,7 +208,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
     rank, world = place()
     config = configure(kind, folder, **overrides)
     seen: dict[str, Any] = {"states": {}, "shares": {}, "batches": [], "counts": [], "next": []}
-    save, objective = trainer_module.save_checkpoint, OBJECTIVE_CLASSES[kind]
+    save, objective = run_state.save_checkpoint, OBJECTIVE_CLASSES[kind]
     forward, quantize = objective.forward, VectorQuantizer.forward
 
     def spy_on_save(directory, accelerator, modules, optimizer, state, keep):
@@ -234,7 +233,7 @@ def run(kind: str, folder: Path, overrides: dict[str, Any]) -> TrainedComponents
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "save_checkpoint", spy_on_save)
+        patch.setattr(run_state, "save_checkpoint", spy_on_save)
         patch.setattr(objective, "forward", spy_on_forward)
         patch.setattr(VectorQuantizer, "forward", spy_on_quantize)
         patch.setattr(time, "perf_counter", itertools.count().__next__)

@@ -6,9 +6,7 @@ import itertools
 import torch
 from tiny_run import config
 
-from diffusion_bridge_vq.training import VQConfig
-from diffusion_bridge_vq.training import trainer as trainer_module
-from diffusion_bridge_vq.training.build import build_objective
+from diffusion_bridge_vq.training import Trainer, VQConfig, build_objective
 from diffusion_bridge_vq.training.data import open_images
 from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
@@ -16,9 +14,7 @@ from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 def make_run(tmp_path, **overrides):
     settings = config(VQConfig, tmp_path, max_grad_norm=0.01, weight_decay=0.3, lr_warmup_steps=0, **overrides)
     accelerator, images = make_accelerator(settings), open_images(settings)
-    return settings, trainer_module.Trainer(
-        settings, accelerator, build_objective(settings, images.num_classes), images
-    )
+    return settings, Trainer(settings, accelerator, build_objective(settings, images.num_classes), images)
 
 
 def test_steps_are_clipping_and_adamw_with_weight_decay(tmp_path):

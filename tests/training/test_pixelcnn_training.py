@@ -21,7 +21,6 @@ from diffusion_bridge_vq.training import (
     train,
 )
 from diffusion_bridge_vq.training.data import hold_out
-from diffusion_bridge_vq.training.monitoring import monitor
 from diffusion_bridge_vq.training.monitoring.early_stopping import EarlyStopping
 
 VQVAE = TINY["vqvae"]
@@ -43,7 +42,7 @@ def vq(tmp_path_factory) -> Path:
     """A folder with an autoencoder that has seen a little: 8 codes at 4 x 4 positions."""
     folder = tmp_path_factory.mktemp("vq")
     settings = SETTINGS | {"checkpoint_every": 0}
-    train(VQConfig.from_preset("digits", output_dir=folder, **settings)).vqvae.save_pretrained(folder / "vqvae")
+    train(VQConfig.from_preset("digits", output_dir=folder, **settings))["vqvae"].save_pretrained(folder / "vqvae")
     return folder
 
 
@@ -168,21 +167,21 @@ def test_a_run_stops_when_patience_ends_and_gives_the_best_weights(vq, tmp_path,
     """With the held-out values written by hand: best at step 4, patience 3, so it stops at step 10 of 20."""
     values, seen = iter([3.0, 2.0, 2.5, 2.2, 2.1]), []
 
-    def scripted(prior, encoded, batch_size):
-        seen.append({k: v.clone() for k, v in prior.state_dict().items()})
+    def scripted(self, components, inputs):
+        seen.append({k: v.clone() for k, v in components["prior"].state_dict().items()})
         return next(values)
 
-    monkeypatch.setattr(monitor, "bits_per_code", scripted)
+    monkeypatch.setattr(PixelCNNObjective, "held_out_score", scripted)
     trained = train(config(vq, tmp_path, max_train_steps=20, lr_warmup_steps=0))
     assert metrics(tmp_path, "heldout/bits_per_code") == {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.2, 10: 2.1}
-    assert not all(torch.equal(v, seen[4][k]) for k, v in trained.prior.state_dict().items())
-    assert all(torch.equal(v, seen[1][k]) for k, v in trained.prior.state_dict().items())
-    assert trained.unet is None and trained.scheduler is None and not trained.prior.training
+    assert not all(torch.equal(v, seen[4][k]) for k, v in trained["prior"].state_dict().items())
+    assert all(torch.equal(v, seen[1][k]) for k, v in trained["prior"].state_dict().items())
+    assert trained.keys() == {"vqvae", "prior"} and not trained["prior"].training
     assert {p.name for p in tmp_path.glob("*-000010.png")} == {"samples-000010.png", "reconstructions-000010.png"}
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000008", "step-00000010"]
     monkeypatch.undo()
     again = train(config(vq, tmp_path, max_train_steps=20, lr_warmup_steps=0, resume=True))  # it is over
-    assert all(torch.equal(v, seen[1][k]) for k, v in again.prior.state_dict().items())
+    assert all(torch.equal(v, seen[1][k]) for k, v in again["prior"].state_dict().items())
     assert len(metrics(tmp_path, "heldout/bits_per_code")) == 5
 
 
@@ -194,7 +193,7 @@ def test_logged_bits_are_those_of_the_saved_pipeline(vq, tmp_path, class_conditi
     """Recomputed from the images that were held out, through the pipeline as saved and loaded again."""
     overrides = {"class_conditional": class_conditional, "random_flip": True, "learning_rate": 1e-2}
     trained = train(config(vq, tmp_path, max_train_steps=12, **overrides))
-    PixelCNNVQPipeline(trained.vqvae, trained.prior).save_pretrained(tmp_path / "pipeline")
+    PixelCNNVQPipeline(**trained).save_pretrained(tmp_path / "pipeline")
     pipe = PixelCNNVQPipeline.from_pretrained(tmp_path / "pipeline")
     images = load_images("digits", resolution=8, channels=1, split="train")
     _, held_out = hold_out(images, 0.1, seed=0)
@@ -209,7 +208,7 @@ def test_logged_bits_are_those_of_the_saved_pipeline(vq, tmp_path, class_conditi
     assert logged[12] < logged[2] < 3.2  # log2 8 = 3 bits to begin with
     assert list(metrics(tmp_path, "train/bits_per_code")) == [2, 4, 6, 8, 10, 12]
     start = load_file(vq / "vqvae" / "diffusion_pytorch_model.safetensors")
-    assert all(torch.equal(v, start[k]) for k, v in trained.vqvae.state_dict().items() if k in start)
+    assert all(torch.equal(v, start[k]) for k, v in trained["vqvae"].state_dict().items() if k in start)
     images = pipe(batch_size=2, class_labels=[1, 2] if class_conditional else None, output_type="pt").images
     assert images.shape == (2, 1, 8, 8)
 

@@ -76,7 +76,7 @@ def start(kind: str, runs: Path) -> dict[str, Path]:
 def runs(tmp_path_factory) -> Path:
     """A folder with a run of each kind on two processes, and "vq-alone", on one with batches of the same images."""
     folder = tmp_path_factory.mktemp("runs")
-    process_work.run("vq", folder / "vq-alone", {"batch_size": 200}).vqvae.save_pretrained(
+    process_work.run("vq", folder / "vq-alone", {"batch_size": 200})["vqvae"].save_pretrained(
         folder / "vq-alone" / "vqvae"
     )
     for kind in KINDS:

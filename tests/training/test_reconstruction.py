@@ -207,7 +207,7 @@ def test_a_run_saves_the_judge_but_not_the_feature_network(tmp_path):
     terms = {"adversarial_weight": 0.1, "adversarial_fraction": 0.25, "perceptual_weight": 0.1}
     small = terms | {"batch_size": 32, "checkpoint_every": 2, "max_train_steps": 4, "keep_checkpoints": 3}
     whole = train(config(VQConfig, tmp_path / "whole", **small))
-    assert whole.unet is None and not any("discriminator" in name for name in whole.vqvae.state_dict())
+    assert whole.keys() == {"vqvae"} and not any("discriminator" in name for name in whole["vqvae"].state_dict())
     saved = {name.split(".")[0] for name in state(tmp_path / "whole", 4, "model")}
     assert saved == {"vqvae", "discriminator"}
 

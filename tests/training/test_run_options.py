@@ -50,8 +50,8 @@ def test_validation_is_the_loss_of_what_the_run_returns(tmp_path):
     images = load_images("digits", resolution=8, channels=1, split="test")
     x = torch.stack([images[i]["images"] for i in range(len(images))]).float() / 127.5 - 1
     with torch.no_grad():
-        z_q, codebook, _ = trained.vqvae.quantize(trained.vqvae.encode(x).latents)
-        pixels = trained.vqvae.decode(z_q, force_not_quantize=True).sample
+        z_q, codebook, _ = trained["vqvae"].quantize(trained["vqvae"].encode(x).latents)
+        pixels = trained["vqvae"].decode(z_q, force_not_quantize=True).sample
     expected = (pixels - x).square().mean() + 0.1 * (pixels - x).abs().mean()  # the preset's l1_weight
     assert found[-1]["validation/reconstruction"] == pytest.approx(expected.item(), rel=1e-4)
     assert found[-1]["validation/codebook"] == pytest.approx(codebook.item(), rel=1e-4)
@@ -61,7 +61,7 @@ def test_validation_is_the_loss_of_what_the_run_returns(tmp_path):
 
 def test_validation_draws_the_same_noise_each_time(tmp_path):
     """Weights that don't change have one value, though the loss is a draw; and the run itself draws as without."""
-    train(config(VQConfig, tmp_path / "vq")).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    train(config(VQConfig, tmp_path / "vq"))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
     still = {"init_from": tmp_path / "vq", "ema_decay": 0.0, "learning_rate": 1e-30}
     train(config(PriorConfig, tmp_path / "with", validation_split="test", validate_every=2, **still))
     found = records(tmp_path / "with", "validation/")
@@ -72,7 +72,7 @@ def test_validation_draws_the_same_noise_each_time(tmp_path):
 
 def test_evaluation_at_an_interval(tmp_path, monkeypatch):
     larger = {"resolution": 16, "max_train_steps": 4}  # SSIM has a window of 11
-    train(config(VQConfig, tmp_path / "vq", **larger)).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    train(config(VQConfig, tmp_path / "vq", **larger))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
     larger["unet"] = {**TINY["unet"], "sample_size": 8}
     overrides = {"init_from": tmp_path / "vq", "validation_split": "test", **larger}
     with pytest.raises(ValueError, match="validation_split"):

@@ -9,8 +9,7 @@ import pytest
 import torch
 from tiny_run import config, state
 
-from diffusion_bridge_vq.training import E2EConfig, VQConfig, train
-from diffusion_bridge_vq.training import trainer as trainer_module
+from diffusion_bridge_vq.training import E2EConfig, Trainer, VQConfig, train
 
 RUN = {"gradient_accumulation_steps": 2, "random_flip": True, "max_train_steps": 6, "checkpoint_every": 6}
 RUN |= {"joint_fraction": 0.25, "freeze_fraction": 0.75}
@@ -21,7 +20,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
     """In the middle of an optimiser step; the resumed run ends bit for bit where the whole one does."""
     train(config(E2EConfig, tmp_path / "whole", **RUN))
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    original, calls = trainer_module.Trainer.step, []
+    original, calls = Trainer.step, []
 
     def interrupted(self, *args):
         original(self, *args)
@@ -30,7 +29,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(trainer_module.Trainer, "step", interrupted)
+        patch.setattr(Trainer, "step", interrupted)
         train(config(E2EConfig, tmp_path / "parts", **RUN))
     assert stop.value.code == 128 + number
     assert f"{number.name}: stopped after step 4" in capsys.readouterr().out
@@ -46,7 +45,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
 
 def test_a_signal_to_all_of_a_process_group_leaves_the_run_its_batches(tmp_path, monkeypatch):
     """At the first of 12 batches of a step, more than a worker has ready: the rest still come."""
-    original, calls = trainer_module.Trainer.step, []
+    original, calls = Trainer.step, []
 
     def interrupted(self, *args):
         original(self, *args)
@@ -57,7 +56,7 @@ def test_a_signal_to_all_of_a_process_group_leaves_the_run_its_batches(tmp_path,
                 os.kill(pid, signal.SIGTERM)
             assert workers
 
-    monkeypatch.setattr(trainer_module.Trainer, "step", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     with pytest.raises(SystemExit) as stop:
         train(config(VQConfig, tmp_path, batch_size=50, gradient_accumulation_steps=12, num_workers=1))
     assert stop.value.code == 128 + signal.SIGTERM and len(calls) == 12
@@ -68,14 +67,14 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch, request):
     """By the handler that was there before."""
     request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers have another
-    original = trainer_module.Trainer.step
+    original = Trainer.step
 
     def impatient(self, *args):
         original(self, *args)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(trainer_module.Trainer, "step", impatient)
+    monkeypatch.setattr(Trainer, "step", impatient)
     with pytest.raises(KeyboardInterrupt):
         train(config(VQConfig, tmp_path))
     assert not (tmp_path / "checkpoints").exists()
@@ -87,7 +86,7 @@ def test_time_is_over(tmp_path, capsys):
     assert "`max_train_time` is over after step 1" in capsys.readouterr().out
     assert (tmp_path / "reconstructions-000001.png").exists()
     saved = state(tmp_path, 1, "ema")
-    for name, value in trained.vqvae.state_dict().items():
+    for name, value in trained["vqvae"].state_dict().items():
         if f"module.vqvae.{name}" in saved:
             assert torch.equal(saved[f"module.vqvae.{name}"], value), name
     train(config(VQConfig, tmp_path, resume=True))

@@ -15,7 +15,7 @@ from tiny_run import SETTINGS, TINY, assert_same_state, config, state, stopped_a
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
-from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training import E2EConfig, PriorConfig, Trainer, VQConfig, train
 from diffusion_bridge_vq.training import trainer as trainer_module
 
 
@@ -37,7 +37,7 @@ def test_stages_and_what_they_leave(tmp_path):
     """
     vq, then prior on its frozen autoencoder (cached and not), then e2e from the pipeline; all files where promised.
     """
-    train(config(VQConfig, tmp_path / "vq")).vqvae.save_pretrained(tmp_path / "vq" / "vqvae")
+    train(config(VQConfig, tmp_path / "vq"))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
     assert (tmp_path / "vq" / "reconstructions-000008.png").exists()
     losses = {}
     for cached in (False, True):
@@ -47,14 +47,14 @@ def test_stages_and_what_they_leave(tmp_path):
         losses[cached] = [r["loss/prior"] for r in records]
         assert (folder / "samples-000008.png").exists()
         start = load_file(tmp_path / "vq" / "vqvae" / "diffusion_pytorch_model.safetensors")
-        assert all(torch.equal(v, start[k]) for k, v in trained.vqvae.state_dict().items() if k in start)
+        assert all(torch.equal(v, start[k]) for k, v in trained["vqvae"].state_dict().items() if k in start)
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)  # the same latents, in the same order
-    pipe = DiffusionBridgeVQPipeline(trained.vqvae, trained.unet, trained.scheduler)
+    pipe = DiffusionBridgeVQPipeline(**trained)
     pipe.save_pretrained(tmp_path / "prior-True" / "pipeline")
 
     continued = train(config(E2EConfig, tmp_path / "e2e", init_from=tmp_path / "prior-True", learning_rate=1e-12))
-    for key, value in continued.unet.state_dict().items():  # nothing learned: still the weights it started from
-        assert torch.allclose(value, trained.unet.state_dict()[key], atol=1e-6)
+    for key, value in continued["unet"].state_dict().items():  # nothing learned: still the weights it started from
+        assert torch.allclose(value, trained["unet"].state_dict()[key], atol=1e-6)
 
 
 def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_every):
     """Looked for at once or, as on a GPU, steps later: saved is the state from before the bad step, and it goes on."""
-    original, before = trainer_module.Trainer.inputs, {}
+    original, before = Trainer.inputs, {}
 
     def poisoned(self, batch):
         inputs = original(self, batch)
@@ -96,11 +96,11 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
         return inputs
 
     if log_every > 1:
-        look = trainer_module.Trainer._stop_if_bad
-        monkeypatch.setattr(trainer_module.Trainer, "_stop_if_bad", lambda self, done: done % 5 or look(self, done))
+        look = Trainer.stop_if_not_finite
+        monkeypatch.setattr(Trainer, "stop_if_not_finite", lambda self, done: done % 5 or look(self, done))
     overrides = {"max_train_steps": 20, "log_every": log_every, "checkpoint_every": 5}
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module.Trainer, "inputs", poisoned)
+        patch.setattr(Trainer, "inputs", poisoned)
         with pytest.raises(FloatingPointError, match=r"Step 7 gave reconstruction.*reconstruction = nan"):
             train(config(VQConfig, tmp_path, **overrides))
     done = 7 if log_every == 1 else 10
@@ -112,7 +112,7 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
     assert {v.item() for k, v in moments.items() if k.endswith(".step")} == {6}
     monkeypatch.undo()
     trained = train(config(VQConfig, tmp_path, resume=True, **overrides))
-    assert all(torch.isfinite(p).all() for p in trained.vqvae.parameters())
+    assert all(torch.isfinite(p).all() for p in trained["vqvae"].parameters())
 
 
 @pytest.mark.parametrize("name", process_work.OBJECTIVES)
@@ -120,7 +120,7 @@ def test_what_is_trained_is_saved(name):
     """A weight that the optimiser moves and no checkpoint holds would be lost when the run is resumed."""
     objective = process_work.OBJECTIVES[name]()
     learning = {id(p) for p in objective.parameters() if p.requires_grad}
-    assert learning and learning <= {id(p) for p in trainer_module._trained_part(objective).parameters()}
+    assert learning and learning <= {id(p) for p in objective.trained_part().parameters()}
 
 
 def test_refusals(tmp_path):

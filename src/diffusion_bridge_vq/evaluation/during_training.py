@@ -43,9 +43,7 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
             )
     folder = RunFolder(config.output_dir).evaluation
 
-    def evaluate(components: Any, step: int) -> dict[str, float]:
-        if not isinstance(components, Mapping):  # until `train` passes them by name
-            components = {name: part for name, part in vars(components).items() if part is not None}
+    def evaluate(components: Mapping[str, Any], step: int) -> dict[str, float]:
         folder.mkdir(parents=True, exist_ok=True)
         real.device = components["vqvae"].device
         steps = min(config.num_inference_steps, len(components["scheduler"])) if "scheduler" in components else 1

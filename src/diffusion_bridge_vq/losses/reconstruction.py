@@ -164,8 +164,8 @@ class ReconstructionLoss(nn.Module):
         self.discriminator = PatchDiscriminator(channels) if adversarial_weight else None
         self.set_step(0)
 
-    def set_step(self, step: int) -> None:
-        """Told before every optimiser step."""
+    def set_step(self, step: float) -> None:
+        """Called before every optimiser step with its place in the schedule."""
         self.adversarial = step >= self.adversarial_from
 
     def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,16 +1,27 @@
-"""Training: settings, objectives, and the Accelerate loop."""
+"""Training: settings, objectives, and the trainer on Accelerate."""
 
 from ..losses import ReconstructionLoss
-from .build import build_objective
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
-from .objectives import E2EObjective, Objective, ObjectiveOutput, PixelCNNObjective, PriorObjective, VQObjective
+from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
+from .objectives import (
+    E2EObjective,
+    EarlyStoppingRule,
+    Objective,
+    ObjectiveOutput,
+    PixelCNNObjective,
+    PriorObjective,
+    VQObjective,
+    build_objective,
+    trains,
+)
+from .options import option
 from .presets import PRESETS
-from .trainer import TrainedComponents, train
+from .trainer import Trainer, train
 
 __all__ = [
     "PRESETS",
     "E2EConfig",
     "E2EObjective",
+    "EarlyStoppingRule",
     "Objective",
     "ObjectiveOutput",
     "PixelCNNConfig",
@@ -18,9 +29,12 @@ __all__ = [
     "PriorConfig",
     "PriorObjective",
     "ReconstructionLoss",
-    "TrainedComponents",
+    "RunConfig",
+    "Trainer",
     "VQConfig",
     "VQObjective",
     "build_objective",
+    "option",
     "train",
+    "trains",
 ]

@@ -1,9 +1,7 @@
-"""Settings of a run: one frozen dataclass per kind, with presets."""
+"""Settings of a run: one frozen dataclass per kind, with presets, and their command line."""
 
 import dataclasses
-import math
-import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -11,6 +9,16 @@ from diffusers.optimization import SchedulerType
 
 from ..losses import PerceptualFeatures, Regularization, Weighting
 from ..privacy import public_dataset
+from .options import (
+    FRACTION,
+    POSITIVE,
+    PROPER_FRACTION,
+    at_least,
+    check_options,
+    expand_paths,
+    one_of,
+    option,
+)
 from .presets import PAPER_MODE, PRESETS, preset_values
 
 Config = TypeVar("Config", bound="RunConfig")
@@ -22,12 +30,6 @@ Extractor = Literal["inception", "dinov2", "efficientnet-lite0", "efficientnet-l
 _LR_SCHEDULES = tuple(s.value for s in SchedulerType if s is not SchedulerType.PIECEWISE_CONSTANT)
 
 
-def _option(default: Any, text: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=dict, metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class RunConfig:
     """
@@ -35,94 +37,71 @@ class RunConfig:
 
     Raises:
         ValueError: a value outside its range; says what was given and expected.
+        TypeError: a value of another type.
     """
 
     kind: ClassVar[str]
 
-    preset: str = _option("digits", f"settings to start from: {', '.join(PRESETS)}")
-    dataset: str = _option(
+    preset: str = option("digits", f"settings to start from: {', '.join(PRESETS)}")
+    dataset: str = option(
         "", "Hub id, folder of images, folder of parquet files, folder with CSV splits, or 'digits' (embedded)"
     )
-    dataset_name: str | None = _option(
+    dataset_name: str | None = option(
         None, "what to call the data set in public; without it one that isn't on the Hub has no name there"
     )
-    split: str = _option("train", "split to train on")
-    validation_split: str | None = _option(None, "split whose losses are logged, too, with the averaged weights")
-    streaming: bool = _option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
-    shuffle_buffer: int = _option(10_000, "images among which a stream is shuffled; see docs/how-to/large-data.md")
-    image_column: str | None = _option(None, "column with the images, if there are several")
-    label_column: str | None = _option(None, "column with the classes, if it isn't a ClassLabel")
-    output_dir: Path = _option(Path("outputs/run"), "everything the run writes goes here")
-    init_from: Path | None = _option(
+    split: str = option("train", "split to train on")
+    validation_split: str | None = option(None, "split whose losses are logged, too, with the averaged weights")
+    streaming: bool = option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
+    shuffle_buffer: int = option(
+        10_000, "images among which a stream is shuffled; see docs/training.md", at_least(1), fixed=True
+    )
+    image_column: str | None = option(None, "column with the images, if there are several")
+    label_column: str | None = option(None, "column with the classes, if it isn't a ClassLabel")
+    output_dir: Path = option(Path("outputs/run"), "everything the run writes goes here")
+    init_from: Path | None = option(
         None, "run or pipeline folder whose autoencoder (and U-Net, for e2e) to start from"
     )
-    resolution: int = _option(32, "side of the square training images, in pixels")
-    channels: int = _option(3, "3 for RGB, 1 for grayscale")
-    random_flip: bool = _option(False, "mirror images at random, left to right")
-    batch_size: int = _option(64, "images per process and step")
-    gradient_accumulation_steps: int = _option(1, "batches per optimiser step")
-    max_train_steps: int = _option(10_000, "optimiser steps")
-    max_train_time: float | None = _option(
+    resolution: int = option(32, "side of the square training images, in pixels", at_least(1))
+    channels: int = option(3, "3 for RGB, 1 for grayscale", one_of(1, 3))
+    random_flip: bool = option(False, "mirror images at random, left to right", fixed=True)
+    batch_size: int = option(64, "images per process and step", at_least(1), fixed=True)
+    gradient_accumulation_steps: int = option(1, "batches per optimiser step", at_least(1), fixed=True)
+    max_train_steps: int = option(10_000, "optimiser steps", at_least(1))
+    max_train_time: float | None = option(
         None,
         "seconds of training after which the run ends, as after its last step; the schedule stays that of all steps",
+        POSITIVE,
     )
-    learning_rate: float = _option(1e-3, "peak learning rate of AdamW")
-    lr_schedule: str = _option("cosine", "diffusers.optimization's name: cosine, constant_with_warmup, ...")
-    lr_warmup_steps: int = _option(0, "steps of linear warm-up")
-    weight_decay: float = _option(0.0, "AdamW's")
-    max_grad_norm: float = _option(1.0, "gradients are clipped to this norm")
-    ema_decay: float = _option(0.999, "decay of the averaged weights that are saved; 0 keeps the last")
-    mixed_precision: Literal["no", "fp16", "bf16"] = _option("no", "arithmetic of the networks")
-    seed: int = _option(0, "of weights, noise and data order")
-    gradient_checkpointing: bool = _option(False, "compute activations again in the backward pass, to save memory")
-    compile: bool = _option(False, "torch.compile the networks")
-    num_workers: int = _option(0, "processes that load data")
-    log_every: int = _option(50, "steps between log lines")
-    image_every: int = _option(2000, "steps between grids of reconstructions and samples; 0 for the end only")
-    validate_every: int = _option(500, "steps between losses of validation_split")
-    num_inference_steps: int = _option(50, "reverse steps of the sample grids")
-    checkpoint_every: int = _option(1000, "steps between checkpoints; 0 for none")
-    keep_checkpoints: int = _option(2, "checkpoints that are kept")
-    resume: bool = _option(False, "go on from the newest checkpoint in output_dir")
-    report_to: str = _option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
-    profile: bool = _option(False, "torch profiler's trace of five steps, in output_dir/profile")
-    dry_run: bool = _option(False, "check configuration, data, disk, memory and one step, then stop without writing")
-    vqvae: dict[str, Any] = _option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
+    learning_rate: float = option(1e-3, "peak learning rate of AdamW", POSITIVE)
+    lr_schedule: str = option(
+        "cosine", "diffusers.optimization's name: cosine, constant_with_warmup, ...", one_of(*_LR_SCHEDULES)
+    )
+    lr_warmup_steps: int = option(0, "steps of linear warm-up", at_least(0))
+    weight_decay: float = option(0.0, "AdamW's", at_least(0))
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", POSITIVE)
+    ema_decay: float = option(0.999, "decay of the averaged weights that are saved; 0 keeps the last", FRACTION)
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", "arithmetic of the networks")
+    seed: int = option(0, "of weights, noise and data order", at_least(0), fixed=True)
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory")
+    compile: bool = option(False, "torch.compile the networks")
+    num_workers: int = option(0, "processes that load data", at_least(0))
+    log_every: int = option(50, "steps between log lines", at_least(1))
+    image_every: int = option(
+        2000, "steps between grids of reconstructions and samples; 0 for the end only", at_least(0)
+    )
+    validate_every: int = option(500, "steps between losses of validation_split", at_least(1))
+    num_inference_steps: int = option(50, "reverse steps of the sample grids", at_least(1))
+    checkpoint_every: int = option(1000, "steps between checkpoints; 0 for none", at_least(0))
+    keep_checkpoints: int = option(2, "checkpoints that are kept", at_least(1))
+    resume: bool = option(False, "go on from the newest checkpoint in output_dir")
+    report_to: str = option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
+    profile: bool = option(False, "torch profiler's trace of five steps, in output_dir/profile")
+    dry_run: bool = option(False, "check configuration, data, disk, memory and one step, then stop without writing")
+    vqvae: dict[str, Any] = option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
 
     def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            if typing.get_origin(hint) is Literal and getattr(self, name) not in typing.get_args(hint):
-                raise ValueError(f"`{name}` must be one of {typing.get_args(hint)}, got {getattr(self, name)!r}.")
-        for f in dataclasses.fields(self):
-            if isinstance(value := getattr(self, f.name), float) and not math.isfinite(value):
-                raise ValueError(f"`{f.name}` must be a finite number, got {value}.")
-        self._check_lowest(
-            resolution=1,
-            batch_size=1,
-            gradient_accumulation_steps=1,
-            max_train_steps=1,
-            log_every=1,
-            num_inference_steps=1,
-            keep_checkpoints=1,
-            lr_warmup_steps=0,
-            image_every=0,
-            checkpoint_every=0,
-            num_workers=0,
-            shuffle_buffer=1,
-            validate_every=1,
-            weight_decay=0,
-            seed=0,
-        )
-        if self.lr_schedule not in _LR_SCHEDULES:
-            raise ValueError(f"`lr_schedule` must be one of {', '.join(_LR_SCHEDULES)}, got {self.lr_schedule!r}.")
-        if self.channels not in (1, 3):
-            raise ValueError(f"`channels` must be 1 or 3, got {self.channels}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        if self.max_train_time is not None and not self.max_train_time > 0:
-            raise ValueError(f"`max_train_time` must be positive seconds, got {self.max_train_time}.")
-        self._check_shares("ema_decay")
+        expand_paths(self)
+        check_options(self)
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
         if not self.dataset:
@@ -133,19 +112,19 @@ class RunConfig:
                 f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}."
             )
 
-    def _check_shares(self, *names: str) -> None:
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must lie in [0, 1], got {getattr(self, name)}.")
-
-    def _check_lowest(self, **lowest: float) -> None:
-        for name, value in lowest.items():
-            if not getattr(self, name) >= value:
-                raise ValueError(f"`{name}` must be at least {value}, got {getattr(self, name)}.")
-
     def _refuse_streaming(self, who: str) -> None:
         if self.streaming:
             raise ValueError(f"{who} the whole data set before it starts, so it can't be streamed: drop `streaming`.")
+
+    @property
+    def uses_classes(self) -> bool:
+        """Whether the run learns from the labels of the data."""
+        return False
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Steps between evaluations by the function that `train` is given; 0 for none."""
+        return 0
 
     @classmethod
     def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
@@ -158,9 +137,9 @@ class RunConfig:
                 values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
         return cls(**values)
 
-    def moments(self) -> list[int]:
-        """Steps, evenly over the run: the phases of end-to-end training differ in terms and cost."""
-        return [moment * self.max_train_steps // 6 for moment in range(6)]
+    def spread_steps(self) -> list[int]:
+        """Six steps spread evenly over the run: the phases of end-to-end training differ in terms and cost."""
+        return [part * self.max_train_steps // 6 for part in range(6)]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-safe settings; `dataset_name` is None only where the name of `dataset` may be private."""
@@ -172,20 +151,20 @@ class RunConfig:
 class AutoencoderConfig(RunConfig):
     """What runs that train the autoencoder share: the terms of `ReconstructionLoss`."""
 
-    l1_weight: float = _option(0.0, "weight of the absolute error beside the squared one")
-    perceptual_weight: float = _option(0.0, "weight of the distance in a frozen network's features (extra `eval`)")
-    perceptual_features: PerceptualFeatures = _option(
-        "efficientnet-lite0",
-        "whose features; 'lpips' is VGG-16 and needs torchvision and a download. Judge by another network, and let "
-        "tables name both",
+    l1_weight: float = option(0.0, "weight of the absolute error, added to the squared one", at_least(0))
+    perceptual_weight: float = option(
+        0.0, "weight of the distance in a frozen network's features (extra `eval`)", at_least(0)
     )
-    adversarial_weight: float = _option(0.0, "weight of what a patch discriminator says of decoded images")
-    adversarial_fraction: float = _option(0.5, "share of the run before the discriminator joins")
+    perceptual_features: PerceptualFeatures = option(
+        "efficientnet-lite0",
+        "whose features; 'lpips' is VGG-16 and needs torchvision and a download. Evaluate with another network, and "
+        "let tables name both",
+    )
+    adversarial_weight: float = option(0.0, "weight of the adversarial loss of decoded images", at_least(0))
+    adversarial_fraction: float = option(0.5, "fraction of the run before the discriminator joins", FRACTION)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_shares("adversarial_fraction")
-        self._check_lowest(l1_weight=0, perceptual_weight=0, adversarial_weight=0)
         if self.perceptual_weight and self.perceptual_features == "lpips" and self.resolution < 16:
             raise ValueError(
                 f"VGG-16 halves images four times: `perceptual_features` 'lpips' needs a `resolution` of at least 16, "
@@ -202,20 +181,26 @@ class VQConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class PriorRunConfig(RunConfig):
-    """What runs with a prior share."""
+    """What runs that train a prior share."""
 
-    class_conditional: bool = _option(False, "train on the labels too, with a null class for guidance")
-    class_dropout: float = _option(0.1, "share of labels replaced by the null class")
-    evaluate_every: int = _option(0, "steps between evaluations against validation_split; 0 for none")
-    evaluate_images: int = _option(5000, "samples, and validation images, of an evaluation")
-    evaluate_extractor: Extractor = _option("inception", "features of its Frechet distance; see examples/evaluate.py")
+    class_conditional: bool = option(False, "train on the labels too, with a null class for guidance")
+    class_dropout: float = option(0.1, "fraction of labels replaced by the null class", FRACTION)
+    evaluate_every: int = option(0, "steps between evaluations against validation_split; 0 for none", at_least(0))
+    evaluate_images: int = option(5000, "samples, and validation images, of an evaluation", at_least(1))
+    evaluate_extractor: Extractor = option("inception", "features of its Frechet distance; see examples/evaluate.py")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_shares("class_dropout")
-        self._check_lowest(evaluate_every=0, evaluate_images=1)
         if self.evaluate_every and self.validation_split is None:
             raise ValueError("`evaluate_every` compares with real images: give `validation_split`.")
+
+    @property
+    def uses_classes(self) -> bool:
+        return self.class_conditional
+
+    @property
+    def evaluation_interval(self) -> int:
+        return self.evaluate_every
 
     def _check_init_from(self) -> None:
         if self.init_from is None:
@@ -225,22 +210,24 @@ class PriorRunConfig(RunConfig):
 
 
 @dataclass(frozen=True)
-class _BridgeConfig(PriorRunConfig):
-    """What runs with a diffusion prior share."""
+class BridgeConfig(PriorRunConfig):
+    """What runs that train a diffusion prior share."""
 
-    unet: dict[str, Any] = _option({}, "arguments of UNet2DModel, JSON; added to the preset's")
-    scheduler: dict[str, Any] = _option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
-    weighting: Weighting = _option("simple", "weight of L_t over the noise levels")
+    unet: dict[str, Any] = option({}, "arguments of UNet2DModel, JSON; added to the preset's")
+    scheduler: dict[str, Any] = option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
+    weighting: Weighting = option("simple", "weight of L_t over the noise levels")
 
 
 @dataclass(frozen=True)
-class PriorConfig(_BridgeConfig):
+class PriorConfig(BridgeConfig):
     """Stage 2, `PriorObjective`."""
 
     kind = "prior"
 
-    cache_latents: bool = _option(False, "encode the data set once (with its mirror images, if random_flip)")
-    code_posterior: bool = _option(False, "a CodeUNet2DModel: it gives each code a probability, z_0 is their mean")
+    cache_latents: bool = option(
+        False, "encode the data set once (with its mirror images, if random_flip)", fixed=True
+    )
+    code_posterior: bool = option(False, "a CodeUNet2DModel: it gives each code a probability, z_0 is their mean")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,41 +245,42 @@ class PixelCNNConfig(PriorRunConfig):
 
     kind = "pixelcnn"
 
-    prior: dict[str, Any] = _option({}, "arguments of PixelCNNPrior, JSON; added to the preset's")
-    holdout_fraction: float = _option(0.1, "share of the images that is held out, between 0 and 1")
-    eval_every: int = _option(500, "steps between evaluations on the held-out images")
-    patience: int = _option(10, "evaluations without a better value after which the run stops")
+    prior: dict[str, Any] = option({}, "arguments of PixelCNNPrior, JSON; added to the preset's")
+    holdout_fraction: float = option(
+        0.1, "fraction of the images that is held out, between 0 and 1", PROPER_FRACTION, fixed=True
+    )
+    eval_every: int = option(500, "steps between evaluations on the held-out images", at_least(1))
+    patience: int = option(10, "evaluations without a better value after which the run stops", at_least(1))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_init_from()
         self._refuse_streaming("Training a PixelCNN encodes")
-        if not 0 < self.holdout_fraction < 1:
-            raise ValueError(f"`holdout_fraction` must lie between 0 and 1, got {self.holdout_fraction}.")
-        self._check_lowest(eval_every=1, patience=1)
 
 
 @dataclass(frozen=True)
-class E2EConfig(_BridgeConfig, AutoencoderConfig):
+class E2EConfig(BridgeConfig, AutoencoderConfig):
     """Algorithm 1, `E2EObjective`."""
 
     kind = "e2e"
 
-    mode: Literal["stable", "paper"] = _option(
+    mode: Literal["stable", "paper"] = option(
         "stable", "which gradients move the encoder; 'paper' is Algorithm 1: every one, in full"
     )
-    reconstruction_weight: float = _option(1.0, "weight of L_rec against the terms per latent coordinate")
-    regularization: Regularization = _option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
-    regularization_weight: float = _option(0.01, "weight of L_t^reg")
-    encoder_gradient_weight: float = _option(0.1, "share of the prior's gradient that reaches the encoder (stable)")
-    ramp_fraction: float = _option(0.1, "share of the run over which that share rises from 0 (stable)")
-    joint_fraction: float = _option(0.0, "share of the run before the prior joins (stable)")
-    freeze_fraction: float = _option(1.0, "share of the run after which the autoencoder stands still (stable)")
+    reconstruction_weight: float = option(1.0, "weight of L_rec against the terms per latent coordinate", at_least(0))
+    regularization: Regularization = option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
+    regularization_weight: float = option(0.01, "weight of L_t^reg", at_least(0))
+    encoder_gradient_weight: float = option(
+        0.1, "fraction of the prior's gradient that reaches the encoder (stable)", at_least(0)
+    )
+    ramp_fraction: float = option(0.1, "fraction of the run over which that one rises from 0 (stable)", FRACTION)
+    joint_fraction: float = option(0.0, "fraction of the run before the prior joins (stable)", FRACTION)
+    freeze_fraction: float = option(
+        1.0, "fraction of the run after which the autoencoder is frozen (stable)", FRACTION
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_shares("ramp_fraction", "joint_fraction", "freeze_fraction")
-        self._check_lowest(reconstruction_weight=0, regularization_weight=0, encoder_gradient_weight=0)
         if self.joint_fraction > self.freeze_fraction:
             raise ValueError(
                 f"`joint_fraction` must be at most `freeze_fraction`, got {self.joint_fraction} and "

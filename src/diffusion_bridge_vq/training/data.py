@@ -1,6 +1,10 @@
-"""From the settings of a run to its images, and to what its loop iterates over."""
+"""From the settings of a run to its images, and to the batches that it trains on."""
 
-from typing import Any, Literal, NamedTuple
+import itertools
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -9,19 +13,20 @@ from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.pixels import to_pixels
-from ..models import GumbelVQModel
-from .config import PixelCNNConfig, PriorConfig, RunConfig
-from .fault_tolerance.signals import outlive_first_signal
+from .config import RunConfig
+from .objectives import Objective
+
+Batch = dict[str, torch.Tensor]
 
 
-class EncodedImages(Dataset[dict[str, torch.Tensor]]):
+class EncodedImages(Dataset[Batch]):
     """
-    z_e or codes of every image in the device's memory, with the labels.
+    Every image as a frozen autoencoder encodes it, in the device's memory, with the labels.
 
     Args:
-        vqvae ([`GumbelVQModel`]): the autoencoder.
+        encode (`Callable`): images (B, C, H, W) in [-1, 1] on the device -> a tensor (B, ...).
         images (`Dataset`): what `load_images` gives, or a part of it.
-        what (`str`): "latents", z_e (N, d, h, w), or "codes", (N, h, w).
+        name (`str`): of the tensor in a batch.
         batch_size (`int`), num_workers (`int`): of the encoding.
         device (`torch.device`): where everything goes.
         mirrored (`bool`): have the mirror image of every image, too.
@@ -30,23 +35,21 @@ class EncodedImages(Dataset[dict[str, torch.Tensor]]):
     @torch.no_grad()
     def __init__(
         self,
-        vqvae: GumbelVQModel,
+        encode: Callable[[torch.Tensor], torch.Tensor],
         images: Dataset,
-        what: Literal["latents", "codes"],
+        name: str,
         batch_size: int,
         num_workers: int,
         device: torch.device,
         mirrored: bool,
     ):
-        vqvae = vqvae.to(device).eval()
-        parts: dict[str, list[torch.Tensor]] = {what: [], "labels": []}
+        parts: dict[str, list[torch.Tensor]] = {name: [], "labels": []}
         loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers)
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
             for flip in (False, True) if mirrored else (False,):
                 for batch in tqdm(loader, desc="encoding", unit="batch"):
                     pixels = to_pixels(batch["images"].to(device))
-                    latents = vqvae.encode(pixels.flip(-1) if flip else pixels).latents
-                    parts[what].append(vqvae.encode_codes(latents) if what == "codes" else latents)
+                    parts[name].append(encode(pixels.flip(-1) if flip else pixels))
                     if "labels" in batch:
                         parts["labels"].append(batch["labels"].to(device))
         self.tensors = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
@@ -54,19 +57,19 @@ class EncodedImages(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, indices: list[int]) -> Batch:
         """A whole batch by one index operation each."""
         rows = torch.tensor(indices, device=next(iter(self.tensors.values())).device)
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
 
     @staticmethod
-    def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def collate(batch: Batch) -> Batch:
         return batch
 
 
 def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """
-    Images to train on, and a share of them (at least one image, rounded) that is held out, drawn by `seed`.
+    Images to train on, and a fraction of them (at least one image, rounded) that is held out, drawn by `seed`.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[arg-type]
     count = max(1, round(fraction * len(order)))
@@ -74,10 +77,10 @@ def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subse
 
 
 class Loaded(NamedTuple):
-    """`loader`: of the training batches. `held_out`: codes of the images that a PixelCNN's early stopping looks at."""
+    """`loader`: of the training batches. `held_out`: of the batches that early stopping scores."""
 
     loader: DataLoader
-    held_out: EncodedImages | None = None
+    held_out: DataLoader | None = None
 
 
 def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
@@ -94,10 +97,10 @@ def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
 
 
 def make_loader(
-    config: RunConfig, accelerator: Accelerator, vqvae: GumbelVQModel, images: ImageDataset | StreamedImages
+    config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset | StreamedImages
 ) -> Loaded:
     """
-    Batches of images, or of their latents or codes, which are made here.
+    Batches of images, or of what `objective` caches of them, which is encoded here.
 
     Raises:
         ValueError: fewer images than one batch of all processes.
@@ -113,27 +116,104 @@ def make_loader(
             raise ValueError(too_few.format(first))
         return Loaded(DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers))
     training: Dataset = images
-    encoding = (config.batch_size, config.num_workers, accelerator.device)
-    held_out = None
-    if isinstance(config, PixelCNNConfig):
-        training, judged = hold_out(images, config.holdout_fraction, config.seed)
-        if not config.dry_run:
-            held_out = EncodedImages(vqvae, judged, "codes", *encoding, mirrored=False)
+    held_out: Dataset | None = None
+    if objective.early_stopping is not None:
+        training, held_out = hold_out(images, objective.early_stopping.holdout_fraction, config.seed)
     count = len(training)  # type: ignore[arg-type]
     accelerator.print(f"{count} images of {images.name} to train on")
     if count < batch:
         raise ValueError(too_few.format(count))
-    cached: Literal["codes", "latents"] | None = "codes" if isinstance(config, PixelCNNConfig) else None
-    if isinstance(config, PriorConfig) and config.cache_latents:
-        cached = "latents"
-    if cached and not config.dry_run:  # whose batches the objective encodes
-        training = EncodedImages(vqvae, training, cached, *encoding, mirrored=config.random_flip)
-    if isinstance(training, EncodedImages):
-        workers = {"collate_fn": EncodedImages.collate}
-    else:
+    if objective.cached_input is None or config.dry_run:  # a dry run encodes its batches one by one
         workers["collate_fn"] = ImageDataset.collate  # also of a Subset, which passes batches through
-    loader = DataLoader(training, batch_size=config.batch_size, shuffle=True, drop_last=True, **workers)
-    return Loaded(loader, held_out)
+    else:
+        name, encoding = objective.cached_input, (config.batch_size, config.num_workers, accelerator.device)
+        if held_out is not None:
+            held_out = EncodedImages(objective.encode, held_out, name, *encoding, mirrored=False)
+        training = EncodedImages(objective.encode, training, name, *encoding, mirrored=config.random_flip)
+        workers = {"collate_fn": EncodedImages.collate}
+    return Loaded(
+        DataLoader(training, batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
+        None if held_out is None else DataLoader(held_out, batch_size=config.batch_size, **workers),
+    )
+
+
+def model_inputs(batch: Batch, device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Arguments of an objective: uint8 images become floats in [-1, 1]; what was encoded stays as it is."""
+    batch = {name: tensor if device is None else tensor.to(device) for name, tensor in batch.items()}
+    inputs = {"class_labels": batch.pop("labels")} if "labels" in batch else {}
+    if "images" in batch:
+        inputs["images"] = to_pixels(batch.pop("images"))
+    return inputs | batch
+
+
+class TrainingBatches:
+    """
+    The batches of a run, epoch by epoch, in an order that its seed fixes, and the position in them.
+
+    Args:
+        loader (`DataLoader`): as `accelerator.prepare` returns it.
+        accelerator (`Accelerator`): of the run.
+        config (`RunConfig`), name (`str`): of the run and its data, for messages.
+    """
+
+    def __init__(self, loader: Any, accelerator: Accelerator, config: RunConfig, name: str):
+        self.loader, self.accelerator, self.config, self.name = loader, accelerator, config, name
+        self.epoch = self.batches_done = 0
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches of this epoch from the position on; then the position is the start of the next."""
+        self.loader.set_epoch(self.epoch)
+        loader = self.loader
+        if self.batches_done:
+            loader = self.accelerator.skip_first_batches(self.loader, self.batches_done)
+        iterator = self._read(loader)
+        while True:
+            # loading leaves the run's randomness alone, so that a resumed epoch draws what the whole one did
+            with torch.random.fork_rng(devices=[]):
+                batch = next(iterator, None)
+            if batch is None:
+                break
+            self.batches_done += 1
+            yield batch
+        self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def first(self, count: int) -> Iterator[Batch]:
+        """The first batches, without moving the position."""
+        return itertools.islice(self._read(self.loader), count)
+
+    def _read(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """
+        What is left of an epoch.
+
+        Raises:
+            ValueError: a whole one has no batch, since no worker of a stream reads enough images for it.
+        """
+        empty = not self.batches_done
+        try:
+            for batch in loader:
+                empty = False
+                yield batch
+        except ValueError as error:
+            if not (empty and "does not contain any data" in str(error)):  # Accelerate's words for it
+                raise
+            raise ValueError(
+                f"{self.name} has no batch of {self.config.batch_size} images for each process: none of "
+                f"its {self.config.num_workers} workers reads that many. Take fewer `num_workers` or "
+                "a smaller `batch_size`."
+            ) from error
+
+
+def outlive_first_signal(_: int) -> None:
+    """
+    For workers of a DataLoader. Signals often go to all of a process group: the run needs batches until its step is
+    done. The second one, or the main process that is done with them, ends them as ever.
+    """
+
+    def note(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
 
 
 def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.Tensor:
@@ -145,6 +225,7 @@ def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.T
 
 
 def image_options(config: RunConfig) -> dict[str, Any]:
+    """What `load_images` and `stream_images` need to know of the run."""
     return {
         "resolution": config.resolution,
         "channels": config.channels,

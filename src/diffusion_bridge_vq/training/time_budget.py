@@ -5,10 +5,10 @@ import time
 import torch
 from accelerate import Accelerator
 
-from .build import build_objective
-from .config import PixelCNNConfig, PriorConfig, RunConfig
+from .config import RunConfig
+from .objectives import build_objective
 
-_TIMED_STEPS = 3  # after one that warms up, at each of the run's moments
+_TIMED_STEPS = 3  # after one that warms up, at each of the steps spread over the run
 
 
 def steps_within(config: RunConfig, seconds: float) -> int:
@@ -32,14 +32,7 @@ def steps_within(config: RunConfig, seconds: float) -> int:
     objective = build_objective(config).to(device).train()
     model = accelerator.prepare(objective)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], fused=True)
-    images = (
-        torch.rand(config.batch_size, config.channels, config.resolution, config.resolution, device=device) * 2 - 1
-    )
-    inputs = {"images": images}
-    if isinstance(config, PriorConfig) and config.cache_latents:
-        inputs = {"latents": objective.vqvae.encode(images).latents.detach()}
-    elif isinstance(config, PixelCNNConfig):
-        inputs = {"codes": objective.vqvae.encode_codes(objective.vqvae.encode(images).latents)}
+    inputs = objective.random_inputs(config.batch_size)
 
     def step() -> None:
         for _ in range(config.gradient_accumulation_steps):
@@ -48,14 +41,14 @@ def steps_within(config: RunConfig, seconds: float) -> int:
         optimizer.zero_grad()
 
     spent = 0.0
-    for moment in config.moments():
-        objective.set_step(moment)
+    for number in config.spread_steps():
+        objective.set_step(number)
         step()
         started = _now(device)
         for _ in range(_TIMED_STEPS):
             step()
         spent += _now(device) - started
-    return max(1, round(seconds * len(config.moments()) * _TIMED_STEPS / spent))
+    return max(1, round(seconds * len(config.spread_steps()) * _TIMED_STEPS / spent))
 
 
 def _now(device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Accelerate's engines: the one that a run was launched with, and what it asks for."""
+"""What Accelerate offers to spread a run: the engine that the run was launched with, and what it needs."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from accelerate.utils import (
 )
 from torch import nn
 
-from ..config import AutoencoderConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig
-from ..objectives import Objective
+from ..config import RunConfig
+from ..objectives import Objective, objective_class
 from ..optimizer_step import Update
 from .deepspeed import DeepSpeedUpdate, check_deepspeed, configure_deepspeed
 
@@ -35,13 +35,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         project_config=ProjectConfiguration(str(config.output_dir), str(config.output_dir / "logs")),
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(
-                # statistics are kept equal by what changes them; each process counts the codes that it chose
-                broadcast_buffers=False,
-                # phases leave the U-Net, the autoencoder or the discriminator without gradient
-                find_unused_parameters=isinstance(config, E2EConfig)
-                or (isinstance(config, AutoencoderConfig) and config.adversarial_weight > 0),
-            )
+            # statistics are kept equal by what changes them; each process counts the codes that it chose
+            DistributedDataParallelKwargs(broadcast_buffers=False)
         ],
     )
     if config.report_to != "none" and not accelerator.log_with:  # Accelerate would leave it out without a word
@@ -60,15 +55,15 @@ def check_engine(config: RunConfig, accelerator: Accelerator) -> None:
     engine = accelerator.distributed_type
     remedy = "Launch with examples/accelerate_configs/multi_gpu.yaml."
     if engine == DistributedType.MEGATRON_LM:
-        raise ValueError(f"{engine.value} has no part in this training. {remedy}")
+        raise ValueError(f"{engine.value} is not supported here. {remedy}")
     if engine == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ValueError("FSDP needs `fsdp_version: 2`, got 1; see examples/accelerate_configs/fsdp.yaml.")
     splits = engine in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if splits and not isinstance(config, (PriorConfig, PixelCNNConfig)):
+    if splits and not objective_class(config).shardable:
         raise ValueError(
-            f"{engine.value} is for a prior beside a frozen autoencoder (prior, pixelcnn), but {config.kind} trains "
-            "the autoencoder, whose codebook the forward pass changes, too: that needs it whole, and no copy of it in "
-            f"the optimiser. {remedy}"
+            f"{engine.value} is for a prior on a frozen autoencoder (prior, pixelcnn), but {config.kind} trains "
+            "the autoencoder, too. The forward pass changes its codebook, so each process needs it whole, without a "
+            f"copy in the optimiser. {remedy}"
         )
     if engine == DistributedType.DEEPSPEED:
         check_deepspeed(config, accelerator.deepspeed_plugin)
@@ -86,10 +81,12 @@ def prepare(
     Returns:
         what `accelerator.accumulate` takes, what to call instead of `objective`, optimiser and loader.
     """
+    if accelerator.ddp_handler is not None:
+        accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters
     if not accelerator.is_fsdp2:
         synchronized, optimizer, loader = accelerator.prepare(objective, optimizer, loader)
         return synchronized, synchronized, optimizer, loader
-    (part,) = trained.children()  # the prior is split, in place; the autoencoder beside it stays whole
+    (part,) = trained.children()  # the prior is split, in place; the frozen autoencoder stays whole
     broadcast(part.state_dict())  # in place; else each process would keep a part of its own fresh weights
     accelerator.state.fsdp_plugin.mixed_precision_policy = None  # autocast's, as everywhere
     synchronized, optimizer, loader = accelerator.prepare(part, optimizer, loader)

@@ -8,6 +8,7 @@ import psutil
 import torch
 from torch import nn
 
+from ...run_folder import RunFolder
 from ..config import RunConfig
 from .checkpoint import list_checkpoints
 
@@ -19,8 +20,9 @@ def check_output_dir(config: RunConfig) -> None:
     Raises:
         ValueError: the folder holds another run.
     """
-    held = [name for name in ("pipeline", "vqvae") if (config.output_dir / name).exists()]
-    if list_checkpoints(config.output_dir / "checkpoints"):  # none yet if the run was killed before its first
+    run = RunFolder(config.output_dir)
+    held = run.finished()
+    if list_checkpoints(run.checkpoints):  # none yet if the run was killed before its first
         held.insert(0, "checkpoints")
     if held and not config.resume and not config.dry_run:
         raise ValueError(
@@ -45,7 +47,7 @@ def check_disk(config: RunConfig, modules: dict[str, nn.Module]) -> str:
     sizes = {name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in modules.items()}
     moments = sum(2 * p.numel() * p.element_size() for p in modules["model"].parameters() if p.requires_grad)
     checkpoint = sum(sizes.values()) + moments
-    there = len(list_checkpoints(config.output_dir / "checkpoints"))
+    there = len(list_checkpoints(RunFolder(config.output_dir).checkpoints))
     kept = max(1, config.keep_checkpoints + 1 - there) if config.checkpoint_every else 0
     needed = kept * checkpoint + sizes["model"] + _SPARE_BYTES
     place = next(folder for folder in (config.output_dir, *config.output_dir.resolve().parents) if folder.exists())

@@ -12,19 +12,6 @@ import torch.distributed as dist
 _TIME = 1  # above 0, no reason, and below the signals, 2 and 15
 
 
-def outlive_first_signal(_: int) -> None:
-    """
-    For workers of a DataLoader. Signals often go to all of a process group: the run needs batches until its step is
-    done. The second one, or the main process that is done with them, ends them as ever.
-    """
-
-    def note(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, note)
-
-
 class StopRequest:
     """
     While it is entered, SIGTERM and SIGINT are noted instead of ending the process; a second one ends it at once.

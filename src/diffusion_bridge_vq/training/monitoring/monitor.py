@@ -1,45 +1,26 @@
-"""What is made of a run's averaged weights: values on images that it isn't trained on, pictures, and its result."""
+"""What is looked at during a run: scores, losses, grids and evaluations of its averaged weights."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers import UNet2DModel
 
 from ...data import ImageDataset, StreamedImages
-from ...models import GumbelVQModel, PixelCNNPrior
-from ...schedulers import OUBridgeScheduler
-from ..config import PixelCNNConfig, RunConfig
-from ..data import EncodedImages, preview_images
+from ..config import RunConfig
+from ..data import model_inputs, preview_images
 from ..ema import AveragedWeights
 from ..objectives import Objective
 from ..sharding import whole_copy
-from .early_stopping import EarlyStopping, bits_per_code
+from .early_stopping import EarlyStopping
 from .previews import GRID_IMAGES, draw_grids
 from .validation import make_validation
 
-
-@dataclass
-class TrainedComponents:
-    """
-    What a run made, with averaged weights, in eval mode.
-
-    After "vq" there is `vqvae` alone, after "prior" and "e2e" also `unet` and `scheduler`, after "pixelcnn" `prior`.
-    """
-
-    vqvae: GumbelVQModel
-    unet: UNet2DModel | None = None
-    scheduler: OUBridgeScheduler | None = None
-    prior: PixelCNNPrior | None = None
+Evaluate = Callable[[dict[str, Any], int], dict[str, float]]
 
 
-Evaluate = Callable[[TrainedComponents, int], dict[str, float]]
-
-
-class Appraisal:
+class Monitor:
     """
     Looks at the averaged weights of a run, the best of them with early stopping. All processes call its methods.
 
@@ -47,7 +28,7 @@ class Appraisal:
         config (`RunConfig`), accelerator (`Accelerator`), objective ([`Objective`]): of the run.
         ema ([`AveragedWeights`]): of what `objective` trains.
         images (`ImageDataset` or `StreamedImages`): for reconstructions.
-        held_out (`EncodedImages`, *optional*): for the early stopping of a PixelCNN.
+        held_out (`Iterable`, *optional*): batches for early stopping.
         evaluate (`Callable`, *optional*): see `train`.
     """
 
@@ -58,47 +39,46 @@ class Appraisal:
         objective: Objective,
         ema: AveragedWeights,
         images: ImageDataset | StreamedImages,
-        held_out: EncodedImages | None,
+        held_out: Any,
         evaluate: Evaluate | None,
     ):
         self.config, self.accelerator, self.objective, self.ema = config, accelerator, objective, ema
         self.held_out, self._evaluate = held_out, evaluate
         self.preview = preview_images(images, GRID_IMAGES // 2)
         self.validation = make_validation(config, accelerator, images)
-        self.stopping: EarlyStopping | None = None
-        if isinstance(config, PixelCNNConfig) and held_out is not None:
-            self.stopping = EarlyStopping(ema.module, config.patience)
+        rule = objective.early_stopping
+        self.stopping = EarlyStopping(ema.module, rule.patience) if rule is not None else None
 
-    def held_out_bits(self) -> float:
-        """Bits per code of the newest averages on held-out images, the same on all processes; the best are kept."""
-        assert self.stopping is not None and self.held_out is not None
-        averaged: Any = whole_copy(self.ema.module)
-        with self.accelerator.autocast():
-            bits = bits_per_code(averaged.prior, self.held_out, self.config.batch_size)
+    def held_out_score(self) -> dict[str, float]:
+        """The score of the newest averages, by name, the same on all processes; the weights of the best are kept."""
+        assert self.stopping is not None and self.objective.early_stopping is not None
+        components = self.objective.components(dict(whole_copy(self.ema.module).named_children()))
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[]), self.accelerator.autocast():  # a DataLoader draws a seed
+            inputs = (model_inputs(batch, device) for batch in self.held_out)
+            score = self.objective.held_out_score(components, inputs)
         # all processes must stop at the same step, whatever their rounding
-        bits = broadcast(torch.tensor(bits, device=self.accelerator.device)).item()
-        self.stopping.update(bits, self.ema.module)
-        return bits
+        score = broadcast(torch.tensor(score, device=device)).item()
+        self.stopping.update(score, self.ema.module)
+        return {f"heldout/{self.objective.early_stopping.score}": score}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether early stopping ends the run."""
+        return self.stopping is not None and self.stopping.exhausted
 
     def validate(self) -> dict[str, float]:
         """Losses on the validation split."""
         assert self.validation is not None
-        return self.validation(self.objective, self._parts())
+        return self.validation(self.objective, self._averaged())
 
     def grids(self) -> dict[str, torch.Tensor]:
-        """Pixels of reconstructions (originals beside them) and samples by name; nothing but on the main process."""
-        parts = self._parts()
+        """Pixels of reconstructions (each after its original) and samples; nothing but on the main process."""
+        components = self.objective.components(self._averaged())
         if not self.accelerator.is_main_process:
             return {}
-        joined = getattr(self.objective, "joint", True)  # before, the bridge's samples are noise
-        return draw_grids(
-            parts,
-            cast(OUBridgeScheduler, self.objective.scheduler) if joined and hasattr(self.objective, "unet") else None,
-            self.preview,
-            self.config.num_inference_steps,
-            self.config.seed,
-            self.accelerator.device,
-        )
+        steps, seed = self.config.num_inference_steps, self.config.seed
+        return draw_grids(self.objective, components, self.preview, steps, seed, self.accelerator.device)
 
     def evaluate(self, done: int) -> dict[str, float]:
         """What the caller's function finds at step `done`, by name; nothing but on the main process."""
@@ -110,14 +90,16 @@ class Appraisal:
         with torch.random.fork_rng(), torch.no_grad():
             return {f"evaluation/{name}": value for name, value in self._evaluate(components, done).items()}
 
-    def components(self, device: torch.device | str) -> TrainedComponents:
-        """The components themselves, not a copy, but for what FSDP has split."""
-        names = {field.name for field in fields(TrainedComponents)}  # what else helps to train isn't given away
-        parts = {name: part.to(device).eval() for name, part in self._parts().items() if name in names}
-        return TrainedComponents(**parts, scheduler=getattr(self.objective, "scheduler", None))
+    def components(self, device: torch.device | str) -> dict[str, Any]:
+        """What the run saves, by name, in eval mode: the modules themselves, but a copy of what FSDP has split."""
+        components = self.objective.components(self._averaged())
+        for component in components.values():
+            if isinstance(component, torch.nn.Module):
+                component.to(device).eval()
+        return components
 
-    def _parts(self) -> dict[str, Any]:
-        """Components by name, in eval mode; an autoencoder that isn't trained as it is."""
+    def _averaged(self) -> dict[str, torch.nn.Module]:
+        """What is trained, by name, with the weights of the moment or the best ones, in eval mode."""
         best = self.stopping is not None and self.stopping.started
         module: Any = whole_copy(self.stopping.best if best else self.ema.module)  # type: ignore[union-attr]
-        return {"vqvae": self.objective.vqvae, **dict(module.named_children())}
+        return dict(module.named_children())

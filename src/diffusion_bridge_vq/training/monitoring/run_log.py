@@ -1,6 +1,5 @@
 """What a run writes for people: numbers, pictures, settings; in its folder and to the trackers."""
 
-import json
 import time
 from collections.abc import Mapping
 
@@ -11,12 +10,13 @@ from diffusers.image_processor import VaeImageProcessor
 
 from ...grids import image_grid
 from ...privacy import public_settings
+from ...run_folder import RunFolder
 from ..config import RunConfig
 
 
 class RunLog:
     """
-    config.json, metrics.jsonl and PNG grids in `config.output_dir`, and the same for Accelerate's trackers.
+    config.json, metrics.jsonl and PNG grids in the run's folder, and the same for Accelerate's trackers.
 
     Args:
         config (`RunConfig`): of the run.
@@ -25,21 +25,16 @@ class RunLog:
     """
 
     def __init__(self, config: RunConfig, accelerator: Accelerator, resumed_at: int = 0):
-        self.folder, self.accelerator = config.output_dir, accelerator
+        self.folder, self.accelerator = RunFolder(config.output_dir), accelerator
         self._images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-        self._metrics = self.folder / "metrics.jsonl"
         self._seconds = 0.0  # of training, over all starts
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             machine = {"device": _name(accelerator.device), "processes": accelerator.num_processes}
-            settings = config.to_json() | {"machine": machine | {"torch": torch.__version__}}
-            (self.folder / "config.json").write_text(json.dumps(settings, indent=1))
-            if self._metrics.exists():
-                self._drop_after(resumed_at)
+            self.folder.write_config(config.to_json() | {"machine": machine | {"torch": torch.__version__}})
+            self._drop_after(resumed_at)
         if config.report_to != "none":
-            settings = {
-                k: v if isinstance(v, (int, float)) else str(v) for k, v in public_settings(config.to_json()).items()
-            }
+            public = public_settings(config.to_json())
+            settings = {k: v if isinstance(v, (int, float)) else str(v) for k, v in public.items()}
             accelerator.init_trackers("diffusion_bridge_vq", config=settings)
         self._started, self._logged = time.perf_counter(), resumed_at
 
@@ -61,15 +56,14 @@ class RunLog:
         record: dict[str, float] = {**values, **dict(zip(tensors, read, strict=True))}  # type: ignore[dict-item]
         self.accelerator.log(record, step=done)
         if self.accelerator.is_main_process:
-            with self._metrics.open("a") as file:
-                file.write(json.dumps({"step": done} | {k: round(v, 6) for k, v in record.items()}) + "\n")
+            self.folder.append_metrics({"step": done} | {k: round(v, 6) for k, v in record.items()})
         return record
 
     def save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
         """(n, C, H, W) in [-1, 1] -> name-STEP.png, eight a row."""
         processor = VaeImageProcessor(do_resize=False)
         grid = image_grid(processor.postprocess(pixels.float(), output_type="pil"), columns=8)
-        grid.save(self.folder / f"{name}-{done:06d}.png")
+        grid.save(self.folder.grid(name, done))
         picture = np.asarray(grid.convert("RGB"))
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
@@ -82,17 +76,10 @@ class RunLog:
                 tracker.log_images({name: picture[None]}, step=done)
 
     def _drop_after(self, step: int) -> None:
-        lines = self._metrics.read_text().splitlines(keepends=True)
-        kept = []
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:  # cut off by the end of the process that wrote it
-                continue
-            if record["step"] <= step:
-                kept.append(line)
-                self._seconds = record.get("train/seconds", self._seconds)
-        self._metrics.write_text("".join(kept))
+        kept = [record for record in self.folder.read_metrics() if record["step"] <= step]
+        self._seconds = next((r["train/seconds"] for r in reversed(kept) if "train/seconds" in r), 0.0)
+        if self.folder.metrics.exists():
+            self.folder.replace_metrics(kept)
 
 
 def _name(device: torch.device) -> str:

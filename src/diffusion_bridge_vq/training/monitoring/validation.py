@@ -10,10 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...data import ImageDataset, StreamedImages, load_images
-from ...data.pixels import to_pixels
-from ..config import PriorRunConfig, RunConfig
-from ..data import image_options
-from ..fault_tolerance.signals import outlive_first_signal
+from ..config import RunConfig
+from ..data import image_options, model_inputs, outlive_first_signal
 from ..objectives import Objective
 
 
@@ -45,11 +43,11 @@ class Validation:
 
         Args:
             objective (`Objective`): of the run; stays as it is.
-            averaged (`Mapping[str, nn.Module]`): components that stand in for its own.
+            averaged (`Mapping[str, nn.Module]`): trained parts, used instead of its own.
         """
-        judged = copy(objective)
-        judged._modules = {**objective._modules, **averaged}
-        judged.training = False  # not eval(), which would reach the run's own components
+        validated = copy(objective)
+        validated._modules = {**objective._modules, **averaged}
+        validated.training = False  # not eval(), which would reach the run's own components
         device = self.accelerator.device
         names: list[str] = []
         values: list[torch.Tensor] = []  # of every batch; they stay on the device, so that nothing waits for it
@@ -57,8 +55,7 @@ class Validation:
         with torch.random.fork_rng(), self.accelerator.autocast():
             torch.manual_seed(self.seed)
             for batch in self.loader:
-                labels = {"class_labels": batch["labels"].to(device)} if "labels" in batch else {}
-                losses = judged(images=to_pixels(batch["images"].to(device)), **labels).losses
+                losses = validated(**model_inputs(batch, device)).losses
                 names = list(losses)
                 values.append(torch.stack([value.float() for value in losses.values()]))
                 weights.append(len(batch["images"]))
@@ -86,12 +83,12 @@ def make_validation(
         raise ValueError(
             f"`validation_split` has {len(images)} images for {accelerator.num_processes} processes; give more."
         )
-    if isinstance(config, PriorRunConfig) and config.class_conditional:
+    if config.uses_classes:
         _number_alike(images, training, config)
     return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
 
 
-def _number_alike(images: ImageDataset, training: ImageDataset | StreamedImages, config: PriorRunConfig) -> None:
+def _number_alike(images: ImageDataset, training: ImageDataset | StreamedImages, config: RunConfig) -> None:
     """Number the classes of `images` by their names in `training`: each split counts its own."""
     instead = "Give another `validation_split`, or drop `class_conditional`."
     if images.labels is None or images.class_names is None:

@@ -1,8 +1,20 @@
-"""What each kind of run minimises."""
+"""What each kind of run minimises, and what it answers for itself. Importing this registers all of them."""
 
 from .autoencoder import VQObjective
-from .base import Objective, ObjectiveOutput
+from .base import EarlyStoppingRule, Objective, ObjectiveOutput, build_objective, objective_class, trains
 from .end_to_end import E2EObjective
-from .priors import PixelCNNObjective, PriorObjective
+from .priors import BridgeObjective, PixelCNNObjective, PriorObjective
 
-__all__ = ["E2EObjective", "Objective", "ObjectiveOutput", "PixelCNNObjective", "PriorObjective", "VQObjective"]
+__all__ = [
+    "BridgeObjective",
+    "E2EObjective",
+    "EarlyStoppingRule",
+    "Objective",
+    "ObjectiveOutput",
+    "PixelCNNObjective",
+    "PriorObjective",
+    "VQObjective",
+    "build_objective",
+    "objective_class",
+    "trains",
+]

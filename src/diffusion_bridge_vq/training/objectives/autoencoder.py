@@ -4,26 +4,39 @@ import torch
 
 from ...losses import ReconstructionLoss
 from ...models import GumbelVQModel
-from .base import Objective, ObjectiveOutput, root_mean_square
+from ..build import build_autoencoder, build_reconstruction_loss
+from ..config import VQConfig
+from .base import Objective, ObjectiveOutput, root_mean_square, trains
 
 
+@trains(VQConfig)
 class VQObjective(Objective):
     """
     Stage 1: reconstruction and codebook, the T = 0 case of the paper.
 
     Args:
         vqvae ([`GumbelVQModel`]): trained.
-        reconstruction ([`ReconstructionLoss`], *optional*): what decoded images are held to; the squared error alone.
+        reconstruction ([`ReconstructionLoss`], *optional*): the terms of decoded images; defaults to the squared error
+            alone.
     """
 
     trained = ("vqvae", "discriminator")
+    saved = ("vqvae",)
 
     def __init__(self, vqvae: GumbelVQModel, reconstruction: ReconstructionLoss | None = None):
         super().__init__()
         self.vqvae, self.reconstruction = vqvae, reconstruction or ReconstructionLoss()
         self.discriminator = self.reconstruction.discriminator
 
-    def set_step(self, step: int) -> None:
+    @classmethod
+    def from_config(cls, config: VQConfig, num_classes: int | None) -> "VQObjective":
+        return cls(build_autoencoder(config), build_reconstruction_loss(config))
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        return self.discriminator is not None  # until it joins
+
+    def set_step(self, step: float) -> None:
         self.reconstruction.set_step(step)
 
     def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:

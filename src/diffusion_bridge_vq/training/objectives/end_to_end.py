@@ -1,27 +1,39 @@
 """Algorithm 1: autoencoder and diffusion prior at once."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DModel
 
 from ...losses import ReconstructionLoss, Regularization, Weighting, regularization_loss, terminal_loss
-from ...models import GumbelVQModel
+from ...models import GumbelVQModel, check_channels
 from ...schedulers import OUBridgeScheduler
-from .base import Objective, ObjectiveOutput, root_mean_square
-from .priors import bridge_loss, draw_noise
+from ..build import (
+    build_autoencoder,
+    build_component,
+    build_reconstruction_loss,
+    build_unet,
+    class_arguments,
+    load_component,
+    load_unet,
+)
+from ..config import E2EConfig
+from .base import ObjectiveOutput, root_mean_square, trains
+from .priors import BridgeObjective
 
 
-class E2EObjective(Objective):
+@trains(E2EConfig)
+class E2EObjective(BridgeObjective):
     r"""
     Algorithm 1: encoder, decoder, codebook and prior at once, L_rec + L_t + L_t^reg with one t per sample.
 
-    `mode` settles what may move the encoder:
+    `mode` decides what may move the encoder:
 
     - "paper": as printed. Every gradient flows, also the prior's into the encoder, with its full weight. Algorithm 1
-      draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without one, join
-      every time with their share 1 / T. Latents keep the scale they came with (the normaliser is frozen). The sum can
-      be won by shrinking the latents.
+      draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without a step,
+      are added every time with weight 1 / T. Latents keep the scale they came with (the normaliser is frozen). The
+      sum can be made small by shrinking the latents.
     - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
       prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
@@ -29,20 +41,21 @@ class E2EObjective(Objective):
     Args:
         vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`): trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
-        mode (`str`): "stable" or "paper".
-        weighting (`str`), class_dropout (`float`): see [`PriorObjective`].
-        reconstruction_weight (`float`): w of `losses`: a Gaussian decoder of variance D / (2 w N d).
+        mode (`str`, *optional*, defaults to `"stable"`): "stable" or "paper".
+        weighting (`str`, *optional*), class_dropout (`float`, *optional*): see [`BridgeObjective`].
+        reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
+            D / (2 w N d).
         reconstruction ([`ReconstructionLoss`], *optional*): see [`VQObjective`].
-        regularization (`str`), regularization_weight (`float`): form and weight of L_t^reg.
-        encoder_gradient_weight (`float`), ramp_steps, joint_from, freeze_from (`int`): see "stable"; steps.
+        regularization (`str`, *optional*, defaults to `"gamma"`), regularization_weight (`float`, *optional*, defaults
+            to 1.0): form and weight of L_t^reg.
+        encoder_gradient_weight (`float`, *optional*, defaults to 0.1), ramp_steps (`int`, *optional*, defaults to 0),
+            joint_from (`int`, *optional*, defaults to 0), freeze_from (`int`, *optional*): see "stable"; in steps.
 
     Raises:
         ValueError: an unknown mode.
     """
 
     trained = ("vqvae", "unet", "discriminator")
-    unet: UNet2DModel
-    scheduler: OUBridgeScheduler
     encoder_gradient_scale: torch.Tensor
 
     def __init__(
@@ -62,12 +75,10 @@ class E2EObjective(Objective):
         joint_from: int = 0,
         freeze_from: int | None = None,
     ):
-        super().__init__()
+        super().__init__(vqvae, unet, scheduler, weighting, class_dropout)
         if mode not in ("stable", "paper"):
             raise ValueError(f"`mode` must be stable or paper, got {mode!r}.")
-        self.vqvae, self.unet, self.scheduler = vqvae, unet, scheduler
-        self.mode, self.weighting, self.class_dropout = mode, weighting, class_dropout
-        self.reconstruction_weight = reconstruction_weight
+        self.mode, self.reconstruction_weight = mode, reconstruction_weight
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.discriminator = self.reconstruction.discriminator
         self.regularization, self.regularization_weight = regularization, regularization_weight
@@ -79,7 +90,41 @@ class E2EObjective(Objective):
         self.register_buffer("encoder_gradient_scale", torch.zeros(()), persistent=False)
         self.set_step(0)
 
-    def set_step(self, step: int) -> None:
+    @classmethod
+    def from_config(cls, config: E2EConfig, num_classes: int | None) -> "E2EObjective":
+        vqvae = build_autoencoder(config)
+        classes = class_arguments(config, num_classes)
+        scheduler, unet = None, load_unet(config, vqvae, classes)
+        if unet is not None:
+            scheduler = load_component(OUBridgeScheduler, config, "scheduler")  # the process that the U-Net knows
+        if scheduler is None:
+            scheduler = build_component(OUBridgeScheduler, config.scheduler)
+        if unet is None:
+            unet = build_unet(config, vqvae, scheduler, classes)
+        check_channels(unet, vqvae)
+        steps = config.max_train_steps
+        return cls(
+            vqvae,
+            unet,
+            scheduler,
+            mode=config.mode,
+            weighting=config.weighting,
+            class_dropout=config.class_dropout,
+            reconstruction_weight=config.reconstruction_weight,
+            reconstruction=build_reconstruction_loss(config),
+            regularization=config.regularization,
+            regularization_weight=config.regularization_weight,
+            encoder_gradient_weight=config.encoder_gradient_weight,
+            ramp_steps=round(config.ramp_fraction * steps),
+            joint_from=round(config.joint_fraction * steps),
+            freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
+        )
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        return True  # phases leave the U-Net, the autoencoder or the discriminator without gradient
+
+    def set_step(self, step: float) -> None:
         self.reconstruction.set_step(step)
         if self.mode == "paper":
             self.joint, self.frozen, scale = True, False, 1.0
@@ -109,9 +154,9 @@ class E2EObjective(Objective):
             if self.mode == "stable" or not self.vqvae.quantize.learns_by_gradient:
                 losses["codebook"] = codebook
         if self.joint:
-            timesteps, noise = draw_noise(self.scheduler, latents)
+            timesteps, noise = self.draw(latents)
             z_0 = _ScaleGradient.apply(latents, self.encoder_gradient_scale)
-            losses["prior"] = bridge_loss(self, z_0, timesteps, noise, class_labels)
+            losses["prior"] = self.bridge_loss(z_0, timesteps, noise, class_labels)
             if not self.frozen and self.regularization != "none":
                 z_t = self.scheduler.add_noise(latents, noise, timesteps)
                 regularization = self._regularization(z_t, timesteps)
@@ -123,12 +168,16 @@ class E2EObjective(Objective):
                 losses["terminal"] = terminal_loss(self.scheduler, z_0) / len(self.scheduler)
         return ObjectiveOutput(losses, metrics)
 
+    def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
+        """As the base class; None until the prior joins, since a fresh U-Net draws noise."""
+        return super().draw_samples(components, count, num_inference_steps) if self.joint else None
+
     def _regularization(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return regularization_loss(self.scheduler, self.vqvae.quantize, z_t, timesteps, self.regularization)
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by `scale`: the prior's weights keep theirs, the encoder gets a share."""
+    """Identity whose gradient is multiplied by `scale`: only the encoder's gradient shrinks, not the prior's."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
