@@ -61,36 +61,53 @@ from benchmark_training import Call, bare_step, compare_training, package_step
 from diffusers import DDPMScheduler, UNet2DModel
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.cli import check_output_folder, errors_as_lines, finite_number, local_path, whole_number
 from diffusion_bridge_vq.sampling import sample_latents
 from diffusion_bridge_vq.training import PRESETS, PriorConfig, PriorObjective
 
 SECTIONS = ("overhead", "quantizer", "waits", "loading", "training", "samplers", "growth")
 
 
+@errors_as_lines()
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the package costs beside the bare network.")
     parser.add_argument("--preset", choices=PRESETS, help="U-Net and batch; default: cifar10 on CUDA, else digits")
-    parser.add_argument("--batch-size", type=int, help="default: the preset's")
-    parser.add_argument("--num-inference-steps", type=int, help="steps of the sampling loop; default: the preset's")
-    parser.add_argument("--repeats", type=int, default=20, help="pairs of times behind each ratio; default: 20")
+    parser.add_argument("--batch-size", type=whole_number(1), help="default: the preset's")
+    parser.add_argument(
+        "--num-inference-steps", type=whole_number(1), help="steps of the sampling loop; default: the preset's"
+    )
+    parser.add_argument(
+        "--repeats", type=whole_number(1), default=20, help="pairs of times behind each ratio; default: 20"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--cpu", action="store_true", help="leave an accelerator alone")
-    parser.add_argument("--quantizer-shape", type=int, nargs=5, default=[512, 128, 8, 8, 8192], help="B d h w K")
+    parser.add_argument(
+        "--quantizer-shape", type=whole_number(1), nargs=5, default=[512, 128, 8, 8, 8192], help="B d h w K"
+    )
     parser.add_argument("--cifar10", help="CIFAR-10 as parquet files, to measure its loading with cifar10-tiny, too")
-    parser.add_argument("--num-workers", type=int, default=2, help="of on-access and streamed images; default: 2")
-    parser.add_argument("--loading-steps", type=int, default=8, help="timed steps in a row; default: 8")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of sections 6, 7, 8 each; default: 60")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", help="of samplers; default: 1 32 512 on CUDA, else 1 8")
-    parser.add_argument("--sampler-steps", type=int, default=20, help="of every bridge in samplers; default: 20")
+    parser.add_argument(
+        "--num-workers", type=whole_number(0), default=2, help="of on-access and streamed images; default: 2"
+    )
+    parser.add_argument("--loading-steps", type=whole_number(1), default=8, help="timed steps in a row; default: 8")
+    parser.add_argument(
+        "--budget", type=finite_number, default=60, help="seconds of sections 6, 7, 8 each; default: 60"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=whole_number(1), nargs="+", help="of samplers; default: 1 32 512 on CUDA, else 1 8"
+    )
+    parser.add_argument(
+        "--sampler-steps", type=whole_number(1), default=20, help="of every bridge in samplers; default: 20"
+    )
     parser.add_argument("--compile", action="store_true", help="training and samplers compiled, too: minutes on a CPU")
     parser.add_argument("--pipeline", help="samplers of a saved bridge instead of the preset's with random weights")
-    parser.add_argument("--peak-tflops", type=float, help="of the device and dtype, e.g. 790 (H100, bfloat16)")
-    parser.add_argument("--bandwidth-gbs", type=float, help="of the device's memory, e.g. 3350 (H100)")
+    parser.add_argument("--peak-tflops", type=finite_number, help="of the device and dtype, e.g. 790 (H100, bfloat16)")
+    parser.add_argument("--bandwidth-gbs", type=finite_number, help="of the device's memory, e.g. 3350 (H100)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections; default: all")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark.json"), help="figures as JSON")
+    parser.add_argument("--output", type=local_path, default="outputs/benchmark.json", help="figures as JSON")
     args = parser.parse_args()
     if (args.peak_tflops is None) != (args.bandwidth_gbs is None):
         parser.error("--peak-tflops and --bandwidth-gbs are given together or not at all")
+    check_output_folder(args.output.parent)
 
     accelerator = Accelerator(cpu=args.cpu, mixed_precision="no" if args.dtype == "float32" else "bf16")
     device, dtype = accelerator.device, getattr(torch, args.dtype)

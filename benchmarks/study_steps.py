@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.cli import check_output_folder, check_output_image, errors_as_lines, local_path, whole_number
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
 from diffusion_bridge_vq.evaluation import (
@@ -39,25 +40,28 @@ TITLES = {"frechet": "Frechet distance", "kl": "KL of codes, nats"}
 KEYS = ("name", "weights", "dataset", "split", "features", "solver", "spacing", "steps", "n", "seed")
 
 
+@errors_as_lines()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="folder or Hub id of a saved bridge")
     parser.add_argument("--dataset", default="digits", help="as for the training scripts; default: digits")
     parser.add_argument("--split", default="train", help="images that the model was trained on; default: train")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50, 250, 1000])
+    parser.add_argument("--steps", type=whole_number(1), nargs="+", default=[4, 8, 12, 20, 50, 250, 1000])
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=SOLVERS)
     parser.add_argument("--spacings", nargs="+", choices=SPACINGS, default=SPACINGS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="sets of samples, averaged in the table")
-    parser.add_argument("--num-images", type=int, default=1000, help="samples of each; default: 1000")
+    parser.add_argument(
+        "--seeds", type=whole_number(0), nargs="+", default=[0], help="sets of samples, averaged in the table"
+    )
+    parser.add_argument("--num-images", type=whole_number(1), default=1000, help="samples of each; default: 1000")
     parser.add_argument("--features", choices=("latents", *EXTRACTORS), default="latents", help="default: latents")
-    parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs/steps"))
-    parser.add_argument("--plot", type=Path, help="the figure; default: steps.png in the output folder")
+    parser.add_argument("--batch-size", type=whole_number(1), default=250)
+    parser.add_argument("--output-dir", type=local_path, default="outputs/steps")
+    parser.add_argument("--plot", type=local_path, help="the figure; default: steps.png in the output folder")
     args = parser.parse_args()
-    try:
-        path, facts = study(args)
-    except ValueError as error:
-        parser.error(str(error))
+    check_output_folder(args.output_dir)
+    if args.plot is not None:
+        check_output_image(args.plot)
+    path, facts = study(args)
     wanted = {"n": args.num_images, **facts}
     rows = [r for r in read_results(path) if all(r.get(key) == value for key, value in wanted.items())]
     text = "\n".join(table(rows, name) for name in TITLES)

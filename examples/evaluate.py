@@ -10,11 +10,13 @@ import torch
 
 from diffusion_bridge_vq.cli import (
     add_evaluation_arguments,
+    check_output_folder,
     errors_as_lines,
     evaluation_settings,
     exit_on_sigterm,
     local_path,
     new_parser,
+    whole_number,
 )
 from diffusion_bridge_vq.evaluation import METRICS, evaluate_pipelines, write_report
 
@@ -43,12 +45,13 @@ def main() -> None:
     )
     parser.add_argument("--dataset", default="digits", help="as for the training scripts")
     add_evaluation_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=whole_number(1), default=64)
     parser.add_argument("--output-dir", type=local_path, default="outputs/evaluation")
     args = parser.parse_args()
     names = [name for name, _ in args.model]
     if len(set(names)) < len(names):
         parser.error(f"--model: each needs a name of its own, got {', '.join(names)}")
+    check_output_folder(args.output_dir)
     exit_on_sigterm()
     if args.verb != "table":
         evaluate_pipelines(

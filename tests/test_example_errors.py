@@ -1,6 +1,7 @@
 """Scripts of examples/ given what isn't there or doesn't fit: one line and status 2, no traceback."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline, make_pipeline
 
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,6 +23,7 @@ def example(monkeypatch):
 
     def run(script: str, *arguments) -> None:
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.syspath_prepend((ROOT / "examples" / script).parent)  # as Python does
         runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
 
     return run
@@ -74,13 +78,115 @@ def test_inpaint_digits_by_default(example, tmp_path):
     assert load_file(tmp_path / "out" / "inpainting.safetensors")["completions"].shape == (3, 4, 1, 16, 16)
 
 
-def test_sample(fails, tmp_path):
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A saved pipeline with three classes, one of which is the null class."""
+    folder = tmp_path_factory.mktemp("saved")
+    pipe = make_pipeline(classes=3)
+    DiffusionBridgeVQPipeline(**pipe.components, id2label={0: "ship", 1: "horse"}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-inference-steps", 30], "`num_inference_steps` must be a whole number in 1..20, got 30"),
+        (["--num-inference-steps", 0], "argument --num-inference-steps: must be at least 1, got 0"),
+        (["--chain-steps", -1], "argument --chain-steps: must be at least 0, got -1"),
+        (["--batch-size", -1], "argument --batch-size: must be at least 1, got -1"),
+        (["--num-images", "many"], "argument --num-images: expected a whole number, got 'many'"),
+        (["--tile-size", 0], "argument --tile-size: must be at least 1, got 0"),
+        (["--seed", 2**64], "argument --seed: must be at most"),
+        (["--guidance-scale", "nan"], "argument --guidance-scale: expected a finite number, got 'nan'"),
+        (["--class-labels", 7], "`class_labels` must lie in 0..1, got 7"),
+        (["--class-labels", "shop"], "There is no class 'shop'; the classes are ship, horse"),
+    ],
+)
+def test_sample_refuses(fails, pipeline, options, words, tmp_path):
+    assert words in fails("sample.py", pipeline, "--output", tmp_path / "out.png", *options)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_sample_without_a_pipeline(fails, tmp_path):
     assert "none" in fails("sample.py", tmp_path / "none")
-    make_pipeline().save_pretrained(tmp_path / "pipeline")
-    line = fails("sample.py", tmp_path / "pipeline", "--num-inference-steps", 30)
-    assert "`num_inference_steps` must be a whole number in 1..20, got 30" in line
-    assert "no classes" in fails("sample.py", tmp_path / "pipeline", "--class-labels", 1)
-    assert "--chain-steps at least 0" in fails("sample.py", tmp_path / "pipeline", "--chain-steps", -1)
+
+
+def test_sample_takes_names_of_classes(example, pipeline, tmp_path):
+    """In turn, by name or number."""
+    drawn = []
+    for labels in (["horse", "ship"], [1, 0]):
+        example(
+            "sample.py", pipeline, "--num-images", 3, "--num-inference-steps", 2, "--batch-size", 2,
+            "--output", tmp_path / "out.png", "--class-labels", *labels,
+        )  # fmt: skip
+        drawn.append((tmp_path / "out.png").read_bytes())
+    assert drawn[0] == drawn[1]
+
+
+def test_a_run_folder_is_a_pipeline(example, pipeline, tmp_path):
+    shutil.copytree(pipeline, tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "config.json").write_text("{}")
+    options = ["--num-images", 1, "--num-inference-steps", 2]
+    for place in (tmp_path / "run", pipeline):
+        example("sample.py", place, *options, "--output", tmp_path / f"{place.name}.png")
+    assert (tmp_path / "run.png").read_bytes() == (tmp_path / f"{pipeline.name}.png").read_bytes()
+
+
+# ------------------------------------------------------------------------------------- outputs, before any work
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Loading a model fails the test: outputs are checked before."""
+    for name in ("diffusion_bridge_vq.pipelines.base", "diffusion_bridge_vq.pipelines.components"):
+        monkeypatch.setattr(f"{name}.find_pipeline_folder", lambda place: pytest.fail("it was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("noext", "needs the ending of a picture, such as noext.png"),
+        ("out.txt", "needs the ending of a picture, such as out.png"),
+        ("folder", "is a folder: give the name of a picture in it"),
+        ("file/out.png", "file is a file"),
+        ("file/deeper/out.png", "file is a file"),
+        ("a" * 300 + "/out.png", "File name too long"),
+    ],
+)
+def test_a_picture_that_cannot_be_written(fails, nothing_is_loaded, output, words, tmp_path):
+    """`--output noext` drew all images and lost them."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert words in fails("sample.py", tmp_path, "--output", tmp_path / output)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("inpaint.py", ["PIPELINE"]),
+        ("evaluate.py", ["kl", "--model", "it=PIPELINE"]),
+        ("reproduce.py", ["--dataset", "digits"]),
+        ("export_onnx.py", ["PIPELINE"]),
+        ("toy_bridge.py", []),
+        ("../benchmarks/study_steps.py", ["PIPELINE"]),
+        ("../benchmarks/benchmark.py", ["--output"]),
+    ],
+)
+@pytest.mark.parametrize("output", ["file", "file/deeper"])
+def test_a_folder_that_cannot_be_written(fails, nothing_is_loaded, script, arguments, output, tmp_path):
+    (tmp_path / "file").touch()
+    option = arguments if "--output" in arguments else [*arguments, "--output-dir"]
+    name = "/figures.json" if "--output" in arguments else ""
+    assert "file is a file" in fails(script, *option, f"{tmp_path / output}{name}")
+
+
+def test_a_folder_without_permission(fails, nothing_is_loaded):
+    """Nobody writes into /proc, not even root."""
+    assert "Nothing can be written to" in fails("sample.py", "PIPELINE", "--output", "/proc/out.png")
+
+
+# ------------------------------------------------------------------------------------------------- other scripts
 
 
 def test_evaluate(fails, tmp_path, monkeypatch):

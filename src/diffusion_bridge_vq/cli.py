@@ -3,14 +3,19 @@
 import argparse
 import dataclasses
 import json
+import math
+import re
 import signal
 import sys
+import tempfile
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from PIL import Image
 
 from .evaluation import EvaluationConfig, evaluation_of
 from .figures import plot_metrics
@@ -24,14 +29,22 @@ from .training.config import Config
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
     """
-    End the program on a ValueError, OSError or ImportError with its message and status 2, as argparse does, where
-    Python would print a traceback. Also decorates a function.
+    End the program on a ValueError, OSError or ImportError, or for want of memory, with its message and status 2, as
+    argparse does, where Python would print a traceback. Also decorates a function.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except (ValueError, OSError, ImportError, Image.DecompressionBombError) as error:
+        _end(str(error), error)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        _end("There isn't enough memory for this: take fewer images at once, or smaller ones.", error)
+
+
+def _end(message: str, error: Exception) -> NoReturn:
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -130,7 +143,8 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-column", help="column with the images, if there are several")
     for option in dataclasses.fields(EvaluationConfig):
         name, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-        parser.add_argument(name, type=type(option.default), default=option.default, help=text)
+        kind = finite_number if isinstance(option.default, float) else type(option.default)
+        parser.add_argument(name, type=kind, default=option.default, help=text)
 
 
 def evaluation_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,6 +173,38 @@ def local_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def whole_number(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:
+    """Type of an argument: a whole number in this range."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+        if not lowest <= value <= highest:
+            limit = f"at least {lowest}" if value < lowest else f"at most {highest}"
+            raise argparse.ArgumentTypeError(f"must be {limit}, got {text}")
+        return value
+
+    return read
+
+
+def finite_number(text: str) -> float:
+    """Type of an argument: a number, but not NaN or infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text!r}")
+    return value
+
+
+def class_label(text: str) -> int | str:
+    """Type of an argument: the number or the name of a class."""
+    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
+
+
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
@@ -167,3 +213,38 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object such as '{{\"eta\": 2.0}}', got {text!r}")
     return value
+
+
+# -------------------------------------------------------------------------------------------------------- outputs
+
+
+def check_output_folder(folder: Path) -> None:
+    """
+    Before the work: can files be written into `folder`? Nothing stays behind.
+
+    Raises:
+        ValueError: it, or a folder above it, is a file or can't be written.
+    """
+    try:
+        place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not place.is_dir():
+            raise ValueError(f"{folder} can't be a folder: {place} is a file. Give another output.")
+        with tempfile.TemporaryDirectory(dir=place) as inside:  # with the longest names that it will have
+            (Path(inside) / folder.name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"Nothing can be written to {folder}: {error.strerror}. Give another output.") from error
+
+
+def check_output_image(path: Path) -> None:
+    """
+    Before the work: can a picture be written to `path`?
+
+    Raises:
+        ValueError: a folder, a name without the ending of a picture, or as in [`check_output_folder`].
+    """
+    endings = Image.registered_extensions()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a picture in it, such as {path / 'samples.png'}.")
+    if endings.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path} needs the ending of a picture, such as {path.stem or 'samples'}.png.")
+    check_output_folder(path.parent)

@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import diffusers
@@ -18,6 +17,7 @@ from ..schedulers import OUBridgeScheduler
 from .class_labels import (
     find_label_ids,
 )
+from .saved_folder import find_pipeline_folder
 
 COMPONENTS: dict[str, Any] = {
     "vqvae": GumbelVQModel,
@@ -74,7 +74,8 @@ class VQPipeline(DiffusionPipeline):
         ```
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): a folder, or "user/model".
+            pretrained_model_name_or_path (`str` or `os.PathLike`): the folder of a pipeline or of a run, or
+                "user/model".
             torch_dtype or dtype (`torch.dtype` or a dict from component, or "default", to one, *optional*).
             variant (`str`, *optional*): of the weights, e.g. "fp16"; the plain ones are taken for a component that
                 has none.
@@ -108,8 +109,8 @@ class VQPipeline(DiffusionPipeline):
         if kwargs:
             logger.warning(f"Keyword arguments {sorted(kwargs)} are not expected by {cls.__name__} and are ignored.")
 
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
+        folder = find_pipeline_folder(pretrained_model_name_or_path)
+        if folder is None:
             folder = fetch_pipeline(
                 str(pretrained_model_name_or_path),
                 configs,

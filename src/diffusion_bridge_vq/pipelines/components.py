@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from ..run_folder import RunFolder
 from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from .pipeline_pixelcnn_vq import PixelCNNVQPipeline
+from .saved_folder import find_pipeline_folder
 
 _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
     frozenset({"vqvae", "unet", "scheduler"}): DiffusionBridgeVQPipeline,
@@ -41,14 +42,15 @@ def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
     Load a saved pipeline of any class of this package from a folder.
 
     Args:
-        folder (`str` or `Path`): has a `model_index.json`.
+        folder (`str` or `Path`): of a pipeline, or of a run.
         options: see [`VQPipeline.from_pretrained`].
 
     Raises:
         ValueError: see [`VQPipeline.from_pretrained`].
     """
-    cls = PixelCNNVQPipeline if (Path(folder) / "prior").is_dir() else DiffusionBridgeVQPipeline
-    return cls.from_pretrained(folder, **options)
+    found = find_pipeline_folder(folder)
+    cls = PixelCNNVQPipeline if found is not None and (found / "prior").is_dir() else DiffusionBridgeVQPipeline
+    return cls.from_pretrained(found or folder, **options)
 
 
 def save_components(
