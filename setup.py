@@ -47,6 +47,7 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"diffusion_bridge_vq": ["py.typed", "*.md", "data/*.safetensors"]},
+    entry_points={"console_scripts": ["dbvq = diffusion_bridge_vq.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -61,6 +62,7 @@ setup(
         "pillow",
         "psutil",
         "pyarrow",
+        "pyyaml",
         "filelock>=3.12",
         "fsspec",
         "tqdm",

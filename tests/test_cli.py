@@ -1,12 +1,22 @@
 """What command lines read, and how errors end them."""
 
+import dataclasses
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from diffusers.optimization import SchedulerType
 
-from diffusion_bridge_vq.cli import errors_as_lines, parse_config
+from diffusion_bridge_vq.__main__ import main
+from diffusion_bridge_vq.cli import errors_as_lines, parse_config, parse_run
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig
+from diffusion_bridge_vq.training.config import _LR_SCHEDULES
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_options_change_the_preset():
@@ -62,7 +72,8 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
 def test_bad_values_end_with_one_line(arguments, words, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse_config(E2EConfig, arguments)
-    assert words in capsys.readouterr().err.rstrip().split("\n")[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 def test_a_prior_needs_an_autoencoder(capsys):
@@ -82,3 +93,107 @@ def test_errors_become_lines(error, capsys, monkeypatch):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), errors_as_lines():
         raise ZeroDivisionError
+
+
+def test_help_shows_the_values_of_the_preset_in_groups(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(E2EConfig, ["--preset", "cifar10", "--help"])
+    text = capsys.readouterr().out
+    shown = {line.strip() for line in text.splitlines() if line.endswith(":")}
+    assert {"common options:", "data:", "networks:", "this kind of run:"} <= shown
+    flat = " ".join(text.split())
+    assert "images per process and step (default: 256)" in flat and "optimiser steps (default: 100000)" in flat
+    for f in dataclasses.fields(E2EConfig):
+        assert text.count(f"--{f.name.replace('_', '-')} ") + text.count(f"--{f.name.replace('_', '-')},") >= 1, f.name
+    assert "_" not in "".join(re.findall(r"^  (--\S+)", text, re.MULTILINE))  # each option once
+
+
+@pytest.mark.parametrize("script", ["train_vqvae.py", "train_prior.py", "train_pixelcnn.py", "train_e2e.py"])
+def test_help_imports_nothing_slow(script):
+    """Importing torch and diffusers takes seconds."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(ROOT / 'examples' / script)!r}, run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    print([name for name in ('torch', 'diffusers', 'accelerate', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_file_of_settings_lies_between_preset_and_options(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: cifar10-tiny\ndataset: x\nbatch-size: 7\nlearning_rate: 3e-4\nunet: {dropout: 0.2}\n")
+    config = parse_config(E2EConfig, ["--config", str(file), "--max-train-steps", "5"])
+    assert (config.preset, config.batch_size, config.learning_rate, config.max_train_steps) == (
+        "cifar10-tiny",
+        7,
+        3e-4,
+        5,
+    )
+    assert config.unet["dropout"] == 0.2 and config.unet["block_out_channels"] == [128, 192]
+    assert parse_config(E2EConfig, ["--config", str(file), "--batch-size=9"]).batch_size == 9
+
+
+def test_the_settings_that_a_run_saves_start_the_same_run(tmp_path):
+    config = parse_config(E2EConfig, ["--preset", "digits", "--mode", "paper", "--scheduler", '{"eta": 2.0}'])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_json() | {"machine": {"device": "cpu"}}))
+    assert parse_config(E2EConfig, ["--config", str(file)]) == dataclasses.replace(config, dataset_name="digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch_sise: 4\n", "batch_sise, which a e2e run doesn't have"),
+        ("- 3\n", "must hold settings by name, got list"),
+        ("a: [\n", "can't be read"),
+        ("batch_size: none\n", "`batch_size` must be of type int"),
+        (None, "can't be read"),
+    ],
+)
+def test_a_bad_file_of_settings_is_named(text, words, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(E2EConfig, ["--config", str(file)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_learning_rate_schedules_are_those_of_diffusers():
+    assert {*_LR_SCHEDULES, "piecewise_constant"} == {schedule.value for schedule in SchedulerType}
+
+
+@pytest.mark.parametrize("arguments", [["--public"], ["--license", "mit"]])
+def test_options_of_an_upload_need_a_repository(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_run(E2EConfig, arguments, can_push=True)
+    assert "go with --push-to-hub" in capsys.readouterr().err
+
+
+def test_an_upload_is_read_with_the_settings():
+    config, push = parse_run(E2EConfig, ["--seed=3", "--push-to-hub", "me/it", "--license", "mit"], can_push=True)
+    assert config.seed == 3 and push is not None
+    assert (push.repo_id, push.public, push.license) == ("me/it", False, "mit")
+
+
+def test_verbs_are_the_training_scripts(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dbvq", "train-e2e", "--learning-rate", "-1"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err.startswith("dbvq train-e2e: error: `learning_rate` must be positive")
+    monkeypatch.setattr("sys.argv", ["dbvq"])
+    main()
+    assert "train-prior" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["dbvq", "trian"])
+    with pytest.raises(SystemExit, match="no verb 'trian'"):
+        main()

@@ -14,7 +14,7 @@ import pytest
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
-from diffusion_bridge_vq import cli
+from diffusion_bridge_vq import training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "reports" not in p.parts)])
@@ -75,13 +75,13 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_blocks_run(page, clone, monkeypatch):
-    train = cli.train
+    train = training.train
 
     def train_shortly(config, *arguments):
         short = {"max_train_steps": 2, "max_train_time": None, "batch_size": 4, "num_inference_steps": 2}
         return train(dataclasses.replace(config, **short, image_every=0, log_every=1, report_to="none"), *arguments)
 
-    monkeypatch.setattr(cli, "train", train_shortly)
+    monkeypatch.setattr(training, "train", train_shortly, raising=False)
     names: dict = {}
     for kind, text in runnable(page):
         if kind == "python":

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 
+from ..choices import Extractor
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, load_efficientnet
 
-EXTRACTORS = ("inception", "dinov2", "efficientnet-lite0", "efficientnet-lite2")
+EXTRACTORS = get_args(Extractor)
 
 _DINOV2 = "facebook/dinov2-base"
 _OFFLINE = "An extractor that needs no internet is 'efficientnet-lite0', of the extra `eval`."

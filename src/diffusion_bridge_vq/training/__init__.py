@@ -1,21 +1,45 @@
-"""Training: settings, objectives, and the trainer on Accelerate."""
+"""Training: settings, objectives, and the trainer on Accelerate. Names are imported when they are first used."""
 
-from ..losses import ReconstructionLoss
-from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
-from .objectives import (
-    E2EObjective,
-    EarlyStoppingRule,
-    Objective,
-    ObjectiveOutput,
-    PixelCNNObjective,
-    PriorObjective,
-    VQObjective,
-    build_objective,
-    trains,
-)
-from .options import option
-from .presets import PRESETS
-from .trainer import Trainer, train
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..losses import ReconstructionLoss
+    from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
+    from .objectives import (
+        E2EObjective,
+        EarlyStoppingRule,
+        Objective,
+        ObjectiveOutput,
+        PixelCNNObjective,
+        PriorObjective,
+        VQObjective,
+        build_objective,
+        trains,
+    )
+    from .options import option
+    from .presets import PRESETS
+    from .trainer import Trainer, train
+
+# Settings alone must be there at once, for `--help`: the others import torch and Accelerate.
+_MODULES = {
+    "..losses": ("ReconstructionLoss",),
+    ".config": ("E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
+    ".objectives": (
+        "E2EObjective",
+        "EarlyStoppingRule",
+        "Objective",
+        "ObjectiveOutput",
+        "PixelCNNObjective",
+        "PriorObjective",
+        "VQObjective",
+        "build_objective",
+        "trains",
+    ),
+    ".options": ("option",),
+    ".presets": ("PRESETS",),
+    ".trainer": ("Trainer", "train"),
+}
 
 __all__ = [
     "PRESETS",
@@ -38,3 +62,14 @@ __all__ = [
     "train",
     "trains",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module, __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from diffusers.optimization import SchedulerType
-
-from ..losses import PerceptualFeatures, Regularization, Weighting
-from ..privacy import public_dataset
+from ..choices import Extractor, PerceptualFeatures, Regularization, Weighting
 from .options import (
     FRACTION,
     POSITIVE,
@@ -23,11 +20,15 @@ from .presets import PAPER_MODE, PRESETS, preset_values
 
 Config = TypeVar("Config", bound="RunConfig")
 
-# `evaluation.EXTRACTORS`, which lies above
-Extractor = Literal["inception", "dinov2", "efficientnet-lite0", "efficientnet-lite2"]
-
-# without those whose rules no option gives
-_LR_SCHEDULES = tuple(s.value for s in SchedulerType if s is not SchedulerType.PIECEWISE_CONSTANT)
+# Those of diffusers' SchedulerType (a test compares), but for piecewise_constant, whose rules no option gives.
+_LR_SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RunConfig:
     validation_split: str | None = option(None, "split whose losses are logged, too, with the averaged weights")
     streaming: bool = option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
     shuffle_buffer: int = option(
-        10_000, "images among which a stream is shuffled; see docs/training.md", at_least(1), fixed=True
+        10_000, "images among which a stream is shuffled; see docs/how-to/large-data.md", at_least(1), fixed=True
     )
     image_column: str | None = option(None, "column with the images, if there are several")
     label_column: str | None = option(None, "column with the classes, if it isn't a ClassLabel")
@@ -143,6 +144,8 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-safe settings; `dataset_name` is None only where the name of `dataset` may be private."""
+        from ..privacy import public_dataset
+
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
         return settings | {"dataset_name": self.dataset_name or public_dataset(self.dataset)}
 

@@ -1,0 +1,32 @@
+"""Command lines: the flags that scripts share, errors as one line, and outputs checked before the work."""
+
+from .evaluation import add_evaluation_arguments, evaluation_settings
+from .outputs import check_output_folder, check_output_image
+from .parser import (
+    class_label,
+    errors_as_lines,
+    exit_on_sigterm,
+    finite_number,
+    local_path,
+    new_parser,
+    whole_number,
+)
+from .training import add_repository_options, parse_config, parse_run, train_command
+
+__all__ = [
+    "add_evaluation_arguments",
+    "add_repository_options",
+    "check_output_folder",
+    "check_output_image",
+    "class_label",
+    "errors_as_lines",
+    "evaluation_settings",
+    "exit_on_sigterm",
+    "finite_number",
+    "local_path",
+    "new_parser",
+    "parse_config",
+    "parse_run",
+    "train_command",
+    "whole_number",
+]
