@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline, make_pipeline
+from tiny_run import config as tiny_config
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.training import E2EConfig, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,6 +134,18 @@ def test_a_run_folder_is_a_pipeline(example, pipeline, tmp_path):
     assert (tmp_path / "run.png").read_bytes() == (tmp_path / f"{pipeline.name}.png").read_bytes()
 
 
+def test_a_checkpoint_becomes_a_pipeline(example, fails, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "looked-at"
+    train(tiny_config(E2EConfig, run, max_train_steps=4))  # and nobody saved what it returned
+    checkpoint = run / "checkpoints" / "step-00000004"
+    assert "export_checkpoint.py" in fails("sample.py", checkpoint, "--output", tmp_path / "out.png")
+    example("export_checkpoint.py", checkpoint, "--output-dir", out)
+    example("sample.py", out, "--num-images", 1, "--num-inference-steps", 2, "--output", tmp_path / "out.png")
+    assert (tmp_path / "out.png").is_file()
+    assert "holds a run or a pipeline already" in fails("export_checkpoint.py", run, "--output-dir", out)
+    assert "holds a run or a pipeline already" in fails("export_checkpoint.py", run, "--output-dir", run)
+
+
 # ------------------------------------------------------------------------------------- outputs, before any work
 
 
@@ -168,6 +182,7 @@ def test_a_picture_that_cannot_be_written(fails, nothing_is_loaded, output, word
         ("evaluate.py", ["kl", "--model", "it=PIPELINE"]),
         ("reproduce.py", ["--dataset", "digits"]),
         ("export_onnx.py", ["PIPELINE"]),
+        ("export_checkpoint.py", ["CHECKPOINT"]),
         ("toy_bridge.py", []),
         ("../benchmarks/study_steps.py", ["PIPELINE"]),
         ("../benchmarks/benchmark.py", ["--output"]),

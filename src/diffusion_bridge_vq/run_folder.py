@@ -104,6 +104,23 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.config.write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
+    def read_config(self) -> dict[str, Any]:
+        """
+        The settings in `config.json`.
+
+        Raises:
+            ValueError: there is no such file, or it doesn't hold a JSON object.
+        """
+        if not self.config.is_file():
+            raise ValueError(f"There is no file {self.config}: {self.path} isn't the folder of a run.")
+        try:
+            settings = json.loads(self.config.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.config} isn't JSON: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{self.config} must hold a JSON object, got {type(settings).__name__}.")
+        return settings
+
     def append_metrics(self, record: Mapping[str, float]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as file:

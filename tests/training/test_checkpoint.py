@@ -66,10 +66,10 @@ def test_no_bit_of_the_manifest_is_trusted_unseen(tmp_path):
     whole = path.read_bytes()
     for position in range(len(whole)):
         flip(path, position)
-        (damage,) = checkpoint._damage(path.parent)
+        (damage,) = checkpoint.find_damage(path.parent)
         assert damage.startswith("manifest.json")
         path.write_bytes(whole)
-    assert checkpoint._damage(path.parent) == []
+    assert checkpoint.find_damage(path.parent) == []
 
 
 def test_none_whole_names_all_and_loads_nothing(tmp_path):

@@ -109,7 +109,7 @@ def load_newest(
     """
     choice: list[Any] = [None, []]
     if accelerator.is_main_process:
-        choice = list(_newest_whole(directory))
+        choice = list(newest_whole(directory))
     broadcast_object_list(choice)
     checkpoint, damaged = choice
     if checkpoint is None and not damaged:
@@ -250,7 +250,7 @@ def _explain(error: OSError, final: Path, needed: int) -> str:
             f" A checkpoint takes {needed / 1e6:.1f} MB, and without what there was of it {free / 1e6:.1f} MB are free"
         )
         text += " on the disk; the quota is another limit." if error.errno == errno.EDQUOT else "."
-    newest, _ = _newest_whole(directory)
+    newest, _ = newest_whole(directory)
     if newest is None:
         return f"{text} There is no whole checkpoint before it. {remedy}, then start the run again."
     return f"{text} The last good checkpoint, {newest}, is untouched. {remedy}, then go on with `resume`."
@@ -270,18 +270,18 @@ def _manifest(files: dict[str, dict[str, Any]]) -> str:
     return json.dumps({"files": files, "sha256": own}, indent=1, sort_keys=True)
 
 
-def _newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint without damage, and what is wrong with each that is newer."""
     damaged: list[str] = []
     for checkpoint in reversed(list_checkpoints(directory)):
-        damage = _damage(checkpoint)
+        damage = find_damage(checkpoint)
         if not damage:
             return checkpoint, damaged
         damaged.append(f"{checkpoint.name} ({', '.join(damage)})")
     return None, damaged
 
 
-def _damage(checkpoint: Path) -> list[str]:
+def find_damage(checkpoint: Path) -> list[str]:
     """What is wrong with the files of a checkpoint: nothing if it is whole."""
     try:
         text = (checkpoint / _MANIFEST).read_bytes().decode()

@@ -30,7 +30,8 @@ class RunLog:
         self._seconds = 0.0  # of training, over all starts
         if accelerator.is_main_process:
             machine = {"device": _name(accelerator.device), "processes": accelerator.num_processes}
-            self.folder.write_config(config.to_json() | {"machine": machine | {"torch": torch.__version__}})
+            machine |= {"torch": torch.__version__}
+            self.folder.write_config({"kind": config.kind} | config.to_json() | {"machine": machine})
             self._drop_after(resumed_at)
         if config.report_to != "none":
             public = public_settings(config.to_json())

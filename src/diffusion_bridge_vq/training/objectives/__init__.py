@@ -1,7 +1,15 @@
 """What each kind of run minimises, and what it answers for itself. Importing this registers all of them."""
 
 from .autoencoder import VQObjective
-from .base import EarlyStoppingRule, Objective, ObjectiveOutput, build_objective, objective_class, trains
+from .base import (
+    EarlyStoppingRule,
+    Objective,
+    ObjectiveOutput,
+    build_objective,
+    config_classes,
+    objective_class,
+    trains,
+)
 from .end_to_end import E2EObjective
 from .priors import BridgeObjective, PixelCNNObjective, PriorObjective
 
@@ -15,6 +23,7 @@ __all__ = [
     "PriorObjective",
     "VQObjective",
     "build_objective",
+    "config_classes",
     "objective_class",
     "trains",
 ]

@@ -163,6 +163,11 @@ def objective_class(config: RunConfig) -> type[Objective]:
     raise TypeError(f"No objective trains a {type(config).__name__}; expected {known}, or one marked by `trains`.")
 
 
+def config_classes() -> list[type[RunConfig]]:
+    """The configurations that some objective trains."""
+    return list(_OBJECTIVES)
+
+
 def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
     """
     Components and objective of a run, with fresh weights or those of `config.init_from`.

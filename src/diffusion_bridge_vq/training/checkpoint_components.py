@@ -1,0 +1,99 @@
+"""The components of a checkpoint, so that people can look at a run before it ends."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from ..run_folder import RunFolder
+from .config import RunConfig
+from .ema import AveragedWeights
+from .fault_tolerance.checkpoint import find_damage, list_checkpoints, newest_whole
+from .monitoring.early_stopping import EarlyStopping
+from .objectives import build_objective, config_classes
+
+
+def load_components(place: Path, init_from: Path | None = None) -> tuple[dict[str, Any], Path]:
+    """
+    What a run would have saved if it had ended at a checkpoint: the averaged weights, the best with early stopping.
+
+    Args:
+        place (`Path`): a checkpoint, `checkpoints/step-N`, or the folder of a run, for its newest whole one.
+        init_from (`Path`, *optional*): where the run's `init_from` is now, if it was moved.
+
+    Returns:
+        `tuple[dict[str, Any], Path]`: the components by name, on the CPU in eval mode, and the checkpoint.
+
+    Raises:
+        ValueError: no checkpoint, or a damaged one; no settings of the run, or ones that don't fit the checkpoint; an
+            `init_from` that isn't there.
+    """
+    run, checkpoint = _find(place)
+    config = _read_config(run, init_from)
+    names = [name for name in ("best", "ema") if (checkpoint / f"{name}.safetensors").is_file()]
+    if not names:
+        raise ValueError(f"{checkpoint} has no averaged weights: is it a checkpoint of this package?")
+    saved = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
+    objective = build_objective(config, _count_classes(saved["ema"]) if config.uses_classes else None)
+    trained = objective.trained_part()
+    ema = AveragedWeights(trained, config.ema_decay)
+    averaged = ema.module
+    try:
+        ema.load_state_dict(saved["ema"])
+        if objective.early_stopping is not None and "best" in saved:
+            best = EarlyStopping(trained, objective.early_stopping.patience)
+            best.load_state_dict(saved["best"])
+            averaged = best.best if best.started else averaged
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint} doesn't fit the settings in {run.config}: {error}") from error
+    components = objective.components(dict(averaged.named_children()))
+    for component in components.values():
+        if hasattr(component, "eval"):
+            component.eval()
+    return components, checkpoint
+
+
+def _find(place: Path) -> tuple[RunFolder, Path]:
+    if not place.is_dir():
+        raise ValueError(f"There is no folder {place}: give checkpoints/step-N of a run, or the folder of a run.")
+    if (place / "state.json").is_file():
+        if damage := find_damage(place):
+            raise ValueError(f"{place} is damaged: {', '.join(damage)}. Take another checkpoint of the run.")
+        return RunFolder(place.absolute().parent.parent), place
+    run = RunFolder(place)
+    if not list_checkpoints(run.checkpoints):
+        raise ValueError(f"{place} is neither a checkpoint nor the folder of a run with checkpoints.")
+    found, damaged = newest_whole(run.checkpoints)
+    if found is None:
+        raise ValueError(f"No checkpoint in {run.checkpoints} is whole: {'; '.join(damaged)}.")
+    return run, found
+
+
+def _read_config(run: RunFolder, init_from: Path | None) -> RunConfig:
+    settings = run.read_config()
+    kind = settings.get("kind")
+    classes = {cls.kind: cls for cls in config_classes()}
+    if kind not in classes:
+        raise ValueError(
+            f"{run.config} has kind {kind!r}, expected {', '.join(classes)}: was it written by this version?"
+        )
+    cls = classes[kind]
+    known = {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
+    for name in ("output_dir", "init_from"):
+        known[name] = Path(known[name]) if known.get(name) else None
+    known |= {"output_dir": run.path} | ({} if init_from is None else {"init_from": init_from})
+    if known["init_from"] is not None and not known["init_from"].is_dir():
+        raise ValueError(
+            f"The run started from {known['init_from']}, which isn't there: call this in the folder where the run was "
+            "started, or say where it is now with `init_from`."
+        )
+    return cls(**known)
+
+
+def _count_classes(tensors: dict[str, Any]) -> int:
+    """The last class of a prior is the null class."""
+    for name, tensor in tensors.items():
+        if name.endswith((".class_embedding.weight", ".classes.weight")):
+            return len(tensor) - 1
+    raise ValueError("The checkpoint of a class-conditional run has no embedding of classes.")
