@@ -104,7 +104,7 @@ def test_classes_reach_the_network(quantizer):
     ("change", "message"),
     [
         (lambda a: a | {"codes": a["codes"][:1]}, "two maps"),
-        (lambda a: a | {"batch_size": 0}, "two maps and one per batch"),
+        (lambda a: a | {"batch_size": 0}, "batch_size"),
         (lambda a: a | {"codes": a["codes"] + 8}, "must lie in 0..7"),
         (lambda a: a | {"scheduler": object()}, "`OUBridgeScheduler` itself, got object"),
         (lambda a: a | {"unet": Nothing()}, "training mode"),

@@ -50,7 +50,7 @@ def test_usage_and_perplexity():
         (torch.full((4, 3), 5), torch.zeros(4, 3, dtype=torch.long), r"0\.\.4, got 5\.\.5"),
         (torch.zeros(4, 3, dtype=torch.long), torch.full((4, 3), -1), r"got -1\.\.-1"),
         (torch.zeros(4, 3), torch.zeros(4, 3, dtype=torch.long), "integers"),
-        (torch.zeros(0, 3, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long), "at least one"),
+        (torch.zeros(0, 3, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long), "not empty"),
     ],
 )
 def test_codes_that_are_refused(codes, reference, message):

@@ -140,11 +140,11 @@ def test_what_is_refused():
     for options, message in (
         ({"timesteps_per_image": 0}, "timesteps_per_image"),
         ({"variance": 0.0}, "variance"),
-        ({"batch_size": 0}, "at least one|At least one"),
+        ({"batch_size": 0}, "batch_size"),
     ):
         with pytest.raises(ValueError, match=message):
             bridge_elbo(vqvae, network, scheduler, x, **options)
-    with pytest.raises(ValueError, match="At least one"):
+    with pytest.raises(ValueError, match="not empty"):
         bridge_elbo(vqvae, network, scheduler, x[:0])
     with pytest.raises(ValueError, match="DDIMScheduler"):
         bridge_elbo(vqvae, network, DDIMScheduler(), x)

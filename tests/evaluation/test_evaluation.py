@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import shutil
 
 import datasets
@@ -168,7 +169,7 @@ def test_guidance_needs_classes(real, tmp_path):
     with pytest.raises(ValueError, match=r"no guidance: `guidance_scale` is 0 or 1, not 1\.5"):
         pipe = PixelCNNVQPipeline(make_gray_pipeline().vqvae, prior)
         outputs_of("pixelcnn", pipe, real, tmp_path, EvaluationConfig(guidance_scale=1.5))
-    with pytest.raises(ValueError, match="`guidance_scale` must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="`guidance_scale` must be finite and at least 0, got -1"):
         EvaluationConfig(guidance_scale=-1)
 
 
@@ -290,7 +291,8 @@ def test_an_extractor_that_wont_do_costs_no_draws(real, tmp_path, monkeypatch):
     monkeypatch.setattr(ModelOutputs, "sampled_codes", drawn)
     monkeypatch.setattr(real, "extractor", lambda images: images.float().flatten(1))  # 256 features, 40 images
     with pytest.raises(ValueError, match="at least 257 images"):
-        run_metrics(("fid",), outputs_of("bridge", make_gray_pipeline(), real, tmp_path, EvaluationConfig()), tmp_path)
+        settings = EvaluationConfig(num_inference_steps=2)
+        run_metrics(("fid",), outputs_of("bridge", make_gray_pipeline(), real, tmp_path, settings), tmp_path)
 
 
 def test_models_of_other_sizes_and_names_that_are_no_files(tmp_path):
@@ -329,5 +331,53 @@ def test_bad_input(tmp_path):
         with pytest.raises(ValueError, match=f"`{option}` must be .*, got .?{value}"):
             EvaluationConfig(**{option: value})
     (tmp_path / "results.json").write_text(json.dumps([]))
-    with pytest.raises(ValueError, match="report"):
+    with pytest.raises(ValueError, match="no file of results"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": -1}, "`batch_size` must be at least 1"),
+        ({"batch_size": 2.5}, "`batch_size` must be a whole number"),
+        ({"device": "toaster"}, "`device` must be a device"),
+        ({"metrics": "kl"}, "`metrics` must be a list of names, got 'kl'"),
+        ({"metrics": ("kl", None)}, "got None"),
+        ({"folders": ["pipeline"]}, "`folders` must be {model: folder}, got list"),
+    ],
+)
+def test_arguments_are_checked_before_work(tmp_path, arguments, message):
+    good = {"folders": {"bridge": tmp_path / "none"}, "dataset": "nothing", "output_dir": tmp_path / "out"}
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        evaluate_pipelines(**good | arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_output_is_checked_before_work(tmp_path, monkeypatch):
+    """An output that is a file, can't be written to, or has damaged results costs no loading of models and images."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"can't be written to .*file \(File exists\): give another folder"):
+        evaluate_pipelines({"bridge": tmp_path / "none"}, "nothing", tmp_path / "file")
+    with pytest.raises(ValueError, match=r"can't be written to .* \(Not a directory\)"):
+        evaluate_pipelines({"bridge": tmp_path / "none"}, "nothing", tmp_path / "file" / "below")
+    for name in ("results.json", "figures.safetensors"):
+        (tmp_path / name).write_text("not this")
+        with pytest.raises(ValueError, match=re.escape(name)):
+            evaluate_pipelines({"bridge": tmp_path / "none"}, "nothing", tmp_path)
+        (tmp_path / name).unlink()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        evaluate_pipelines({"bridge": tmp_path / "none"}, "nothing", tmp_path)
+
+
+def test_more_steps_than_noise_levels(real, tmp_path):
+    """Refused before the features of real images are computed; what needs no draws is measured all the same."""
+    outputs = outputs_of("bridge", make_gray_pipeline(), real, tmp_path, EvaluationConfig(num_inference_steps=21))
+    run_metrics(("reconstruction",), outputs, tmp_path)
+    for metric in ("fid", "kl", "nll", "timing"):
+        with pytest.raises(ValueError, match="`num_inference_steps` is 21, but bridge has 20 noise levels"):
+            run_metrics((metric,), outputs, tmp_path)

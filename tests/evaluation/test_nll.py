@@ -12,6 +12,9 @@ from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
 from diffusion_bridge_vq.toy.networks import MixtureDenoiser
 from diffusion_bridge_vq.toy.walks import NOISE_STD, all_toy_sequences, toy_codebook
 
+# of calls that fail, or draw nothing
+NETWORK, SCHEDULER = torch.nn.Identity(), OUBridgeScheduler()
+
 
 @pytest.fixture
 def quantizer():
@@ -99,7 +102,7 @@ def test_bridge_nll_of_given_draws(monkeypatch, quantizer):
     generator = torch.Generator()
     labels = torch.tensor([3, 0])
     settings = {"jump_length": 2, "jump_n_sample": 5, "class_labels": labels}
-    nll = bridge_nll(None, None, quantizer, known, codes, mask, 3, 7, generator, **settings)
+    nll = bridge_nll(NETWORK, SCHEDULER, quantizer, known, codes, mask, 3, 7, generator, **settings)
     for arguments in seen:
         assert torch.equal(arguments[0], known) and torch.equal(arguments[1], mask[:, None].bool())
         assert arguments[2:-1] == (7, generator, 2, 5) and arguments[-1] is labels
@@ -117,7 +120,7 @@ def test_bridge_nll_of_given_draws(monkeypatch, quantizer):
         joint = -np.log2(np.mean(np.exp2(np.sum(log2_p, axis=1)))) / len(hidden)
         assert nll.joint[b].item() == pytest.approx(joint, rel=1e-5)
     seen.clear()
-    one = bridge_nll(None, None, quantizer, known, codes, mask, 1, 7)
+    one = bridge_nll(NETWORK, SCHEDULER, quantizer, known, codes, mask, 1, 7)
     torch.testing.assert_close(one.one_sample, one.joint)
 
 
@@ -176,7 +179,7 @@ def test_masks_that_are_refused(quantizer, mask, message):
     with pytest.raises(ValueError, match=message):
         pixelcnn_nll(MarkovPrior(3), CODES, mask)
     with pytest.raises(ValueError, match=message):
-        bridge_nll(None, None, quantizer, torch.zeros(2, 2, 3, 4), CODES, mask, 1, 1)
+        bridge_nll(NETWORK, SCHEDULER, quantizer, torch.zeros(2, 2, 3, 4), CODES, mask, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -189,4 +192,4 @@ def test_masks_that_are_refused(quantizer, mask, message):
 )
 def test_bad_arguments_of_bridge_nll(quantizer, z, codes, num_samples, message):
     with pytest.raises(ValueError, match=message):
-        bridge_nll(None, None, quantizer, z, codes, torch.ones(3, 4), num_samples, 1)
+        bridge_nll(NETWORK, SCHEDULER, quantizer, z, codes, torch.ones(3, 4), num_samples, 1)

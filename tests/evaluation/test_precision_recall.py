@@ -65,3 +65,30 @@ def test_far_from_the_origin_digits_are_kept():
 def test_sets_that_are_refused(features, reference, k, message):
     with pytest.raises(ValueError, match=message):
         precision_recall(features, reference, k)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_repeated_rows_lie_in_their_own_balls(k, scale):
+    """Rows that occur more than k times have balls of radius 0, and a distance to themselves by rounding."""
+    rows = scale * torch.rand(61, 300, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    assert precision_recall(rows, rows, k) == (1.0, 1.0)
+    assert precision_recall(rows[:61], rows, k).precision == 1.0  # was 0.7
+
+
+def test_rounding_is_no_reason_to_be_covered():
+    """A point beside a ball of radius 0, at a distance that float32 features can have."""
+    rows = torch.rand(40, 300)
+    near = rows + 1e-5
+    assert precision_recall(near, rows.repeat(4, 1)).precision == 0.0
+
+
+def test_an_outlier_changes_nothing_for_others():
+    samples, reference = (
+        torch.tensor([[20.0], [20.5], [21.0], [0.5]]),
+        torch.cat([torch.arange(10.0), torch.tensor([1e9])]),
+    )
+    assert precision_recall(samples, reference[:, None], k=1).precision == 1.0  # the outlier's ball covers all
+    assert (
+        precision_recall(torch.tensor([[20.0], [-5.0]]).repeat(2, 1), torch.arange(10.0)[:, None], k=1).precision == 0
+    )

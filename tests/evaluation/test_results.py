@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
@@ -139,3 +140,35 @@ def test_other_files_are_neither_read_nor_overwritten(tmp_path, content):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_results(tmp_path / "results.json")
+
+
+def as_file(*results: dict) -> str:
+    return json.dumps({"format": "diffusion-bridge-vq results", "results": list(results)})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "isn't a file of results"),
+        ('{"format": "diffusion-bridge-vq results", "results": [{"name": "kl", "value": NaN}]}', "the number NaN"),
+        (as_file({"name": "kl", "value": 1}, {"name": ["kl"], "value": 1}), 'result 1 must have a string as "name"'),
+        (as_file({"name": "kl", "value": 1, "dataset": ["a"]}), 'result 0 must have a string as "dataset"'),
+        (as_file({"name": "kl", "value": 1, "weights": {}}), 'result 0 must have a string as "weights"'),
+        (as_file({"name": "kl", "value": 1, "std": "much"}), 'result 0 must have a number as "std"'),
+        (as_file({"name": "kl", "value": 1, "std": True}), 'result 0 must have a number as "std"'),
+    ],
+)
+def test_damage_is_named(tmp_path, content, message):
+    """They ended in RecursionError, or in TypeError and ValueError inside the tables."""
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"results\.json .*{re.escape(message)}"):
+        read_results(path)
+
+
+def test_a_pipe_is_no_file_of_results(tmp_path):
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "results.json")
+    for call in (read_results, lambda path: recall_results(path, seed=0)):
+        with pytest.raises(ValueError, match=r"results\.json must be a file"):
+            call(tmp_path / "results.json")

@@ -287,3 +287,53 @@ def test_a_writer_that_is_killed_leaves_the_old_figures(real, tmp_path, monkeypa
     with pytest.raises(Killed):
         measure(tmp_path, real, ("fid",))
     assert (tmp_path / "figures.safetensors").read_bytes() == before
+
+
+def spoil(folder, prefix: str, tensor: torch.Tensor | None) -> None:
+    """Replace, or remove, the stored tensor whose name begins with `prefix`."""
+    path = folder / "figures.safetensors"
+    stored = load_file(path)
+    name = next(name for name in stored if name.startswith(prefix))
+    others = {other: value for other, value in stored.items() if other != name}
+    save_file(others if tensor is None else others | {name: tensor}, path)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "tensor", "message"),
+    [
+        ("codes/", torch.zeros(48, 16, dtype=torch.uint8), r"\(48, 16\) torch.uint8 as codes/bridge"),
+        ("codes/", torch.zeros(48, 4, 4), r"\(48, 4, 4\) torch.float32 as codes/bridge"),
+        ("codes/", torch.full((48, 4, 4), 200, dtype=torch.uint8), "as codes/bridge"),
+        ("codes/", torch.zeros(48, 2, 2, dtype=torch.uint8), "as codes/bridge"),
+        ("generator/", None, "has no generator/bridge"),
+        ("generator/", torch.zeros(3, dtype=torch.uint8), "generator/bridge"),
+        ("generator/", torch.zeros(3), "generator/bridge"),
+    ],
+)
+def test_draws_that_no_evaluation_wrote(real, tmp_path, prefix, tensor, message):
+    """Some were taken for codes of the model; others ended in KeyError or RuntimeError."""
+    measure(tmp_path, real, ("kl",))
+    spoil(tmp_path, prefix, tensor)
+    before = (tmp_path / "figures.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=rf"figures\.safetensors .*{message}.*drawn again"):
+        measure(tmp_path, real, ("fid",))
+    assert (tmp_path / "figures.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(3), torch.zeros(2, 1, 16, 16), torch.zeros(0, 4, dtype=torch.float64)])
+@pytest.mark.parametrize("kind", ["samples", "kl", "kl_floor"])
+def test_pictures_that_no_evaluation_wrote(real, tmp_path, kind, tensor):
+    measure(tmp_path, real, ("fid", "kl"))
+    spoil(tmp_path, f"{kind}/", tensor)
+    with pytest.raises(ValueError, match=rf"figures\.safetensors has .* as {kind}/bridge"):
+        write_report(tmp_path)
+
+
+def test_without_the_store_the_same_codes_are_drawn_again(real, calls, tmp_path):
+    measure(tmp_path, real, ("kl",))
+    before = load_file(tmp_path / "figures.safetensors")
+    (tmp_path / "figures.safetensors").unlink()
+    measure(tmp_path, real, ("kl", "fid"))
+    assert calls["draw"] == 6 and calls["code_kl"] == 2
+    again = load_file(tmp_path / "figures.safetensors")
+    assert all(torch.equal(again[name], before[name]) for name in before if name.startswith(("codes/", "generator/")))

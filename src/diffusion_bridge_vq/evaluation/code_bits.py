@@ -9,6 +9,7 @@ from torch import nn
 from ..models.denoiser import denoise
 from ..models.quantizer import VectorQuantizer
 from ..schedulers import OUBridgeScheduler
+from .arguments import check_codes, check_count, check_generator, check_labels, check_model
 
 _LOG_STEP = 0.3  # between noise levels, in log SNR: the trapezoid rule is off by less than the draws' noise then
 _LOWEST, _HIGHEST = 1e-3, 60.0  # SNR times the codes' variance, and times the smallest squared distance of two codes
@@ -54,21 +55,26 @@ def bridge_code_bits(
         `torch.Tensor`: (n,) float64 on the CPU, the mean over the codes of each map; the mean of all is the bound.
 
     Raises:
-        ValueError: fewer than two maps or codes that are none, a codebook of one point, a network in training mode,
-            a stock scheduler.
+        TypeError: another kind of object than the one named above.
+        ValueError: fewer than two maps, codes out of range, a codebook of one point, a network in training mode, a
+            stock scheduler, or another number of labels.
     """
+    check_model("unet", unet, nn.Module, in_eval_mode=True)
+    check_model("quantizer", quantizer, VectorQuantizer)
     if not isinstance(scheduler, OUBridgeScheduler):
         raise ValueError(f"The bits need the `OUBridgeScheduler` itself, got {type(scheduler).__name__}.")
-    if unet.training:
-        raise ValueError("The network is in training mode; call `.eval()` first.")
-    if len(codes) < 2 or batch_size < 1:
-        raise ValueError(f"At least two maps and one per batch are needed, got {len(codes)} and {batch_size}.")
+    check_codes("codes", codes, quantizer.n_e, "(n, h, w) or (n, N)", (2, 3))
+    check_count("batch_size", batch_size)
+    check_generator(generator)
+    check_labels(class_labels, len(codes))
+    if len(codes) < 2:
+        raise ValueError(f"At least two maps are needed, since each half is measured by the other, got {len(codes)}.")
     book = quantizer.embedding.weight.float()
     variance = (book - book.mean(dim=0)).square().sum(dim=1).mean().item()
     apart = torch.pdist(book.double()).square()
     apart = apart[apart > 1e-6 * variance]  # two codes with one vector are one to the decoder
     if not len(apart):
-        raise ValueError("All code vectors are the same, so that nothing tells the codes apart.")
+        raise ValueError("All code vectors are the same, so that the codes can't be told apart.")
     widths = [variance * 2.0**-j for j in range(1, _WIDTHS + 1)]  # tau^2
     labels = [None] * len(codes) if class_labels is None else class_labels.split(batch_size)
 
@@ -77,7 +83,7 @@ def bridge_code_bits(
     integrand = []
     for snr, timestep in levels:
         errors = []  # (guesses, maps) of each batch
-        for k, own_labels in zip(codes.split(batch_size), labels, strict=False):
+        for k, own_labels in zip(codes.split(batch_size), labels, strict=class_labels is not None):
             z_q = quantizer.decode_codes(k).float()
             noise = randn_tensor(z_q.shape, generator=generator, device=z_q.device, dtype=z_q.dtype)
             alone = quantizer.logits(z_q + noise / math.sqrt(snr)) * (snr / 2)

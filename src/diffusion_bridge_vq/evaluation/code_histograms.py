@@ -2,6 +2,8 @@
 
 import torch
 
+from .arguments import check_codes, check_count, check_tensor
+
 # Jeffreys' prior: half an observation of every code.
 _PSEUDO_COUNT = 0.5
 
@@ -14,8 +16,8 @@ def code_kl(codes: torch.Tensor, reference_codes: torch.Tensor, num_codes: int) 
     nor smoothing. Here half an observation of every code is added to both histograms, so that the KL is finite and
     that of a set with itself is 0.
 
-    Two finite sets of the same law don't reach 0: put the value between two halves of real codes, each as large as
-    the sets that are compared, beside the figure.
+    Two finite sets of the same law don't reach 0: report the value between two halves of real codes, each as large as
+    the sets that are compared, next to the figure.
 
     Args:
         codes (`torch.Tensor`), reference_codes (`torch.Tensor`): (M, h, w) or (M, N), integers in 0..K-1. The two M
@@ -26,8 +28,11 @@ def code_kl(codes: torch.Tensor, reference_codes: torch.Tensor, num_codes: int) 
         `torch.Tensor`: (h, w) or (N,) float64; its mean is the number of Table 1.
 
     Raises:
+        TypeError: no tensors.
         ValueError: no codes, no integers, codes outside 0..K-1, or maps of different sizes.
     """
+    for name, rows in (("codes", codes), ("reference_codes", reference_codes)):
+        check_tensor(name, rows, "(M, h, w) or (M, N)", (2, 3))
     if codes.shape[1:] != reference_codes.shape[1:]:
         raise ValueError(f"Maps differ in size: {tuple(codes.shape[1:])} and {tuple(reference_codes.shape[1:])}.")
     log_p, log_q = (_position_histograms(c, num_codes).log() for c in (reference_codes, codes))
@@ -35,22 +40,20 @@ def code_kl(codes: torch.Tensor, reference_codes: torch.Tensor, num_codes: int) 
 
 
 def code_usage(codes: torch.Tensor, num_codes: int) -> float:
-    """Share of the K codes that occur in `codes`, integers in 0..K-1 of any shape; ValueError as [`code_kl`]."""
+    """Fraction of the K codes that occur in `codes`, integers in 0..K-1 of any shape; errors as in [`code_kl`]."""
     return (count_codes(codes, num_codes) > 0).double().mean().item()
 
 
 def code_perplexity(codes: torch.Tensor, num_codes: int) -> float:
-    """exp(entropy) of the histogram of `codes`, integers in 0..K-1 of any shape: 1..K; ValueError as [`code_kl`]."""
-    shares = count_codes(codes, num_codes).double() / codes.numel()
-    return torch.special.entr(shares).sum().exp().item()
+    """exp(entropy) of the histogram of `codes`, integers in 0..K-1 of any shape: 1..K; errors as in [`code_kl`]."""
+    fractions = count_codes(codes, num_codes).double() / codes.numel()
+    return torch.special.entr(fractions).sum().exp().item()
 
 
 def count_codes(codes: torch.Tensor, num_codes: int) -> torch.Tensor:
     """How often each code occurs, (K,) int64."""
-    if codes.is_floating_point() or codes.dtype == torch.bool or not codes.numel():
-        raise ValueError(f"`codes` must be integers, at least one, got {tuple(codes.shape)} {codes.dtype}.")
-    if not 0 <= int(codes.min()) <= int(codes.max()) < num_codes:
-        raise ValueError(f"`codes` must lie in 0..{num_codes - 1}, got {int(codes.min())}..{int(codes.max())}.")
+    check_count("num_codes", num_codes)
+    check_codes("codes", codes, num_codes, "(...)", range(65))
     return torch.bincount(codes.flatten().long(), minlength=num_codes)
 
 

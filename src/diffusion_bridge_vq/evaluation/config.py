@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..sampling import Solver
+from .arguments import check_choice, check_count, check_number
 from .features import EXTRACTORS
 
 
@@ -15,10 +16,11 @@ def _option(default: Any, text: str) -> Any:
 @dataclass(frozen=True)
 class EvaluationConfig:
     """
-    What figures depend on besides model and images. Fields are options of the command line, help texts their
-    documentation.
+    What figures depend on besides model and images. Each field is an option of the command line; the help texts are
+    the documentation.
 
     Raises:
+        TypeError: a value of another type.
         ValueError: a value outside its range; says what was given and expected.
     """
 
@@ -32,15 +34,15 @@ class EvaluationConfig:
     guidance_scale: float = _option(
         0.0, "of samples that have a class each, in turn, as FIDs of class-conditional models do; 0: without classes"
     )
-    extractor: str = _option("inception", f"judge of images: {', '.join(EXTRACTORS)}; only inception makes a FID")
+    extractor: str = _option(
+        "inception", f"its features compare images: {', '.join(EXTRACTORS)}; only inception makes a FID"
+    )
     seed: int = _option(0, "of every draw")
 
     def __post_init__(self) -> None:
         for name in ("num_images", "num_nll_images", "num_nll_samples", "num_inference_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.guidance_scale < 0:
-            raise ValueError(f"`guidance_scale` must be at least 0, got {self.guidance_scale}.")
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, 0)
+        check_number("guidance_scale", self.guidance_scale, 0)
         for name, choices in (("solver", typing.get_args(Solver)), ("extractor", EXTRACTORS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+            check_choice(name, getattr(self, name), choices)

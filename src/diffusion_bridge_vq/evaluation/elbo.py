@@ -12,6 +12,7 @@ from ..losses import prior_loss
 from ..models.code_unet import bridge_start_latents
 from ..models.denoiser import denoise
 from ..schedulers import OUBridgeScheduler
+from .arguments import check_count, check_floats, check_generator, check_labels, check_model, check_number
 
 
 class BridgeELBO(NamedTuple):
@@ -68,23 +69,26 @@ def bridge_elbo(
         class_labels (`torch.Tensor`, *optional*): (n,) int64, of a network with classes.
 
     Raises:
-        ValueError: no images, numbers out of range, models in training mode, a stock scheduler, or a mean squared
-            error of 0 where the variance is to be found.
+        TypeError: another kind of object than the one named above.
+        ValueError: no images, numbers out of range, another number of labels, models in training mode, a stock
+            scheduler, or a mean squared error of 0 where the variance is to be found.
     """
     if not isinstance(scheduler, OUBridgeScheduler):
         raise ValueError(f"The ELBO needs the `OUBridgeScheduler` itself, got {type(scheduler).__name__}.")
-    if vqvae.training or unet.training:
-        raise ValueError("The models are in training mode; call `.eval()` first.")
-    if timesteps_per_image is not None and timesteps_per_image < 1:
-        raise ValueError(f"`timesteps_per_image` must be at least 1, got {timesteps_per_image}.")
-    if variance is not None and variance <= 0:
-        raise ValueError(f"`variance` must be positive, got {variance}.")
-    if not len(images) or batch_size < 1:
-        raise ValueError(f"At least one image and one per batch are needed, got {len(images)} and {batch_size}.")
+    check_model("vqvae", vqvae, ModelMixin, in_eval_mode=True)
+    check_model("unet", unet, nn.Module, in_eval_mode=True)
+    if timesteps_per_image is not None:
+        check_count("timesteps_per_image", timesteps_per_image)
+    if variance is not None:
+        check_number("variance", variance, 0, inclusive=False)
+    check_count("batch_size", batch_size)
+    check_floats("images", images, "(n, C, H, W) or (n, d, N)", (3, 4))
+    check_generator(generator)
+    check_labels(class_labels, len(images))
 
     squared_error = prior = terminal = 0.0
     labels = [None] * len(images) if class_labels is None else class_labels.split(batch_size)
-    for x, own_labels in zip(images.split(batch_size), labels, strict=False):
+    for x, own_labels in zip(images.split(batch_size), labels, strict=class_labels is not None):
         z_e = vqvae.encode(x).latents
         squared_error += (vqvae.decode(z_e).sample.double() - x.double()).square().sum().item()
         z_0 = bridge_start_latents(unet, vqvae.quantize, z_e)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from ..choices import Extractor
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, load_efficientnet
+from .arguments import as_device, check_choice, check_count
 
 EXTRACTORS = get_args(Extractor)
 
@@ -22,7 +23,7 @@ class FeatureExtractor:
     uint8 images (B, 3, H, W), or (B, 1, H, W), which are repeated to three channels -> features (B, d) float32.
 
     Args:
-        name (`str`): what stands beside figures made with it.
+        name (`str`): reported with the figures made with it.
         network (`Callable`): preprocessing and network: uint8 (B, 3, H, W) -> (B, d).
         device (`torch.device`): where the network is; images are moved there, features stay there.
 
@@ -54,18 +55,18 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtr
 
     Only "inception" makes an FID. The others rank models on scales of their own. "inception" and "dinov2" download
     their weights at the first call; those of the other two are in packages of the extra `eval`. An autoencoder that
-    was trained against the features of one network is judged by another.
+    was trained against the features of one network should be measured with another.
 
     Args:
         name (`str`): see the table.
         device (`torch.device`): where the network is put.
 
     Raises:
-        ValueError: an unknown name, or a network that can't be had here, with what to do instead.
+        TypeError: no device.
+        ValueError: an unknown name, or a network that can't be loaded here, with what to do instead.
     """
-    device = torch.device(device)
-    if name not in EXTRACTORS:
-        raise ValueError(f"`name` must be one of {', '.join(EXTRACTORS)}, got {name!r}.")
+    device = as_device(device)
+    check_choice("name", name, EXTRACTORS)
     if name == "inception":
         network = _load_inception(device)
     elif name == "dinov2":
@@ -92,10 +93,14 @@ def extract(
         `torch.Tensor`: (n, d) float32 on the CPU, in the order of the images.
 
     Raises:
+        TypeError: another kind of object than the one named above.
         ValueError: no images, images of different sizes, a batch size below 1, or what the extractor refuses.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if not callable(extractor):
+        raise TypeError(f"`extractor` must be a function from images to features, got {type(extractor).__name__}.")
+    check_count("batch_size", batch_size)
+    if not isinstance(images, Iterable):
+        raise TypeError(f"`images` must be a tensor or batches of them, got {type(images).__name__}.")
     rows, size = [], None
     for batch in [images] if isinstance(images, torch.Tensor) else images:
         _check_images(batch)
@@ -104,7 +109,7 @@ def extract(
         size = batch.shape[1:]
         rows += [extractor(part).float().cpu() for part in batch.split(batch_size) if len(part)]
     if not rows:
-        raise ValueError("There are no images to extract features of.")
+        raise ValueError("There are no images to extract features of: `images` must have at least one.")
     return torch.cat(rows)
 
 
@@ -115,6 +120,8 @@ def _check_images(images: torch.Tensor) -> None:
         raise ValueError(f"Images must be uint8 in 0..255, got {images.dtype}.")
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"Images must have shape (B, 1 or 3, H, W), got {tuple(images.shape)}.")
+    if 0 in images.shape[2:]:
+        raise ValueError(f"Images must have at least one pixel, got {tuple(images.shape)}.")
 
 
 def _resize(images: torch.Tensor, side: int) -> torch.Tensor:

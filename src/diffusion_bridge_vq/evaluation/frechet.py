@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .arguments import check_floats
+
 
 def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     r"""
@@ -22,9 +24,10 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
         `float`: at least 0 up to rounding, in squared units of the features.
 
     Raises:
+        TypeError: no tensors.
         ValueError: not (n, d) float, different d, values that aren't finite, or a set of d rows or fewer: its
-            covariance is singular, and the distance then tells more about n than about the images. Also without
-            the extra `eval`.
+            covariance is singular, and the distance then depends more on n than on the images. Also without the
+            extra `eval`.
     """
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -47,15 +50,11 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
 
 def check_features(features: torch.Tensor, name: str) -> torch.Tensor:
     """What [`frechet_distance`] takes, called `name` in errors, as float64 on the CPU."""
-    if features.ndim != 2 or not features.is_floating_point():
-        raise ValueError(f"`{name}` must be (n, d) float, got {tuple(features.shape)} {features.dtype}.")
+    check_floats(name, features, "(n, d)", (2,))
     n, d = features.shape
     if n <= d:
         raise ValueError(
             f"`{name}` has {n} rows of {d} dimensions, so its covariance is singular: at least {d + 1} images are "
             "needed, and many more for a figure that can be compared."
         )
-    rows = features.detach().to("cpu", torch.float64)
-    if not bool(rows.isfinite().all()):
-        raise ValueError(f"`{name}` has values that aren't finite.")
-    return rows
+    return features.detach().to("cpu", torch.float64)

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .arguments import check_tensor
+
 SSIM_WINDOW = 11  # pixels
 
 # Images whose local moments are held at a time.
@@ -20,7 +22,8 @@ def psnr(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: (B,) float64, in dB; infinite for equal images.
 
     Raises:
-        ValueError: shapes that differ or aren't (B, C, H, W), no floats, or values outside [0, 1].
+        TypeError: no tensors.
+        ValueError: no images, shapes that differ or aren't (B, C, H, W), no floats, or values outside [0, 1].
     """
     x, y = _check_pair(images, reference)
     return -10 * (x - y).square().mean(dim=(1, 2, 3)).log10()
@@ -40,7 +43,7 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         `torch.Tensor`: (B,) float64 in [-1, 1]; 1 for equal images.
 
     Raises:
-        ValueError: what [`psnr`] raises, or images smaller than the window.
+        TypeError, ValueError: what [`psnr`] raises, or images smaller than the window.
     """
     x, y = _check_pair(images, reference)
     if min(x.shape[2:]) < SSIM_WINDOW:
@@ -68,6 +71,8 @@ def _ssim(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def _check_pair(images: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both in float64."""
+    for name, values in (("images", images), ("reference", reference)):
+        check_tensor(name, values, "(B, C, H, W)", (3, 4))  # which of them has three, the next error says
     if images.ndim != 4 or images.shape != reference.shape:
         raise ValueError(
             f"`images` and `reference` must have one shape (B, C, H, W), got {tuple(images.shape)} and "

@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import check_count, check_floats
+
 # Elements of one block of a distance matrix: 128 MiB in float64.
 _BLOCK_ELEMENTS = 2**24
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1], see [`precision_recall`]."""
+    """Fractions in [0, 1], see [`precision_recall`]."""
 
     precision: float
     recall: float
@@ -21,23 +23,24 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
     Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
     A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in
-    the set. Precision is the share of `features` on the manifold of `reference`, recall the share of `reference` on
-    that of `features`. Distances are float64 and made block by block, so that memory doesn't grow with n^2.
+    the set. Precision is the fraction of `features` on the manifold of `reference`, recall the fraction of `reference`
+    on that of `features`. Distances are float64, computed block by block, so that memory doesn't grow with n^2. Two
+    that differ by less than their rounding errors count as equal: a point that occurs more than k times has a ball of
+    radius 0, and lies in it.
 
     Args:
         features (`torch.Tensor`), reference (`torch.Tensor`): (n, d) and (m, d) float, of samples and real images.
         k (`int`): at least 1.
 
     Raises:
-        ValueError: not (n, d) float, different d, k below 1, or a set of k points or fewer.
+        TypeError: no tensors.
+        ValueError: not (n, d) float, different d, values that aren't finite, k below 1, or a set of k points or fewer.
     """
-    if k < 1:
-        raise ValueError(f"`k` must be at least 1, got {k}.")
+    check_count("k", k)
     for name, rows in (("features", features), ("reference", reference)):
-        if rows.ndim != 2 or not rows.is_floating_point() or len(rows) <= k:
-            raise ValueError(
-                f"`{name}` must be (n, d) float with more than k = {k} rows, got {tuple(rows.shape)} {rows.dtype}."
-            )
+        check_floats(name, rows, "(n, d)", (2,))
+        if len(rows) <= k:
+            raise ValueError(f"`{name}` must have more than k = {k} rows, got {len(rows)}.")
     if features.shape[1] != reference.shape[1]:
         raise ValueError(f"`features` have {features.shape[1]} dimensions and `reference` {reference.shape[1]}.")
     # around the middle, where the expanded squares lose the fewest digits
@@ -47,14 +50,18 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
 
 
 def _covered(points: torch.Tensor, manifold: torch.Tensor, k: int) -> float:
-    """Share of `points` in any of the balls around the rows of `manifold`."""
+    """Fraction of `points` in any of the balls around the rows of `manifold`."""
     block = max(1, _BLOCK_ELEMENTS // max(len(points), len(manifold)))
     covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    # |x|^2 + |y|^2 - 2xy is off by at most about d eps (|x|^2 + |y|^2), in the radii and in the distances
+    rounding = 4 * points.shape[1] * torch.finfo(points.dtype).eps
+    slack = rounding * points.square().sum(dim=1)
     for start in range(0, len(manifold), block):
         centres = manifold[start : start + block]
         own = torch.cdist(centres, manifold)
         own[range(len(centres)), range(start, start + len(centres))] = math.inf  # a point is no neighbour of its own
         radii = own.kthvalue(k, dim=1).values[:, None]
         del own  # before the next block is made
-        covered |= (torch.cdist(centres, points) <= radii).any(dim=0)
+        reach = radii.square() + rounding * centres.square().sum(dim=1, keepdim=True)
+        covered |= (torch.cdist(centres, points).square_().sub_(slack) <= reach).any(dim=0)
     return covered.double().mean().item()

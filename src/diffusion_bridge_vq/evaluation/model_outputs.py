@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from ..data.images import short_hash
 from ..data.pixels import to_bytes, to_pixels
 from ..models import GumbelVQModel
+from .arguments import check_count
 from .config import EvaluationConfig
 from .fingerprints import fingerprint
 from .priors import EvaluatedPrior, evaluated_prior
@@ -48,6 +49,7 @@ class ModelOutputs:
         config: EvaluationConfig,
         batch_size: int = 64,
     ):
+        check_count("batch_size", batch_size)
         self.model, self.real, self.store, self.config, self.batch_size = model, real, store, config, batch_size
         self._prior: EvaluatedPrior | None = None
         if isinstance(evaluated, GumbelVQModel):
@@ -125,13 +127,18 @@ class ModelOutputs:
         """
         own = (f"codes/{self.model}/", f"generator/{self.model}/")
         codes_name, generator_name = (prefix + self._draws_key for prefix in own)
-        stored, generator = self.store.read(), self.generator()
+        generator, shape = self.generator(), tuple(self.test_codes.shape[1:])
+        before = self.store.draws(codes_name, generator_name, self._num_codes, shape)
         batches, stale = [], set()
-        if codes_name in stored:
-            batches = [stored[codes_name]]
-            generator.set_state(stored[generator_name])
+        if before is not None:
+            batches = [before[0]]
+            try:
+                generator.set_state(before[1])
+            except (RuntimeError, TypeError) as error:  # of another size or type
+                raise ValueError(self.store.is_foreign(generator_name, before[1])) from error
         else:  # draws with other settings, and their pictures
-            stale = {name for name in stored if name.startswith(own) or name.partition("/")[2] == self.model}
+            names = self.store.read()
+            stale = {name for name in names if name.startswith(own) or name.partition("/")[2] == self.model}
         while (drawn := sum(map(len, batches))) < count:
             labels = self.prior.sample_labels(drawn, self.batch_size)
             codes = self.prior.draw_codes(self.batch_size, generator, labels)
@@ -150,4 +157,8 @@ class ModelOutputs:
     def _code_dtype(self) -> torch.dtype:
         """The smallest that holds every code."""
         dtypes = (torch.uint8, torch.int16, torch.int64)
-        return next(d for d in dtypes if self.vqvae.config.num_vq_embeddings <= torch.iinfo(d).max + 1)
+        return next(d for d in dtypes if self._num_codes <= torch.iinfo(d).max + 1)
+
+    @property
+    def _num_codes(self) -> int:
+        return self.vqvae.config.num_vq_embeddings

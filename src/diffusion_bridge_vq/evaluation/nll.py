@@ -10,11 +10,11 @@ from torch import nn
 from ..models.masks import expand_mask
 from ..models.quantizer import VectorQuantizer
 from ..sampling import inpaint_latents
-from .code_histograms import count_codes
+from .arguments import check_codes, check_count, check_floats, check_generator, check_labels, check_model, check_tensor
 
 
 class CodePrior(Protocol):
-    """What [`pixelcnn_nll`] asks of an autoregressive prior."""
+    """What [`pixelcnn_nll`] needs of an autoregressive prior."""
 
     def log_prob(self, codes: torch.Tensor) -> torch.Tensor:
         """log p(code | the codes before it in raster order): (B, h, w) int64 -> (B, h, w), in nats."""
@@ -72,14 +72,23 @@ def bridge_nll(
         [`BridgeNLL`]: per image, so that means and standard deviations over images can be given.
 
     Raises:
+        TypeError: another kind of object than the one named above.
         ValueError: an empty mask or one that doesn't fit, codes that don't fit the latents or the codebook,
             `num_samples` below 1, and what [`inpaint_latents`] raises.
     """
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    for name, count in (("num_samples", num_samples), ("num_inference_steps", num_inference_steps)):
+        check_count(name, count)
+    check_count("jump_length", jump_length)
+    check_count("jump_n_sample", jump_n_sample)
+    check_model("unet", unet, nn.Module)
+    check_model("scheduler", scheduler, SchedulerMixin)
+    check_model("quantizer", quantizer, VectorQuantizer)
+    check_floats("latents", latents, "(B, d, h, w) or (B, d, N)", (3, 4))
+    check_codes("codes", codes, quantizer.n_e, "(B, h, w) or (B, N)", (2, 3))
+    check_labels(class_labels, len(codes))
+    check_generator(generator, len(codes))
     if codes.shape != latents.shape[:1] + latents.shape[2:]:
         raise ValueError(f"`codes` {tuple(codes.shape)} don't fit `latents` {tuple(latents.shape)}.")
-    count_codes(codes, quantizer.n_e)  # in range
     hidden = _hidden(mask, codes)
     per_draw = []
     for _ in range(num_samples):
@@ -112,8 +121,8 @@ def pixelcnn_nll(prior: CodePrior, codes: torch.Tensor, mask: torch.Tensor) -> t
     Every masked code is predicted from the true codes before it in raster order, masked ones among them. By the chain
     rule the sum is exact for masked codes that come last on the map. Elsewhere it isn't the likelihood of
     [`bridge_nll`]: that one is given the known latents on every side, this one nothing that comes after, so the bridge
-    knows more of the surroundings. But the bridge has to find all masked codes at once, by draws, where this one is
-    told the masked codes before, without error from draws.
+    knows more of the surroundings. But the bridge has to find all masked codes at once, by draws, while this one is
+    given the masked codes before, without error from draws.
 
     Args:
         prior ([`CodePrior`]): `log_prob` gives nats, (B, h, w) -> (B, h, w).
@@ -124,8 +133,12 @@ def pixelcnn_nll(prior: CodePrior, codes: torch.Tensor, mask: torch.Tensor) -> t
         `torch.Tensor`: (B,) float64 on the CPU.
 
     Raises:
-        ValueError: an empty mask or one that doesn't fit.
+        TypeError: no tensors, or a prior without `log_prob`.
+        ValueError: no codes, an empty mask, or one that doesn't fit.
     """
+    if not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(f"`prior` must have a method `log_prob`, as PixelCNNPrior has, got {type(prior).__name__}.")
+    check_codes("codes", codes, None, "(B, h, w)", (2, 3))
     hidden = _hidden(mask, codes)
     nats_per_bit = math.log(2) * hidden.flatten(1).sum(dim=1).cpu()
     return -_masked_sum(prior.log_prob(codes), hidden) / nats_per_bit
@@ -139,6 +152,7 @@ def _masked_sum(log_p: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
 
 def _hidden(mask: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """`mask` as bool in the shape of `codes`."""
+    check_tensor("mask", mask, "of the codes", range(4))
     hidden = expand_mask(mask.to(codes.device), codes.shape, "codes")
     if not len(codes) or not bool(hidden.flatten(1).any(dim=1).all()):
         raise ValueError("`mask` must hide at least one code of every image: over none there is no mean.")

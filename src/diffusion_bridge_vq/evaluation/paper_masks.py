@@ -2,6 +2,8 @@
 
 import torch
 
+from .arguments import check_choice, check_count
+
 MASKS = ("center", "top-left", "left-half")
 
 
@@ -18,8 +20,12 @@ def paper_mask(name: str, height: int, width: int) -> torch.Tensor:
         `torch.Tensor`: (h, w) bool, True where hidden.
 
     Raises:
-        ValueError: an unknown name.
+        TypeError: no whole numbers.
+        ValueError: an unknown name, or an empty map.
     """
+    check_choice("name", name, MASKS)
+    check_count("height", height)
+    check_count("width", width)
     hidden = torch.zeros(height, width, dtype=torch.bool)
     rows, columns = (max(1, round(side * 9 / 21)) for side in (height, width))
     if name == "center":
@@ -27,8 +33,6 @@ def paper_mask(name: str, height: int, width: int) -> torch.Tensor:
         hidden[top : top + rows, left : left + columns] = True
     elif name == "top-left":
         hidden[:rows, :columns] = True
-    elif name == "left-half":
-        hidden[:, width // 2 :] = True
     else:
-        raise ValueError(f"`name` must be one of {', '.join(MASKS)}, got {name!r}.")
+        hidden[:, width // 2 :] = True
     return hidden

@@ -24,11 +24,10 @@ class EvaluatedPrior:
 
     Attributes:
         abilities (`frozenset[str]`): which of "samples", "masked_bits", "code_bits" and "elbo" it has.
-        drawing_facts (`dict[str, Any]`): the settings that draws without classes depend on.
-        sampling_facts (`dict[str, Any]`): the settings that samples depend on.
 
     Raises:
-        ValueError: a guidance scale for a model without classes.
+        ValueError: a guidance scale for a model without classes; more steps than noise levels, where they are asked
+            for.
     """
 
     abilities = frozenset({"samples", "masked_bits", "code_bits"})
@@ -36,14 +35,20 @@ class EvaluatedPrior:
 
     def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
         self.pipe, self.vqvae, self.config = pipe, pipe.vqvae.eval(), config
+        self.model = model
         self._call: dict[str, Any] = {}
-        self.drawing_facts: dict[str, Any] = {}
         if config.guidance_scale and self.num_class_embeds is None:
             raise ValueError(f"{model} has no classes: leave out `guidance_scale`.")
         pipe.set_progress_bar_config(disable=True)
 
     @property
+    def drawing_facts(self) -> dict[str, Any]:
+        """The settings that draws without classes depend on."""
+        return {}
+
+    @property
     def sampling_facts(self) -> dict[str, Any]:
+        """The settings that samples depend on."""
         classes = {} if self.num_class_embeds is None else {"guidance_scale": self.config.guidance_scale}
         return self.drawing_facts | classes
 
@@ -107,7 +112,14 @@ class BridgePrior(EvaluatedPrior):
         else:  # a stock scheduler is a solver itself, and has no noise levels of its own to integrate over
             self.abilities = self.abilities - {"code_bits"}
         self._call = {"num_inference_steps": config.num_inference_steps} | solver
-        self.drawing_facts = {"steps": config.num_inference_steps} | solver
+        self._facts = {"steps": config.num_inference_steps} | solver
+
+    @property
+    def drawing_facts(self) -> dict[str, Any]:
+        steps, levels = self.config.num_inference_steps, self.pipe.scheduler.config.num_train_timesteps
+        if steps > levels:  # said before any image is looked at
+            raise ValueError(f"`num_inference_steps` is {steps}, but {self.model} has {levels} noise levels.")
+        return self._facts
 
     def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
         return super()._label_options(labels) | {"guidance_scale": self.config.guidance_scale}

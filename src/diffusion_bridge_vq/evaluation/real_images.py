@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from .arguments import as_device, check_count
 from .features import extract, load_extractor
 from .fingerprints import fingerprint_tensors
 
@@ -30,7 +31,8 @@ class RealImages:
     def __init__(
         self, dataset: str, train: Dataset, test: Dataset, num_images: int, extractor: str, device: torch.device | str
     ):
-        self.dataset, self.device, self.extractor_name = dataset, torch.device(device), extractor
+        check_count("num_images", num_images)
+        self.dataset, self.device, self.extractor_name = dataset, as_device(device), extractor
         self.train, self.test = (_take(split, num_images) for split in (train, test))  # uint8 (n, C, H, W)
         self.fingerprint = fingerprint_tensors(self.train, self.test)
         self._features: dict[str, torch.Tensor] = {}
@@ -57,7 +59,7 @@ def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
 
 def _take(split: Any, count: int) -> torch.Tensor:
     """`count` images evenly from a data set, uint8 (count, C, H, W)."""
-    if not 1 <= count <= len(split):
+    if count > len(split):
         raise ValueError(f"{split.name} has {len(split)} images, but {count} are asked for: lower `num_images`.")
     indices = evenly(torch.arange(len(split)), count).tolist()
     return torch.stack([item["images"] for item in split.__getitems__(indices)])

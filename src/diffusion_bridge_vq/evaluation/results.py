@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from .arguments import as_device, check_count
+
 RESULTS_FILE = "results.json"
 _FORMAT = "diffusion-bridge-vq results"
 Result = TypeVar("Result", bound=Mapping[str, Any])
@@ -53,7 +55,7 @@ def append_results(
     **facts: Any,
 ) -> list[dict[str, Any]]:
     """
-    Add figures to a file of results, which is made if there is none: all of them, or none.
+    Add figures to a file of results, which is created if there is none: all of them, or none.
 
     The file is replaced as a whole, so that an interrupted run leaves the old or the new one. One process at a time:
     of two that add at once, one is lost.
@@ -71,15 +73,21 @@ def append_results(
         `list[dict]`: what was added: name, value, n, seed, the facts, device, versions, time (UTC) and command.
 
     Raises:
-        ValueError: a file that isn't such a report, a number that isn't finite, or a fact with a name of ours.
+        ValueError: a file of another kind, a number that isn't finite, or a fact with a name that is filled in here.
         TypeError: a value or fact that isn't JSON. The file is left as it was in both cases.
     """
     path = Path(path)
+    check_count("n", n)
+    check_count("seed", seed, 0)
+    if not isinstance(figures, Mapping) or not all(
+        isinstance(name, str) and isinstance(figure, Mapping) and "value" in figure for name, figure in figures.items()
+    ):
+        raise TypeError(f"`figures` must be {{name: {{'value': number, ...}}}}, got {figures!r:.200}.")
     own = {
         "device": describe_device(device),
         "versions": {"python": platform.python_version(), **_versions()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        # the script without its folder, which is nobody's business
+        # without the folder of the script, which may be private
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     taken = sorted(set(own) & set(facts).union(*figures.values()))
@@ -87,7 +95,7 @@ def append_results(
         raise ValueError(f"{', '.join(taken)} can't be given: `append_results` fills them in.")
     shared = {"n": n, "seed": seed, **facts}
     added = [{"name": name, **figure, **shared, **own} for name, figure in figures.items()]
-    _write(path, [*(read_results(path) if path.exists() else []), *added])
+    _write(path, [*_read_if_any(path), *added])
     return added
 
 
@@ -100,10 +108,10 @@ def recall_results(path: str | os.PathLike, **facts: Any) -> list[dict[str, Any]
         `list[dict]`: none if there is no file.
 
     Raises:
-        ValueError: the file isn't a report of results. It is left as it was.
+        ValueError: the file has something else than results. It is left as it was.
     """
     path = Path(path)
-    results = read_results(path) if path.exists() else []
+    results = _read_if_any(path)
     found = [result for result in results if facts.items() <= result.items()]
     others = [result for result in results if result not in found]
     if results != [*others, *found]:
@@ -116,19 +124,44 @@ def read_results(path: str | os.PathLike) -> list[dict[str, Any]]:
     All results of a file that [`append_result`] wrote, oldest first.
 
     Raises:
-        ValueError: the file isn't such a report.
+        ValueError: the file is damaged, or has something else than results; says what.
         FileNotFoundError: there is no file.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file():  # reading a pipe would wait for a writer
+        raise ValueError(f"{path} must be a file of results, but is a folder or a device.")
     try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # neither UTF-8 nor JSON
-        raise ValueError(f"{path} isn't a report of results: {error}.") from error
-    results = report.get("results") if isinstance(report, dict) and report.get("format") == _FORMAT else None
-    if not isinstance(results, list) or not all(
-        isinstance(r, dict) and {"name", "value"} <= r.keys() for r in results
-    ):
-        raise ValueError(f"{path} is JSON, but no report of results.")
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # neither UTF-8 nor JSON
+        raise ValueError(f"{path} isn't a file of results ({error}): move it away, or restore a copy.") from error
+    results = content.get("results") if isinstance(content, dict) and content.get("format") == _FORMAT else None
+    if not isinstance(results, list):
+        raise ValueError(f'{path} is JSON, but no file of results: it lacks "format": "{_FORMAT}" and "results".')
+    for number, result in enumerate(results):
+        problem = _problem(result)
+        if problem:
+            raise ValueError(f"{path} is damaged: result {number} {problem}. Correct or remove it.")
     return results
+
+
+def _read_if_any(path: Path) -> list[dict[str, Any]]:
+    return read_results(path) if path.exists() else []
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"it has the number {text}")
+
+
+def _problem(result: Any) -> str | None:
+    """What is wrong with an entry of the file; None if nothing is."""
+    if not isinstance(result, dict) or not {"name", "value"} <= result.keys():
+        return 'must be an object with "name" and "value"'
+    for key in ("name", "model", "dataset", "weights"):
+        if not isinstance(result.get(key, ""), str):
+            return f'must have a string as "{key}", not {result[key]!r:.40}'
+    if isinstance(result.get("std", 0), bool) or not isinstance(result.get("std", 0), (int, float)):
+        return f'must have a number as "std", not {result["std"]!r:.40}'
+    return None
 
 
 def of_newest_weights(results: Iterable[Result]) -> list[Result]:
@@ -151,7 +184,7 @@ def _write(path: Path, results: list[dict[str, Any]]) -> None:
 
 def describe_device(device: torch.device | str) -> str:
     """A device in words: the GPU's name, or the CPU's kind and threads."""
-    device = torch.device(device)
+    device = as_device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -1,6 +1,7 @@
 """From saved pipelines and real images to results in a file."""
 
-from collections.abc import Collection, Iterable, Mapping
+import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..figures import plot_kl_maps, sample_sheets
 from ..models import GumbelVQModel
 from ..pipelines import load_pipeline
 from ..run_folder import RunFolder
+from .arguments import as_device, check_count
 from .config import EvaluationConfig
 from .metrics import METRICS
 from .model_outputs import ModelOutputs
@@ -54,19 +56,23 @@ def evaluate_pipelines(
         facts: stored with every result, e.g. preset.
 
     Raises:
-        ValueError: no pipeline, a name that can't be a file's, models of different image sizes, an unknown metric,
-            an autoencoder with metrics of a prior, a results.json of another program, and what the metrics raise.
+        TypeError: another kind of object than the one named above.
+        ValueError: no pipeline, a name that can't be a file's, a folder that can't be written to, models of different
+            image sizes, an unknown metric, an autoencoder with metrics of a prior, a results.json of another program,
+            and what the metrics raise.
     """
     config = config or EvaluationConfig()
+    if not isinstance(folders, Mapping):
+        raise TypeError(f"`folders` must be {{model: folder}}, got {type(folders).__name__}.")
+    check_count("batch_size", batch_size)
+    device, output_dir = as_device(device), Path(output_dir)
     if not folders:
         raise ValueError("No pipeline is given: name at least one, e.g. bridge=outputs/demo/pipeline.")
     for model in folders:
         if not model or set(model) & set('/\\:*?"<>|'):
             raise ValueError(f"{model!r} can't be a model's name: its figures are files that are named after it.")
-    unknown = [metric for metric in metrics if metric not in METRICS]
-    if unknown:
-        raise ValueError(f"Metrics are {', '.join(METRICS)}, got {', '.join(unknown)}.")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _check_names(metrics)
+    _check_output(output_dir)
     store = SampleStore(output_dir / STORE_FILE)
     facts |= {"train_split": train_split, "test_split": test_split}
     real, size = None, {}
@@ -92,13 +98,13 @@ def evaluate_pipelines(
         run_metrics(metrics, outputs, output_dir, **facts)
 
 
-def run_metrics(names: Iterable[str], outputs: ModelOutputs, output_dir: Path, **facts: Any) -> None:
+def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path, **facts: Any) -> None:
     """
     Run metrics on one model. The figures of a metric are appended to `output_dir`/results.json together, with what it
     takes to read them. A metric whose figures of the same weights, images and settings are there isn't run again.
 
     Args:
-        names (`Iterable[str]`): in `METRICS`. A metric that needs what the model doesn't have is skipped.
+        names (`Collection[str]`): in `METRICS`. A metric that needs what the model doesn't have is skipped.
         outputs ([`ModelOutputs`]): of the model.
         output_dir (`Path`): exists.
         facts: stored with every result.
@@ -106,6 +112,7 @@ def run_metrics(names: Iterable[str], outputs: ModelOutputs, output_dir: Path, *
     Raises:
         ValueError: a results.json of another program, and what the metrics raise.
     """
+    _check_names(names)
     path, real = output_dir / RESULTS_FILE, outputs.real
     for name in names:
         metric = METRICS[name]
@@ -137,6 +144,7 @@ def write_report(output_dir: Path) -> list[Path]:
     Raises:
         ValueError: there is no results.json, or it or figures.safetensors is damaged.
     """
+    output_dir = Path(output_dir)
     results = output_dir / RESULTS_FILE
     if not results.is_file():
         raise ValueError(f"There is no {results}: measure something first.")
@@ -145,6 +153,38 @@ def write_report(output_dir: Path) -> list[Path]:
     maps, floors, samples = (store.pictures(kind) for kind in ("kl", "kl_floor", "samples"))
     tables.write_text(f"{paper_tables(found)}\n{all_results(found)}", encoding="utf-8")
     return [tables, *plot_kl_maps(maps, floors, output_dir), *sample_sheets(samples, output_dir)]
+
+
+def _check_names(metrics: Collection[str]) -> None:
+    """
+    Raises:
+        TypeError: no list of names.
+        ValueError: an unknown metric.
+    """
+    if isinstance(metrics, str) or not isinstance(metrics, Collection):
+        raise TypeError(f"`metrics` must be a list of names, got {metrics!r:.40}.")
+    unknown = [str(metric) for metric in metrics if metric not in METRICS]
+    if unknown:
+        raise ValueError(f"Metrics are {', '.join(METRICS)}, got {', '.join(unknown)}.")
+
+
+def _check_output(output_dir: Path) -> None:
+    """
+    Create the folder, and read what is there, before any work.
+
+    Raises:
+        ValueError: it can't be written to, or has damaged files.
+    """
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"Results can't be written to {output_dir} ({reason}): give another folder.") from error
+    if (output_dir / RESULTS_FILE).exists():
+        read_results(output_dir / RESULTS_FILE)
+    SampleStore(output_dir / STORE_FILE).read()
 
 
 def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:

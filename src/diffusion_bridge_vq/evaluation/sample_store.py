@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 STORE_FILE = "figures.safetensors"
+PICTURES = {"samples": (torch.uint8, 4), "kl": (torch.float64, 2), "kl_floor": (torch.float64, 2)}  # type, dimensions
 
 
 class SampleStore:
@@ -46,6 +47,51 @@ class SampleStore:
         os.replace(temporary, self.path)
 
     def pictures(self, kind: str) -> dict[str, torch.Tensor]:
-        """{model: tensor} of one kind, e.g. "samples"."""
-        prefix = f"{kind}/"
-        return {name.removeprefix(prefix): tensor for name, tensor in self.read().items() if name.startswith(prefix)}
+        """
+        {model: tensor} of one kind.
+
+        Args:
+            kind (`str`): "samples", uint8 (n, C, H, W); "kl" or "kl_floor", float64 (h, w).
+
+        Raises:
+            ValueError: the file is damaged, or has tensors of another shape or type under these names.
+        """
+        dtype, ndim = PICTURES[kind]
+        found = {}
+        for name, tensor in self.read().items():
+            if name.startswith(f"{kind}/"):
+                if tensor.dtype != dtype or tensor.ndim != ndim or not tensor.numel():
+                    raise ValueError(self.is_foreign(name, tensor))
+                found[name.removeprefix(f"{kind}/")] = tensor
+        return found
+
+    def draws(
+        self, codes: str, generator: str, num_codes: int, shape: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """
+        The codes (n, h, w) drawn so far and the state of their generator, by their names; None if there are none.
+
+        Args:
+            num_codes (`int`): K; codes lie in 0..K-1.
+            shape (`tuple[int, ...]`): (h, w).
+
+        Raises:
+            ValueError: the file is damaged, or has something else under these names.
+        """
+        stored = self.read()
+        if codes not in stored:
+            return None
+        drawn, state = stored[codes], stored.get(generator)
+        is_map = drawn.shape[1:] == shape and len(drawn) and not drawn.is_floating_point()
+        if not is_map or not 0 <= int(drawn.min()) <= int(drawn.max()) < num_codes:
+            raise ValueError(self.is_foreign(codes, drawn))
+        if state is None:
+            raise ValueError(f"{self.path} has no {generator}: remove the file, and what it held is drawn again.")
+        return drawn, state
+
+    def is_foreign(self, name: str, tensor: torch.Tensor) -> str:
+        """The error about a tensor that isn't what its name says."""
+        return (
+            f"{self.path} has {tuple(tensor.shape)} {tensor.dtype} as {name}, which no evaluation wrote: remove the "
+            "file, and what it held is drawn again."
+        )

@@ -1,7 +1,9 @@
-"""Results beside the paper's, as Markdown."""
+"""Results next to the paper's, as Markdown."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import torch
 
 from .results import Result, of_newest_weights
 
@@ -38,14 +40,14 @@ _NOTED = ("preset", "n", "reference", "extractor", "seed", "steps", "guidance_sc
 
 def paper_tables(results: Iterable[Mapping[str, Any]]) -> str:
     """
-    Tables 1 (KL map), 2 (miniImageNet) and 3 (CIFAR-10) of the paper, with ours beside each of its numbers.
+    Tables 1 (KL map), 2 (miniImageNet) and 3 (CIFAR-10) of the paper, with ours next to each of its numbers.
 
     Args:
         results (iterable of mappings): as [`read_results`] gives them, oldest first; the latest of each cell is
             shown, and none of weights that its model no longer has ([`of_newest_weights`]). A result needs name
             ("kl", "nll", "frechet" or "seconds_per_sample"), value (a number), dataset ("miniimagenet" or "cifar10")
-            and model ("pixelcnn", "bridge" or "bridge-e2e"); `std` stands in parentheses beside the value. Others
-            are passed over.
+            and model ("pixelcnn", "bridge" or "bridge-e2e"); `std` follows the value in parentheses. Others
+            are left out.
 
     Returns:
         `str`: Markdown. Cells without a result are empty; below the tables each figure has n, reference set,
@@ -110,7 +112,18 @@ def all_results(results: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _numbers(results: Iterable[Result]) -> list[Result]:
-    """[`of_newest_weights`], without what a cell has no room for."""
+    """
+    [`of_newest_weights`], without what a cell has no room for.
+
+    Raises:
+        TypeError: no mappings, or ones without "name" and "value".
+    """
+    if not isinstance(results, Iterable) or isinstance(results, torch.Tensor):
+        raise TypeError(f"`results` must be what `read_results` returns, got {type(results).__name__}.")
+    results = list(results)
+    for result in results:
+        if not isinstance(result, Mapping) or not {"name", "value"} <= result.keys():
+            raise TypeError(f'`results` must be mappings with "name" and "value", got {result!r:.80}.')
     return [r for r in of_newest_weights(results) if isinstance(r["value"], (int, float))]
 
 

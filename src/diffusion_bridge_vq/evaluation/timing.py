@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .arguments import as_device, check_count
+
 
 class SecondsPerSample(NamedTuple):
     """Wall time of a batch divided by its size: median and quartiles over `repeats` batches, in seconds."""
@@ -37,12 +39,14 @@ def seconds_per_sample(
         device (`torch.device`): what `draw` runs on.
 
     Raises:
-        ValueError: numbers out of range.
+        TypeError: another kind of object than the one named above.
+        ValueError: numbers out of range, or no device.
     """
+    if not callable(draw):
+        raise TypeError(f"`draw` must be a function that draws one batch, got {type(draw).__name__}.")
     for name, value, lowest in (("batch_size", batch_size, 1), ("repeats", repeats, 1), ("warmup", warmup, 0)):
-        if value < lowest:
-            raise ValueError(f"`{name}` must be at least {lowest}, got {value}.")
-    device = torch.device(device)
+        check_count(name, value, lowest)
+    device = as_device(device)
 
     def now() -> float:
         if device.type == "cuda":
