@@ -1,9 +1,11 @@
 """The map-style data set that all sources of `load_images` end in: decoded in memory, or on access."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +42,24 @@ def short_hash(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
+def decode_ahead(decode: Callable[[Any], Any], inputs: Iterable[Any]) -> Iterator[Any]:
+    """`map(decode, inputs)` by a pool of threads, at most two chunks ahead."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting: deque[list[Future[Any]]] = deque()
+        iterator = iter(inputs)
+        try:
+            while chunk := list(itertools.islice(iterator, CHUNK)):
+                waiting.append([pool.submit(decode, item) for item in chunk])
+                if len(waiting) > 2:
+                    yield from (future.result() for future in waiting.popleft())
+            for futures in waiting:
+                yield from (future.result() for future in futures)
+        finally:
+            for futures in waiting:
+                for future in futures:
+                    future.cancel()
+
+
 class Batch(Sequence[dict[str, Tensor]]):
     """Items that are held as one tensor per name: a list of items to all, and a batch at no cost to `collate`."""
 
@@ -71,6 +91,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         channels (`int`): 3 for RGB, 1 for gray.
         labels (`torch.Tensor`, *optional*): (N,) int64 in 0..num_classes-1.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
+        in_memory (`bool`, *optional*, defaults to `True`): decode at once what fits; otherwise all on access.
 
     Raises:
         BrokenImageError: a ValueError: there are broken images. In memory all of them are counted, and the first ones
@@ -86,16 +107,17 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         channels: int = 3,
         labels: Tensor | None = None,
         class_names: list[str] | None = None,
+        in_memory: bool = True,
     ) -> None:
         self.name = name
         self.labels = labels
         self.class_names = class_names
-        self._shape = (channels, resolution, resolution)
+        self.image_shape = (channels, resolution, resolution)
         self._size = len(records)
         self._records: Records | None = records
         self._images: Tensor | None = None  # N C H W
         self._broken: set[int] = set()
-        if self._size * channels * resolution**2 <= IN_MEMORY_BYTES:
+        if in_memory and self._size * channels * resolution**2 <= IN_MEMORY_BYTES:
             self._images = self._decode_all(records)
             self._records = None  # so that workers needn't get them
 
@@ -103,6 +125,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def num_classes(self) -> int | None:
         """The number of classes; None without labels."""
         return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def has_labels(self) -> bool:
+        return self.labels is not None
 
     def __len__(self) -> int:
         return self._size
@@ -124,6 +150,16 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         """The batch (B, C, H, W), (B,) of a DataLoader whose dataset is an `ImageDataset` or a Subset of one."""
         return batch.tensors
 
+    def count_parts(self, most: int = 256) -> int:
+        """Into how many parts `read_part` divides the set, from its size alone: of about 1,000 images, if they can."""
+        return min(self._size, max(16, min(most, self._size // 1000)))
+
+    def read_part(self, part: int, parts: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Key and item of each image of one of `parts` parts, in their order; decoded ahead by a pool of threads."""
+        indices = range(part * self._size // parts, (part + 1) * self._size // parts)
+        for index, item in zip(indices, decode_ahead(self.__getitem__, indices), strict=True):
+            yield f"{index:09}", item
+
     @property
     def fingerprint(self) -> str:
         """
@@ -135,13 +171,15 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         labels = [] if self.labels is None else [self.labels.numpy().tobytes()]
         names = "\n".join(self.class_names or ())
         pixels = self.__getitems__(indices.tolist()).tensors["images"]
-        return short_hash(repr((self._size, self._shape)).encode(), names.encode(), *labels, pixels.numpy().tobytes())
+        return short_hash(
+            repr((self._size, self.image_shape)).encode(), names.encode(), *labels, pixels.numpy().tobytes()
+        )
 
     def _decode(self, index: int) -> Tensor:
         assert self._records is not None
         record = self._records[index]
         try:
-            return torch.from_numpy(decode_image(record, self._shape[-1], self._shape[0]).copy())  # writable
+            return torch.from_numpy(decode_image(record, self.image_shape[-1], self.image_shape[0]).copy())  # writable
         except Exception as error:
             self._broken.add(index)
             raise BrokenImageError(
@@ -151,7 +189,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             ) from error
 
     def _decode_all(self, records: Records) -> Tensor:
-        images = torch.empty((self._size, *self._shape), dtype=torch.uint8)
+        images = torch.empty((self._size, *self.image_shape), dtype=torch.uint8)
         pixels = images.numpy()  # the same memory
 
         def fill(start: int) -> tuple[int, list[str]]:
@@ -160,7 +198,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             chunk = records[start : start + CHUNK]
             for index, record in enumerate(chunk, start):
                 try:
-                    pixels[index] = decode_image(record, self._shape[-1], self._shape[0])
+                    pixels[index] = decode_image(record, self.image_shape[-1], self.image_shape[0])
                 except Exception as error:
                     broken.append(f"{self._describe(record, index)} ({reason(error)})")
             return len(chunk), broken

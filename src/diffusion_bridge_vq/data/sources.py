@@ -14,6 +14,7 @@ def load_images(
     split: str = "train",
     image_column: str | None = None,
     label_column: str | None = None,
+    in_memory: bool = True,
 ) -> ImageDataset:
     """
     Load one split of an image dataset, as squares of one size.
@@ -43,6 +44,8 @@ def load_images(
         label_column (`str`, *optional*): the column of classes. The default is the only ClassLabel column, if there is
             exactly one. Integers or strings become consecutive class ids in their sorted order, counted in this split.
             "json.label" is the field label of the column json.
+        in_memory (`bool`, *optional*, defaults to `True`): decode a set that fits into memory at once, otherwise all
+            images on access.
 
     Returns:
         `ImageDataset`: items `{"images": uint8 tensor (channels, resolution, resolution) in 0..255, "labels": int64
@@ -59,7 +62,13 @@ def load_images(
             raise ValueError("'digits' has no columns to choose from; leave out image_column and label_column")
         records, labels, names = read_digits(split)
         return ImageDataset(
-            records, name=dataset, resolution=resolution, channels=channels, labels=labels, class_names=names
+            records,
+            name=dataset,
+            resolution=resolution,
+            channels=channels,
+            labels=labels,
+            class_names=names,
+            in_memory=in_memory,
         )
 
     folder = local_folder(dataset)
@@ -78,6 +87,7 @@ def load_images(
         channels=channels,
         labels=class_labels,
         class_names=class_names,
+        in_memory=in_memory,
     )
 
 

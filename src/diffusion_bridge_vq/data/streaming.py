@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from .decoding import BrokenImageError, Record, decode_image, reason
 from .folders import local_folder
-from .images import short_hash
+from .images import decode_ahead, short_hash
 from .shards import find_shards
 from .sources import check_arguments
 from .tables import find_image_column, find_label_column, first_line, read_classes, stream_table
@@ -138,11 +138,11 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         files: list[Any],
     ) -> None:
         self.name = name
-        self._shape = (channels, resolution, resolution)
+        self.image_shape = (channels, resolution, resolution)
         self._image_column = image_column
         # The tar file, of webdataset shards.
         self._url_column = "__url__" if "__url__" in stream.features else None
-        described = [files, self._shape, stream.features.to_dict()]
+        described = [files, self.image_shape, stream.features.to_dict()]
         columns = [image_column, *label[:1], *([self._url_column] if self._url_column else [])]
         stream = stream.select_columns(list(dict.fromkeys(columns)))
         _, first = next(self._rows(stream), (0, None))
@@ -168,6 +168,10 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
     def num_classes(self) -> int | None:
         """The number of classes; None without labels, or where they are bare integers."""
         return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def has_labels(self) -> bool:
+        return bool(self._label)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
@@ -202,12 +206,25 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
                 f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process)"
             ) from error
 
+    def count_parts(self, most: int = 256) -> int:
+        """Into how many parts `read_part` divides the stream: a part has one or several of its shards."""
+        return min(most, self._unshuffled.num_shards)
+
+    def read_part(self, part: int, parts: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Key and item of each image of one of `parts` parts, as stored; decoded ahead by a pool of threads."""
+        rows = self._rows(self._unshuffled.shard(num_shards=parts, index=part))
+        for number, item in enumerate(decode_ahead(lambda numbered: self._item(*numbered), rows)):
+            yield f"{part:05}-{number:08}", item
+
     def _items(self, stream: "datasets.IterableDataset") -> Iterator[dict[str, Tensor]]:
         for number, row in self._rows(stream):
-            item = {"images": self._decode(row, number)}
-            if self._label:
-                item["labels"] = torch.tensor(self._class_id(row, number))
-            yield item
+            yield self._item(number, row)
+
+    def _item(self, number: int, row: dict[str, Any]) -> dict[str, Tensor]:
+        item = {"images": self._decode(row, number)}
+        if self._label:
+            item["labels"] = torch.tensor(self._class_id(row, number))
+        return item
 
     def _class_id(self, row: dict[str, Any], number: int) -> int:
         label = _field(row, self._label)
@@ -221,7 +238,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         return label if self._ids is None else self._ids[label]
 
     def _decode(self, row: dict[str, Any], number: int) -> Tensor:
-        channels, _, resolution = self._shape
+        channels, _, resolution = self.image_shape
         try:
             return torch.from_numpy(decode_image(row[self._image_column], resolution, channels).copy())  # writable
         except Exception as error:

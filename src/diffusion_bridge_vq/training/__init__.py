@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..losses import ReconstructionLoss
     from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
+    from .encoding import encode_images, load_autoencoder
     from .objectives import (
         E2EObjective,
         EarlyStoppingRule,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "..losses": ("ReconstructionLoss",),
     ".config": ("E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
+    ".encoding": ("encode_images", "load_autoencoder"),
     ".objectives": (
         "E2EObjective",
         "EarlyStoppingRule",
@@ -58,6 +60,8 @@ __all__ = [
     "VQConfig",
     "VQObjective",
     "build_objective",
+    "encode_images",
+    "load_autoencoder",
     "option",
     "train",
     "trains",

@@ -1,0 +1,238 @@
+"""Encode a data set once, on all processes, into a folder of parquet shards."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.utils import logging
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data import ImageDataset, StreamedImages
+from ..data.encoded import MANIFEST_NAME, Encoding, read_shard, smallest_integer, write_shard
+from ..data.images import short_hash
+from ..data.paths import suggest_path
+from ..data.pixels import to_pixels
+from ..models import GumbelVQModel
+from ..pretrained import load_component
+from ..run_folder import RunFolder
+from .fault_tolerance.run_lock import run_lock
+
+logger = logging.get_logger(__name__)
+
+# What determines codes and latents; the decoder, and how often codes were used, don't.
+_ENCODING_WEIGHTS = ("encoder.", "quant_conv.", "normalizer.running", "quantize.embedding")
+
+
+def encode_images(
+    vqvae: GumbelVQModel,
+    images: ImageDataset | StreamedImages,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    split: str = "train",
+    what: str = "latents",
+    encode: Callable[[Tensor], Tensor] | None = None,
+    precision: Literal["float16", "float32"] = "float16",
+    mirrored: bool = False,
+    batch_size: int = 64,
+) -> Encoding:
+    """
+    Encode all images into shards below `folder`, each process its share. Called again after an interruption it goes on
+    with the shards that aren't there yet, with any number of processes.
+
+    Args:
+        vqvae ([`GumbelVQModel`]): the autoencoder.
+        images ([`ImageDataset`] or [`StreamedImages`]): what `load_images` or `stream_images` gives.
+        folder (`Path`): new, or one that holds a part of the same encoding.
+        accelerator (`Accelerator`): of all processes; each calls this function.
+        split (`str`, *optional*, defaults to "train"): for the description.
+        what (`str`, *optional*, defaults to "latents"): name of the column: "latents", z_e before quantization,
+            "codes", or what `encode` gives.
+        encode (`Callable`, *optional*, defaults to what `what` says): images (B, C, H, W) in [-1, 1] -> (B, ...).
+        precision (`str`, *optional*, defaults to "float16"): of latents; codes get the smallest integer type.
+        mirrored (`bool`, *optional*, defaults to `False`): write the mirror image of each image, too.
+        batch_size (`int`, *optional*, defaults to 64): images encoded at a time, by each process.
+
+    Returns:
+        [`Encoding`]: the content of the folder's `encoding.json`.
+
+    Raises:
+        ValueError: the folder holds something else, or is in use; latents that aren't finite; a broken image.
+        OSError: the disk is full, or the images can't be read. Shards that are complete stay.
+    """
+    vqvae = vqvae.to(accelerator.device).eval()
+    encoding = _describe(vqvae, images, split, what, precision, mirrored)
+    encode = encode or (_encode_codes(vqvae) if what == "codes" else lambda pixels: vqvae.encode(pixels).latents)
+    with run_lock(RunFolder(folder)) if accelerator.is_main_process else nullcontext():
+        complete = _check_folder(folder, encoding)
+        accelerator.wait_for_everyone()  # before the first file is written
+        if complete is not None:
+            return complete
+        if accelerator.is_main_process:
+            encoding.write(folder)
+            for left in (folder / "data").glob(".*.partial"):  # of a process that was killed
+                left.unlink()
+        accelerator.wait_for_everyone()
+        missing = [part for part in range(encoding.parts) if read_shard(encoding, folder, part) is None]
+        accelerator.wait_for_everyone()  # all processes see the same ones
+        if 0 < len(missing) < accelerator.num_processes:
+            accelerator.print(
+                f"{images.name} has {len(missing)} parts to encode for {accelerator.num_processes} processes, so some "
+                "have nothing to do; more files, or smaller row groups, make more parts."
+            )
+        mine = missing[accelerator.process_index :: accelerator.num_processes]
+        with tqdm(mine, desc="encoding", unit="part", disable=not accelerator.is_main_process) as progress:
+            count = 0
+            for part in progress:
+                items = images.read_part(part, encoding.parts)
+                batches = _encode(encode, accelerator.device, items, encoding, batch_size)
+                count += write_shard(encoding, folder, part, batches)
+                progress.set_postfix(rows=count)
+        accelerator.wait_for_everyone()
+        encoding = _complete(encoding, folder)
+        if accelerator.is_main_process:
+            encoding.write(folder)
+        accelerator.wait_for_everyone()
+    return encoding
+
+
+def _encode_codes(vqvae: GumbelVQModel) -> Callable[[Tensor], Tensor]:
+    return lambda pixels: vqvae.encode_codes(vqvae.encode(pixels).latents)
+
+
+def _complete(encoding: Encoding, folder: Path) -> Encoding:
+    """With what the shards say of themselves."""
+    shards = [read_shard(encoding, folder, part) for part in range(encoding.parts)]
+    some = next((shard for shard in shards if shard is not None), None)
+    if some is None:
+        raise ValueError(f"{encoding.data['name']} has no images; choose another split")
+    rows = [0 if shard is None else shard.rows for shard in shards]
+    return dataclasses.replace(encoding, rows=rows, shape=some.shape, dtype=some.dtype)
+
+
+def encoder_fingerprint(vqvae: GumbelVQModel) -> str:
+    """16 hexadecimal digits over the weights on which latents and codes depend."""
+    state = {name: t for name, t in vqvae.state_dict().items() if name.startswith(_ENCODING_WEIGHTS)}
+    parts = [part for name in sorted(state) for part in (name.encode(), state[name].float().cpu().numpy().tobytes())]
+    return short_hash(*parts)
+
+
+def load_autoencoder(folder: Path) -> GumbelVQModel:
+    """
+    The autoencoder of a run, of a pipeline, or in a folder of its own.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    own = folder if (folder / GumbelVQModel.config_name).is_file() else None
+    found = own or RunFolder(folder).find_component("vqvae")
+    if found is None:
+        raise ValueError(
+            f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}. "
+            f"{suggest_path(folder)}".rstrip()
+        )
+    vqvae: GumbelVQModel = load_component(GumbelVQModel, found)
+    return vqvae
+
+
+def _describe(
+    vqvae: GumbelVQModel,
+    images: ImageDataset | StreamedImages,
+    split: str,
+    what: str,
+    precision: str,
+    mirrored: bool,
+) -> Encoding:
+    from .. import __version__
+
+    channels, side = images.image_shape[0], images.image_shape[1]
+    if side % vqvae.downsampling_factor:
+        raise ValueError(f"`resolution` must be divisible by {vqvae.downsampling_factor}, got {side}.")
+    if channels != vqvae.config.in_channels:
+        raise ValueError(f"The autoencoder takes images of {vqvae.config.in_channels} channels, got {channels}.")
+    normalizer = vqvae.normalizer
+    return Encoding(
+        what=what,
+        precision=precision,
+        num_codes=vqvae.config.num_vq_embeddings,
+        mirrored=mirrored,
+        autoencoder=encoder_fingerprint(vqvae),
+        normalizer={"mean": normalizer.running_mean.tolist(), "variance": normalizer.running_var.tolist()},
+        data={
+            "name": images.name,
+            "split": split,
+            "fingerprint": images.fingerprint,
+            "resolution": side,
+            "channels": channels,
+        },
+        class_names=images.class_names,
+        labels=images.has_labels,
+        parts=images.count_parts(),
+        version=__version__,
+    )
+
+
+def _check_folder(folder: Path, encoding: Encoding) -> Encoding | None:
+    """The encoding that is there if it is complete; ValueError if the folder holds something else."""
+    if not (folder / MANIFEST_NAME).exists():
+        others = sorted(path.name for path in folder.glob("[!.]*"))
+        if others:
+            raise ValueError(f"{str(folder)!r} isn't empty: it holds {', '.join(others[:3])}; give a new folder.")
+        return None
+    found = Encoding.read(folder)
+    if difference := encoding.difference(found):
+        raise ValueError(
+            f"{str(folder)!r} holds another encoding: {difference}; give a new folder, or remove this one."
+        )
+    if found.rows is None:
+        return None
+    if any((read_shard(found, folder, part) or (0,))[0] != rows for part, rows in enumerate(found.rows)):
+        logger.warning(f"Shards of {folder} are missing or have other rows; they are encoded again.")
+        return None
+    return found
+
+
+@torch.no_grad()
+def _encode(
+    encode: Callable[[Tensor], Tensor],
+    device: torch.device,
+    items: Iterator[tuple[str, dict[str, Tensor]]],
+    encoding: Encoding,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """Columns of a few images at a time; each image comes before its mirror image."""
+    versions = (False, True) if encoding.mirrored else (False,)
+    while batch := list(itertools.islice(items, batch_size)):
+        pixels = to_pixels(torch.stack([item["images"] for _, item in batch]).to(device))
+        parts = [encode(pixels.flip(-1) if flip else pixels) for flip in versions]
+        values = torch.stack(parts, dim=1).flatten(0, 1)  # (B, versions, ...) -> rows
+        columns: dict[str, Any] = {"key": [key for key, _ in batch for _ in versions]}
+        columns[encoding.what] = _to_array(values, encoding, columns["key"])
+        if encoding.mirrored:
+            columns["mirrored"] = [flip for _ in batch for flip in versions]
+        if encoding.labels:
+            columns["label"] = [int(item["labels"]) for _, item in batch for _ in versions]
+        yield columns
+
+
+def _to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:
+    """In the type that is written."""
+    if not values.is_floating_point():
+        dtype = smallest_integer(encoding.num_codes) if encoding.what == "codes" else "int64"
+        return values.cpu().numpy().astype(dtype)
+    sizes = values.flatten(1).abs().amax(1)
+    bad = torch.nonzero(~(sizes <= float(np.finfo(encoding.precision).max))).flatten()  # NaN included
+    if len(bad):
+        raise ValueError(
+            f"Image {keys[int(bad[0])]} has {encoding.what} of {sizes[bad[0]].item():.4g}, which {encoding.precision} "
+            "can't hold; the autoencoder may be damaged"
+            + ("." if encoding.precision == "float32" else ", or encode with float32.")
+        )
+    return values.cpu().numpy().astype(encoding.precision)
