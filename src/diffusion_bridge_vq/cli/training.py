@@ -180,6 +180,32 @@ def _sort_into_groups(names: list[str]) -> dict[str, list[str]]:
     return found
 
 
+def describe_options(cls: type[Config]) -> dict[str, list[tuple[str, str, str, str]]]:
+    """Flag, values, default (without a preset) and meaning of each option of a kind of run, by group."""
+    hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+    described = {}
+    for title, names in _sort_into_groups(list(fields)).items():
+        described[title] = [
+            (
+                f"--{name.replace('_', '-')}",
+                _values_of(hints[name]),
+                "" if fields[name].default in (None, "", dataclasses.MISSING) else str(fields[name].default),
+                fields[name].metadata["help"],
+            )
+            for name in names
+        ]
+    return described
+
+
+def _values_of(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is types.UnionType:
+        hint = typing.get_args(hint)[0]
+    words = {bool: "a switch", int: "a whole number", float: "a number", Path: "a path", str: "text"}
+    return words.get(hint, "JSON")
+
+
 def _options_of(hint: Any) -> dict[str, Any]:
     """How argparse reads a value of this type."""
     if typing.get_origin(hint) is types.UnionType:  # such as int | None
