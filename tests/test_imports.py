@@ -12,7 +12,7 @@ LEVELS = {
     "models": 0,
     "data": 0,
     "grids": 0,
-    "pretrained": 0,
+    "pretrained": 1,
     "run_folder": 0,
     "choices": 0,
     "sampling": 1,

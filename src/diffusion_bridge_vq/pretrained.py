@@ -1,12 +1,12 @@
-"""Files of a saved pipeline: which of them are fetched from the Hub, and what is checked before they are believed."""
+"""Files of a saved pipeline: which of them are fetched from the Hub, and what is checked before use."""
 
-import json
-import re
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ModelMixin, UNet2DModel
 from diffusers.utils import CONFIG_NAME, logging
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -16,44 +16,27 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import SafetensorError, safe_open
+
+from .data.paths import suggest_path
+from .models.arguments import Integer, check_arguments
+from .models.bounded_loading import check_files, check_values
+from .models.code_unet import check_unet_config
+from .models.weight_files import check_json_size, find_weights, has_variant, read_json, shorten
 
 INDEX_NAME = "model_index.json"
-MAX_JSON_BYTES = 2**20  # those of this package's models have about 1,000
+# Integers of a scheduler's configuration. They have no weights that would bound them.
+MAX_SCHEDULER_INTEGER = 100_000
 
 logger = logging.get_logger(__name__)
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    The object in a JSON file.
-
-    Raises:
-        ValueError: there is no such file, it has more than 1 MiB, or it holds something else.
-    """
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    _check_size(str(path), path.stat().st_size)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} isn't JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}.")
-    return content
-
-
-def find_weights(names: Iterable[str], variant: str | None = None, suffix: str = "safetensors") -> list[str]:
-    """Those of a component's files that hold its weights, all shards and their index included."""
-    tag = rf"\.{re.escape(variant)}" if variant else ""
-    pattern = rf"diffusion_pytorch_model({tag}(-\d+-of-\d+)?\.{suffix}|\.{suffix}\.index{tag}\.json)"
-    return sorted(name for name in names if re.fullmatch(pattern, name))
-
-
-def has_variant(folder: Path, variant: str | None) -> bool:
-    """Whether a component's folder has weights of the variant."""
-    names = _list(folder)
-    return variant is not None and bool(find_weights(names, variant) or find_weights(names, variant, "bin"))
+__all__ = [
+    "INDEX_NAME",
+    "fetch_pipeline",
+    "find_weights",
+    "has_variant",
+    "load_component",
+    "read_json",
+]
 
 
 def load_component(cls: Any, folder: Path, variant: str | None = None, **options: Any) -> Any:
@@ -65,32 +48,58 @@ def load_component(cls: Any, folder: Path, variant: str | None = None, **options
         options: those of `ModelMixin.from_pretrained`; schedulers have none.
 
     Raises:
-        ValueError: a configuration of another class or that `cls` doesn't take, weights that are damaged or of
-            another model.
+        ValueError: a configuration of another class or that `cls` doesn't take, weights that are damaged, not finite
+            or of another model.
     """
-    config = read_json(folder / cls.config_name)
+    path = folder / cls.config_name
+    config = read_json(path)
     if config.get("_class_name") != cls.__name__:
-        raise ValueError(f"{folder / cls.config_name} is of {config.get('_class_name')}, expected {cls.__name__}.")
-    is_model = issubclass(cls, torch.nn.Module)
-    if is_model:
-        if config.get("quantization_config"):  # diffusers would look for the library that it names
-            raise ValueError(f"{folder / cls.config_name} asks for quantized weights, which aren't supported.")
-        variant = variant if has_variant(folder, variant) else None
-        for name in find_weights(_list(folder), variant):
-            _check_weights(folder / name)
-        options |= {"variant": variant, "output_loading_info": True}
+        raise ValueError(f"{path} is of {config.get('_class_name')}, expected {cls.__name__}.")
+    for key, value in config.items():
+        if any(
+            isinstance(entry, float) and math.isnan(entry) for entry in (value if isinstance(value, list) else [value])
+        ):
+            raise ValueError(f"{path} has NaN for {key!r}, expected a number.")
+    if issubclass(cls, torch.nn.Module):
+        return _load_model(cls, folder, config, variant, options)
+    check_arguments(str(path), config, {"num_train_timesteps": Integer(1, MAX_SCHEDULER_INTEGER)})
+    if large := [
+        key for key, value in config.items() if isinstance(value, int) and abs(value) > MAX_SCHEDULER_INTEGER
+    ]:
+        raise ValueError(
+            f"{path} has {config[large[0]]} for {large[0]!r}; integers of a scheduler are at most "
+            f"{MAX_SCHEDULER_INTEGER:,}."
+        )
     try:
-        loaded = cls.from_pretrained(folder, **options if is_model else {})
+        return cls.from_pretrained(folder)
     except Exception as error:  # a configuration can hold anything
         raise ValueError(f"{folder} can't be loaded as {cls.__name__}: {error}") from error
-    if not is_model:
-        return loaded
-    model, info = loaded
-    if info["missing_keys"] or info["unexpected_keys"]:
+
+
+def _load_model(
+    cls: Any, folder: Path, config: dict[str, Any], variant: str | None, options: dict[str, Any]
+) -> torch.nn.Module:
+    if config.get("quantization_config"):  # diffusers would look for the library that it names
+        raise ValueError(f"{folder / cls.config_name} asks for quantized weights, which aren't supported.")
+    if cls is UNet2DModel:  # the models of this package check their own arguments
+        try:
+            check_unet_config(config)
+        except ValueError as error:
+            raise ValueError(f"{folder} can't be loaded as {cls.__name__}: {error}") from error
+    variant = variant if has_variant(folder, variant) else None
+    check_files(cls, folder, variant, exactly=True)
+    options |= {"variant": variant, "output_loading_info": True}
+    try:
+        # diffusers' own method: that of SafeLoadingMixin would check the files again
+        model, info = ModelMixin.from_pretrained.__func__(cls, folder, **options)
+    except Exception as error:
+        raise ValueError(f"{folder} can't be loaded as {cls.__name__}: {error}") from error
+    if info["missing_keys"] or info["unexpected_keys"]:  # of pickled weights, which have no header
         raise ValueError(
             f"The weights in {folder} aren't those of its configuration: missing "
-            f"{_shorten(info['missing_keys'])}, unexpected {_shorten(info['unexpected_keys'])}."
+            f"{shorten(info['missing_keys'])}, unexpected {shorten(info['unexpected_keys'])}."
         )
+    check_values(model, str(folder))
     return model
 
 
@@ -128,11 +137,14 @@ def fetch_pipeline(
         try:
             info = HfApi().model_info(repo_id, revision=revision, files_metadata=True, token=token)
         except HFValidationError as invalid:
-            raise ValueError(f"{repo_id!r} is neither a folder nor a repository's name, 'user/model'.") from invalid
+            raise ValueError(
+                f"{repo_id!r} is neither a folder nor a repository's name, 'user/model'. "
+                f"{suggest_path(repo_id, INDEX_NAME)}"
+            ) from invalid
         except RepositoryNotFoundError as not_found:
             raise OSError(
                 f"{repo_id!r} is neither a folder here nor a repository on the Hub that you may read. Check the name; "
-                "for a private repository pass `token` or run `hf auth login`."
+                f"for a private repository pass `token` or run `hf auth login`. {suggest_path(repo_id, INDEX_NAME)}"
             ) from not_found
         except RevisionNotFoundError as not_found:
             raise OSError(f"{repo_id!r} has no revision {revision!r}.") from not_found
@@ -145,7 +157,7 @@ def fetch_pipeline(
     chosen = _choose_files(sizes, components, variant, repo_id)
     for name in chosen:
         if name.endswith(".json"):
-            _check_size(f"{repo_id}/{name}", sizes[name])
+            check_json_size(f"{repo_id}/{name}", sizes[name])
     options: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "force_download": force_download}
     try:
         index = hf_hub_download(repo_id, INDEX_NAME, revision=info.sha, **options)
@@ -175,7 +187,10 @@ def _find_cached(
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         _choose_files(names, components, variant, "the cached copy")
     except (OSError, ValueError) as missing:
-        raise OSError(f"{repo_id!r} isn't in the cache, or not all of it, and {reason}: {missing}") from error
+        raise OSError(
+            f"{repo_id!r} isn't in the cache, or not all of it, and {reason}: {missing} "
+            f"{suggest_path(repo_id, INDEX_NAME)}".strip()
+        ) from error
     if error is not None:
         logger.warning(f"{repo_id} is taken from the cache: {reason}.")
     return folder
@@ -198,32 +213,3 @@ def _choose_files(names: Iterable[str], components: Mapping[str, str], variant: 
             )
         chosen += [f"{component}/{name}" for name in weights]
     return chosen
-
-
-def _check_weights(path: Path) -> None:
-    """Raises ValueError if a file's header doesn't describe the file, or an index names what isn't beside it."""
-    if path.suffix == ".json":
-        shards = read_json(path).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not set(map(str, shards.values())) <= set(_list(path.parent)):
-            raise ValueError(f"{path} doesn't name the shards beside it.")
-        return
-    try:
-        with safe_open(path, framework="pt"):  # checks sizes and offsets against the file's length
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is cut off or damaged; fetch it again with `force_download=True`: {error}"
-        ) from error
-
-
-def _list(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > MAX_JSON_BYTES:
-        raise ValueError(f"{name} has {size:,} bytes; a JSON file of a pipeline has at most {MAX_JSON_BYTES:,}.")
-
-
-def _shorten(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"

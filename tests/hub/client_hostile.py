@@ -151,7 +151,10 @@ HOSTILE = {
     "quantized": (config(quantization_config={"quant_method": "bitsandbytes"}), "quantized"),
     "text as channels": (config(block_out_channels="../etc"), "can't be loaded as GumbelVQModel"),
     "negative channels": (config(block_out_channels=[-8, 8]), "can't be loaded as GumbelVQModel"),
-    "more codes": (config(num_vq_embeddings=64), "can't be loaded as GumbelVQModel"),
+    "more codes": (
+        config(num_vq_embeddings=64),
+        r"of another shape quantize\.embedding\.weight \(32, 3\) instead of \(64, 3\)",
+    ),
     "truncated": (lambda files, _: files | {f"unet/{WEIGHTS}": files[f"unet/{WEIGHTS}"][:-100]}, "cut off or damaged"),
     "empty": (replace(f"unet/{WEIGHTS}", b""), "cut off or damaged"),
     "code as weights": (replace(f"unet/{WEIGHTS}", CODE), "cut off or damaged"),

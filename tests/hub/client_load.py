@@ -151,8 +151,12 @@ def test_private(hub, cache, pipe, files):
 def test_names_that_are_none(hub, cache):
     with pytest.raises(OSError, match="'user/typo' is neither a folder here nor a repository"):
         load(name="user/typo")
-    with pytest.raises(ValueError, match="'outputs/demo/pipelin' is neither a folder nor a repository's name"):
+    with pytest.raises(ValueError, match="'user/--' is neither a folder nor a repository's name"):
+        load(name="user/--")
+    hub.log.clear()
+    with pytest.raises(ValueError, match="There is no folder outputs/demo/pipelin"):
         load(name="outputs/demo/pipelin")
+    assert hub.log == []
 
 
 def test_every_class(hub, cache, pipe, files):

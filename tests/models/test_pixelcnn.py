@@ -325,11 +325,11 @@ def test_round_trip(tmp_path):
         ({"num_codes": 0}, "at least 1"),
         ({"num_layers": 0}, "at least 1"),
         ({"sample_size": (4, 0)}, "at least 1"),
-        ({"sample_size": (4, 4, 4)}, "one or two sides"),
+        ({"sample_size": (4, 4, 4)}, "or a pair of them"),
         ({"kernel_size": 4}, "odd"),
         ({"kernel_size": 1}, "at least 3"),
         ({"num_class_embeds": 1}, "null class"),
-        ({"dropout": 1.0}, r"\[0, 1\)"),
+        ({"dropout": 1.0}, "at least 0.0 and below 1.0"),
     ],
 )
 def test_bad_configurations(changes, message):

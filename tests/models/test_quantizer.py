@@ -241,8 +241,8 @@ def test_codebook_entry_is_diffusers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_e": 0}, "at least one code"),
-        ({"vq_embed_dim": 0}, "at least one code"),
+        ({"n_e": 0}, "at least 1, got 0"),
+        ({"vq_embed_dim": 0}, "at least 1, got 0"),
         ({"temperature": 0.0}, "temperature"),
         ({"commitment_weight": -0.1}, "commitment_weight"),
         ({"ema_decay": 1.0}, "ema_decay"),

@@ -61,6 +61,12 @@ def test_the_run_of_an_autoencoder(tmp_path):
         find_pipeline_folder(tmp_path)
 
 
+def test_a_component(run):
+    (run / "pipeline" / "unet").mkdir()
+    with pytest.raises(ValueError, match=r"unet is a component of a pipeline: give .*run/pipeline'"):
+        find_pipeline_folder(run / "pipeline" / "unet")
+
+
 def test_a_file(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="is a file: give the folder"):

@@ -12,12 +12,45 @@ from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from .arguments import (
+    MAX_SIDE,
+    Choice,
+    Flag,
+    Integer,
+    ListOf,
+    Number,
+    OrNone,
+    Rule,
+    check_arguments,
+    check_same_length,
+)
+from .bounded_loading import SafeLoadingMixin
 from .latent_normalizer import LatentNormalizer
 from .quantizers_trained import find_quantizer
-from .safetensors_only import SafetensorsFromHubMixin
+
+_AUTOENCODER_RULES: dict[str, Rule] = {
+    "in_channels": Integer(),
+    "out_channels": Integer(),
+    "down_block_types": ListOf(Choice()),
+    "up_block_types": ListOf(Choice()),
+    "block_out_channels": ListOf(Integer()),
+    "layers_per_block": Integer(),
+    "act_fn": Choice(),
+    "latent_channels": Integer(),
+    "sample_size": Integer(1, MAX_SIDE),
+    "num_vq_embeddings": Integer(),
+    "norm_num_groups": Integer(),
+    "vq_embed_dim": OrNone(Integer()),
+    "scaling_factor": Number(),
+    "norm_type": Choice(("group", "spatial")),
+    "mid_block_add_attention": Flag(),
+    "lookup_from_codebook": Flag(),
+    "force_upcast": Flag(),
+    "normalize_latents": Flag(),
+}
 
 
-class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
+class GumbelVQModel(SafeLoadingMixin, VQModel):
     r"""
     diffusers' `VQModel` with normalised latents and a quantizer of [`QUANTIZERS`].
 
@@ -36,7 +69,8 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
             diffusion. If `False`, the statistics stay at mean 0 and variance 1.
 
     Raises:
-        ValueError: from `encode`, images of another channel count or whose sides the encoder can't halve.
+        ValueError: an argument outside its range; from `encode`, images of another channel count or whose sides the
+            encoder can't halve.
     """
 
     _supports_gradient_checkpointing = True
@@ -67,6 +101,9 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
         ema_decay: float = 0.99,
         normalize_latents: bool = True,
     ):
+        check_arguments("GumbelVQModel", self.config, _AUTOENCODER_RULES)
+        check_same_length("GumbelVQModel", self.config, ("block_out_channels", "down_block_types", "up_block_types"))
+        quantizer = find_quantizer(quantizer_type)
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -87,9 +124,7 @@ class GumbelVQModel(SafetensorsFromHubMixin, VQModel):
             force_upcast=force_upcast,
         )
         embed_dim = vq_embed_dim if vq_embed_dim is not None else latent_channels
-        self.quantize = find_quantizer(quantizer_type)(
-            num_vq_embeddings, embed_dim, temperature, commitment_weight, ema_decay
-        )
+        self.quantize = quantizer(num_vq_embeddings, embed_dim, temperature, commitment_weight, ema_decay)
         self.normalizer = LatentNormalizer(embed_dim)
         self.normalizer.freeze(not normalize_latents)
 

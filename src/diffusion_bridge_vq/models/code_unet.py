@@ -1,20 +1,72 @@
 """A U-Net that knows that z_0 is a code: it returns the mean of the code vectors under its posterior of the codes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DModel
+from diffusers import UNet2DModel, VQModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from .arguments import Choice, Flag, Integer, ListOf, Number, OrNone, Rule, Sides, check_arguments, check_same_length
+from .bounded_loading import SafeLoadingMixin
 from .quantizer import VectorQuantizer
-from .safetensors_only import SafetensorsFromHubMixin
+
+# What arguments of diffusers' UNet2DModel may be.
+_UNET_RULES: dict[str, Rule] = {
+    "sample_size": OrNone(Sides()),
+    "in_channels": Integer(),
+    "out_channels": Integer(),
+    "center_input_sample": Flag(),
+    "time_embedding_type": Choice(("positional", "fourier", "learned")),
+    "time_embedding_dim": OrNone(Integer()),
+    "freq_shift": Integer(0),
+    "flip_sin_to_cos": Flag(),
+    "down_block_types": ListOf(Choice()),
+    "mid_block_type": OrNone(Choice()),
+    "up_block_types": ListOf(Choice()),
+    "block_out_channels": ListOf(Integer()),
+    "layers_per_block": Integer(),
+    "mid_block_scale_factor": Number(0.0, without_low=True),
+    "downsample_padding": Integer(0, 1),
+    "downsample_type": Choice(("conv", "resnet")),
+    "upsample_type": Choice(("conv", "resnet")),
+    "dropout": Number(0.0, 1.0, without_high=True),
+    "act_fn": Choice(),
+    "attention_head_dim": OrNone(Integer()),
+    "norm_num_groups": Integer(),
+    "attn_norm_num_groups": OrNone(Integer()),
+    "norm_eps": Number(0.0, without_low=True),
+    "resnet_time_scale_shift": Choice(("default", "scale_shift")),
+    "add_attention": Flag(),
+    "class_embed_type": OrNone(Choice(("timestep", "identity"))),
+    "num_class_embeds": OrNone(Integer()),
+    "num_train_timesteps": OrNone(Integer()),
+}
+_LEVELS = ("block_out_channels", "down_block_types", "up_block_types")
 
 _LEAST_LOG_SNR = -60.0  # of a schedule whose last level is noise alone
 
 
-class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
+def check_unet_config(config: Mapping[str, Any], owner: str = "UNet2DModel") -> None:
+    """
+    Check a configuration of diffusers' `UNet2DModel`, which it would fail with later or build a wrong network from.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+    check_arguments(owner, config, _UNET_RULES)
+    check_same_length(owner, config, _LEVELS)
+    width, shift = config.get("block_out_channels", (224,))[0], config.get("freq_shift", 0)
+    if config.get("time_embedding_type", "positional") == "positional" and shift >= max(width // 2, 1):
+        raise ValueError(
+            f"`freq_shift` of {owner} must be below half of the first of `block_out_channels`, {width}, got {shift}."
+        )
+
+
+class CodeUNet2DModel(SafeLoadingMixin, UNet2DModel):
     r"""
     diffusers' `UNet2DModel` as a z_0-network ("sample") for a bridge that starts from code vectors, z_0 = z_q.
 
@@ -34,7 +86,7 @@ class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
     Buffers, saved with the weights and filled by [`set_process`]: `codebook` (K, d), `z_star` (d,), `log_snr` (T,).
 
     Raises:
-        ValueError: `in_channels` and `out_channels` differ: both are d.
+        ValueError: an argument outside its range, or `in_channels` and `out_channels` differ: both are d.
     """
 
     codebook: torch.Tensor
@@ -75,6 +127,8 @@ class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
         num_codes: int = 256,
         num_noise_levels: int = 1000,
     ):
+        check_unet_config(self.config, "CodeUNet2DModel")
+        check_arguments("CodeUNet2DModel", self.config, {"num_codes": Integer(), "num_noise_levels": Integer()})
         if in_channels != out_channels:
             raise ValueError(
                 f"`in_channels` and `out_channels` are both the latents' channels, got {in_channels} and "
@@ -133,6 +187,25 @@ class CodeUNet2DModel(SafetensorsFromHubMixin, UNet2DModel):
         snr = torch.lerp(table[low], table[high], t - low).exp().reshape(-1, *[1] * (sample.ndim - 1))
         x = sample.movedim(1, -1).float()
         return (snr * (1 + snr)).sqrt() * F.linear(x, c) - 0.5 * snr * c.square().sum(dim=-1)
+
+
+def check_process(unet: torch.nn.Module, vqvae: VQModel, scheduler: SchedulerMixin) -> None:
+    """
+    Check that a [`CodeUNet2DModel`] belongs to an autoencoder and a scheduler; other networks fit any.
+
+    Raises:
+        ValueError: it was made for another number of codes or noise levels.
+    """
+    if not isinstance(unet, CodeUNet2DModel):
+        return
+    for name, own, other, where in (
+        ("num_codes", unet.config.num_codes, vqvae.config.num_vq_embeddings, "autoencoder's codebook"),
+        ("num_noise_levels", unet.config.num_noise_levels, scheduler.config.num_train_timesteps, "scheduler"),
+    ):
+        if own != other:
+            raise ValueError(
+                f"The U-Net has `{name}` {own}, but the {where} has {other}. Take components of one training run."
+            )
 
 
 def bridge_start_latents(unet: torch.nn.Module, quantizer: VectorQuantizer, latents: torch.Tensor) -> torch.Tensor:

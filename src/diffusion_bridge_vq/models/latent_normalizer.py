@@ -60,8 +60,11 @@ class LatentNormalizer(nn.Module):
             return mean, var
         from torch.distributed.nn.functional import all_reduce  # differentiable
 
-        n = z.numel() / z.shape[1]
-        sums = torch.cat([z.sum(axes), z.square().sum(axes), z.new_tensor([n])])
-        total, squares, n_all = all_reduce(sums).split([z.shape[1], z.shape[1], 1])
-        mean = total / n_all
-        return mean, (squares / n_all - mean.square()).clamp(min=0)
+        total, count = all_reduce(torch.cat([z.sum(axes), z.new_tensor([z.numel() / z.shape[1]])])).split(
+            [z.shape[1], 1]
+        )
+        mean = total / count
+        # Squares of centered values: E[z^2] - E[z]^2 would cancel where the mean is large against the deviation. The
+        # variance doesn't depend on the mean to first order, so that it needs no gradient here.
+        centered = z - mean.detach().reshape(1, -1, *[1] * (z.ndim - 2))
+        return mean, all_reduce(centered.square().sum(axes)) / count

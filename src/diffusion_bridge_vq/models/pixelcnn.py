@@ -3,6 +3,7 @@ The baseline prior that the paper compares with: a gated PixelCNN over code maps
 "Conditional image generation with PixelCNN decoders").
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,9 +17,20 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from .arguments import Integer, Number, OrNone, Rule, Sides, check_arguments
+from .bounded_loading import SafeLoadingMixin
 from .masks import expand_mask
 from .noise import exponential_noise
-from .safetensors_only import SafetensorsFromHubMixin
+
+_PRIOR_RULES: dict[str, Rule] = {
+    "num_codes": Integer(),
+    "width": Integer(),
+    "num_layers": Integer(),
+    "kernel_size": Integer(3),
+    "sample_size": Sides(),
+    "num_class_embeds": OrNone(Integer()),
+    "dropout": Number(0.0, 1.0, without_high=True),
+}
 
 
 @dataclass
@@ -28,7 +40,7 @@ class PixelCNNOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class PixelCNNPrior(SafetensorsFromHubMixin, ModelMixin, ConfigMixin):
+class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
     r"""
     Gated PixelCNN: p(codes) = prod_p p(k_p | codes before p in raster order), row by row from the top left.
 
@@ -66,25 +78,18 @@ class PixelCNNPrior(SafetensorsFromHubMixin, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ):
         super().__init__()
-        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        if len(sides) != 2 or min(num_codes, width, num_layers, *sides) < 1:
+        check_arguments("PixelCNNPrior", self.config, _PRIOR_RULES)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` of PixelCNNPrior must be odd, got {kernel_size}.")
+        if num_class_embeds == 1:
             raise ValueError(
-                "`num_codes`, `width`, `num_layers` and the one or two sides of `sample_size` must be at least 1, "
-                f"got {num_codes}, {width}, {num_layers} and {sample_size}."
+                "`num_class_embeds` counts the classes and the null class, at least 2, got 1; leave it out without "
+                "classes."
             )
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise ValueError(f"`kernel_size` must be odd and at least 3, got {kernel_size}.")
-        if num_class_embeds is not None and num_class_embeds < 2:
-            raise ValueError(
-                f"`num_class_embeds` counts the classes and the null class, at least 2, got {num_class_embeds}; "
-                "without classes leave it out."
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
         self.embedding = nn.Embedding(num_codes, width)
         # The first layer reaches one row (or position) less far: the one that its input is shifted by.
-        windows = [(kernel_size // 2, kernel_size)] + [(2, 3)] * (num_layers - 1)
-        self.layers = nn.ModuleList([_GatedLayer(width, *window, num_class_embeds, dropout) for window in windows])
+        windows = itertools.chain([(kernel_size // 2, kernel_size)], itertools.repeat((2, 3), num_layers - 1))
+        self.layers = nn.ModuleList(_GatedLayer(width, *window, num_class_embeds, dropout) for window in windows)
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, num_codes, 1))
 
     def forward(

@@ -6,9 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .arguments import Integer, Number, Rule, check_arguments
 from .blockwise import choose_codes, negative_squared_distances
 from .distributed import all_reduce_sum, broadcast_from_first
 from .noise import exponential_noise
+
+_QUANTIZER_RULES: dict[str, Rule] = {
+    "n_e": Integer(),
+    "vq_embed_dim": Integer(),
+    "temperature": Number(0.0, without_low=True),
+    "commitment_weight": Number(0.0),
+    "ema_decay": Number(0.0, 1.0, without_high=True),
+}
 
 
 class VectorQuantizer(nn.Module):
@@ -46,15 +55,14 @@ class VectorQuantizer(nn.Module):
         ema_decay: float = 0.99,
     ):
         super().__init__()
-        if n_e < 1 or vq_embed_dim < 1:
-            raise ValueError(f"A codebook needs at least one code and one channel, got {n_e} x {vq_embed_dim}.")
-        if temperature <= 0:
-            raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        if commitment_weight < 0 or not 0 <= ema_decay < 1:
-            raise ValueError(
-                "`commitment_weight` must be at least 0 and `ema_decay` lie in [0, 1), "
-                f"got {commitment_weight} and {ema_decay}."
-            )
+        given = {
+            "n_e": n_e,
+            "vq_embed_dim": vq_embed_dim,
+            "temperature": temperature,
+            "commitment_weight": commitment_weight,
+            "ema_decay": ema_decay,
+        }
+        check_arguments(type(self).__name__, given, _QUANTIZER_RULES)
         self.n_e, self.vq_embed_dim = n_e, vq_embed_dim
         self.temperature, self.commitment_weight, self.ema_decay = temperature, commitment_weight, ema_decay
         self.embedding = nn.Embedding(n_e, vq_embed_dim)  # unit variance, as the normalised latents

@@ -10,8 +10,10 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import logging
+from torch import nn
 
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior
+from ..models.bounded_loading import check_values
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
 from ..schedulers import OUBridgeScheduler
 from .class_labels import (
@@ -170,6 +172,18 @@ class VQPipeline(DiffusionPipeline):
             "`diffusion_bridge_vq.hub.push_run(folder, repo_id)` or run "
             "`python examples/push_to_hub.py folder user/model`."
         )
+
+    def register_modules(self, **kwargs: Any) -> None:
+        """
+        As in diffusers, for components that can be drawn from.
+
+        Raises:
+            ValueError: weights that aren't finite, or a negative variance.
+        """
+        for name, component in kwargs.items():
+            if isinstance(component, nn.Module):
+                check_values(component, name)
+        super().register_modules(**kwargs)
 
     @classmethod
     def _find_classes(cls, index: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:

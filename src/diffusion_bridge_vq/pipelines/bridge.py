@@ -9,6 +9,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models import GumbelVQModel, check_channels
+from ..models.code_unet import check_process
 from ..sampling.chain import Callback, sample_latents
 from ..sampling.checks import check_count
 from .base import VQPipeline, logger
@@ -44,6 +45,7 @@ class BridgePipeline(VQPipeline):
         default_num_inference_steps: int | None = None,
     ):
         check_channels(unet, vqvae)
+        check_process(unet, vqvae, scheduler)
         num_embeds = unet.config.num_class_embeds
         num_classes = None if num_embeds is None else num_embeds - 1
         check_default_guidance_scale(default_guidance_scale, num_classes)

@@ -40,5 +40,8 @@ def find_pipeline_folder(place: str | os.PathLike[str]) -> Path | None:
         raise ValueError(
             f"The run in {folder} trained an autoencoder alone, which draws nothing: train a prior on it."
         )
+    parent = folder.absolute().parent
+    if (parent / INDEX_NAME).is_file():
+        raise ValueError(f"{folder} is a component of a pipeline: give the pipeline's folder, {str(parent)!r}.")
     suggestion = suggest_path(folder, INDEX_NAME)
     raise ValueError(f"{folder} has no {INDEX_NAME}, so it isn't the folder of a pipeline. {suggestion}".rstrip())
