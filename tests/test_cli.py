@@ -13,7 +13,8 @@ from diffusers.optimization import SchedulerType
 
 from diffusion_bridge_vq.__main__ import main
 from diffusion_bridge_vq.cli import errors_as_lines, parse_config, parse_run
-from diffusion_bridge_vq.training import E2EConfig, PriorConfig
+from diffusion_bridge_vq.cli.training import describe_options
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
 from diffusion_bridge_vq.training.config import _LR_SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,3 +198,9 @@ def test_verbs_are_the_training_scripts(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq", "trian"])
     with pytest.raises(SystemExit, match="no verb 'trian'"):
         main()
+
+
+@pytest.mark.parametrize("kind", [VQConfig, PriorConfig, PixelCNNConfig, E2EConfig])
+def test_the_page_of_flags_has_every_option(kind):
+    flags = [flag for group in describe_options(kind).values() for flag, *_ in group]
+    assert sorted(flags) == sorted(f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind))
