@@ -1,28 +1,6 @@
 """Write the pipeline of a checkpoint, to look at a run before it ends: sample.py and the others take the result."""
 
-from diffusion_bridge_vq.cli import check_output_folder, errors_as_lines, local_path, new_parser
-from diffusion_bridge_vq.pipelines import save_components
-from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training.checkpoint_components import load_components
-
-
-@errors_as_lines()
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument(
-        "checkpoint", type=local_path, help="checkpoints/step-N of a run, or the folder of a run, for its newest one"
-    )
-    parser.add_argument("--init-from", type=local_path, help="where the run's --init-from is now, if it was moved")
-    parser.add_argument("--output-dir", type=local_path, required=True, help="gets a folder pipeline/ (or vqvae/)")
-    args = parser.parse_args()
-    check_output_folder(args.output_dir)
-    output = RunFolder(args.output_dir)
-    if output.finished() or output.config.exists():
-        parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
-    components, checkpoint = load_components(args.checkpoint, args.init_from)
-    saved = save_components(components, output)
-    print(f"{checkpoint}: {', '.join(map(str, saved))}")
-
+from diffusion_bridge_vq.commands.export_checkpoint import main
 
 if __name__ == "__main__":
     main()

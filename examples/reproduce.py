@@ -4,62 +4,7 @@ end-to-end from the same autoencoder; evaluation and tables. A stage that is don
 continues with the same command: repeat `timeout 500 python examples/reproduce.py ...` until it returns 0.
 """
 
-import os
-
-import torch
-
-from diffusion_bridge_vq.cli import (
-    add_evaluation_arguments,
-    check_output_folder,
-    errors_as_lines,
-    evaluation_settings,
-    exit_on_sigterm,
-    finite_number,
-    local_path,
-    new_parser,
-    whole_number,
-)
-from diffusion_bridge_vq.comparison import TRAINING_STAGES, Comparison
-from diffusion_bridge_vq.evaluation import METRICS
-
-STAGES = (*TRAINING_STAGES, "evaluate")
-
-
-@errors_as_lines()
-def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--preset", default="cifar10-tiny")
-    parser.add_argument("--dataset", required=True, help="as for the training scripts")
-    parser.add_argument(
-        "--budget", type=finite_number, default=120, help="seconds of training in each of the four runs"
-    )
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="one or several; all by default")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
-    add_evaluation_arguments(parser)
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="all by default")
-    parser.add_argument("--batch-size", type=whole_number(1), help="of the training runs, instead of the preset's")
-    parser.add_argument("--mixed-precision", help="of the training runs: no, fp16 or bf16")
-    parser.add_argument("--output-dir", type=local_path, default="outputs/reproduce")
-    args = parser.parse_args()
-    evaluation = evaluation_settings(args)
-    if args.device == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # read by every Accelerator
-    check_output_folder(args.output_dir)
-    exit_on_sigterm()
-
-    names = ("image_column", "num_inference_steps", "batch_size", "mixed_precision")
-    settings = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    comparison = Comparison(
-        args.preset, args.dataset, args.output_dir, args.budget, args.train_split, args.seed, settings
-    )
-    for stage in args.stage:
-        if stage == "evaluate":
-            device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
-            written = comparison.evaluate(args.metrics, device, **evaluation)
-            print(f"Written: {', '.join(map(str, written))}")
-        else:
-            comparison.train(stage)
-
+from diffusion_bridge_vq.commands.reproduce import main
 
 if __name__ == "__main__":
     main()

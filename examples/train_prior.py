@@ -1,7 +1,6 @@
 """Stage 2: train the diffusion prior on the latents of a frozen autoencoder (`--init-from`), and save a pipeline."""
 
-from diffusion_bridge_vq.cli import train_command
-from diffusion_bridge_vq.training import PriorConfig
+from diffusion_bridge_vq.commands.train_prior import main
 
 if __name__ == "__main__":
-    train_command(PriorConfig, __doc__)
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from diffusers.optimization import SchedulerType
 
-from diffusion_bridge_vq.__main__ import main
+from diffusion_bridge_vq.__main__ import _VERBS, main
 from diffusion_bridge_vq.cli import errors_as_lines, parse_config, parse_run
 from diffusion_bridge_vq.cli.training import describe_options
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
@@ -187,7 +187,13 @@ def test_an_upload_is_read_with_the_settings():
     assert (push.repo_id, push.public, push.license) == ("me/it", False, "mit")
 
 
-def test_verbs_are_the_training_scripts(capsys, monkeypatch):
+def test_every_verb_is_a_command_and_a_script():
+    commands = {path.stem for path in (ROOT / "src/diffusion_bridge_vq/commands").glob("[a-z]*.py")}
+    assert {verb.replace("-", "_") for verb in _VERBS} == commands
+    assert commands <= {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+def test_a_verb_reads_the_rest_of_the_command_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq", "train-e2e", "--learning-rate", "-1"])
     with pytest.raises(SystemExit, match="2"):
         main()

@@ -91,6 +91,8 @@ def test_redact(given, expected):
         ("study_steps.py anna/pipeline --steps 4 8", "python study_steps.py FOLDER --steps 4 8"),
         ("train_e2e.py --init-from anna --preset digits", "python train_e2e.py --init-from INIT_FROM --preset digits"),
         ("evaluate.py fid --train-split train[:20000]", "python evaluate.py fid --train-split 'train[:20000]'"),
+        ("dbvq evaluate fid --model it=/x/anna --seed 3", "dbvq evaluate fid --model it=MODEL --seed 3"),
+        ("dbvq anna", ""),
         ("/home/anna/private_script.py --who anna", ""),
         ("python -m pytest /home/anna", ""),
         ("evaluate.py 'open", ""),

@@ -97,29 +97,35 @@ def public_command(command: str) -> str:
     A command of one of our scripts, with a word such as DATASET for what names something on the machine. Empty for
     other commands.
     """
-    tokens = _split(command)
-    if tokens and re.fullmatch(r"python[\d.]*", tokens[0]):
-        tokens = tokens[1:]
-    if not tokens or not tokens[0].endswith(".py"):
+    words, arguments = _split_program(_split(command))
+    if not words:
         return ""
-    script = PurePosixPath(tokens[0].replace("\\", "/"))
-    folder = script.parent.name
-    if folder in ("examples", "benchmarks"):
-        words = ["python", f"{folder}/{script.name}"]
-    elif script.stem in _SCRIPTS:
-        words = ["python", script.name]
-    else:
-        return ""
+    measures = words[-1] in ("evaluate", "evaluate.py", "examples/evaluate.py")
     flag = ""
-    for number, token in enumerate(tokens[1:]):
+    for number, token in enumerate(arguments):
         if token.startswith("--"):
             flag, _, value = token.partition("=")
             words.append(f"{flag}={_public_value(flag, value)}" if value else flag)
-        elif number == 0 and re.fullmatch(r"[a-z_]+", token) and script.name == "evaluate.py":
+        elif number == 0 and re.fullmatch(r"[a-z_]+", token) and measures:
             words.append(token)  # one of its metrics
         else:
             words.append(_public_value(flag, token))
     return shlex.join(words)
+
+
+def _split_program(tokens: list[str]) -> tuple[list[str], list[str]]:
+    """The words that name one of our programs, without its folder, and its arguments; nothing for other programs."""
+    if tokens and re.fullmatch(r"python[\d.]*", tokens[0]):
+        tokens = tokens[1:]
+    if len(tokens) > 1 and tokens[0] == "dbvq" and tokens[1].replace("-", "_") in _SCRIPTS:
+        return tokens[:2], tokens[2:]
+    if not tokens or not tokens[0].endswith(".py"):
+        return [], []
+    script = PurePosixPath(tokens[0].replace("\\", "/"))
+    folder = script.parent.name
+    if folder in ("examples", "benchmarks"):
+        return ["python", f"{folder}/{script.name}"], tokens[1:]
+    return (["python", script.name], tokens[1:]) if script.stem in _SCRIPTS else ([], [])
 
 
 def redact(value: Any) -> Any:

@@ -88,7 +88,7 @@ def append_results(
         "versions": {"python": platform.python_version(), **_versions()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         # without the folder of the script, which may be private
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, shlex.join(sys.argv[1:])]).rstrip(),
     }
     taken = sorted(set(own) & set(facts).union(*figures.values()))
     if taken:

@@ -1,0 +1,69 @@
+"""
+Encode a data set once with a trained autoencoder, each process its share, into parquet files that train_prior.py and
+train_pixelcnn.py read (`--latents`).
+
+accelerate launch examples/encode_dataset.py --init-from outputs/vq --dataset path/to/shards --streaming \
+    --output-dir outputs/latents
+
+After an interruption the same command goes on, with any number of processes.
+"""
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from ..cli import errors_as_lines, local_path, new_parser
+from ..data import load_images, stream_images
+from ..training import encode_images, load_autoencoder
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("--init-from", type=local_path, required=True, help="run or pipeline with the autoencoder")
+    parser.add_argument("--dataset", required=True, help="as for training: a folder, or the id of a data set")
+    parser.add_argument("--output-dir", type=local_path, required=True, help="the folder that is written")
+    parser.add_argument("--split", default="train", help="split to encode")
+    parser.add_argument("--streaming", action="store_true", help="read without a copy: parquet, tar shards, the Hub")
+    parser.add_argument("--image-column", help="column with the images, if there are several")
+    parser.add_argument("--label-column", help="column with the classes, if it isn't a ClassLabel")
+    parser.add_argument("--resolution", type=int, help="side of the images, if not the autoencoder's")
+    parser.add_argument("--what", choices=["latents", "codes"], default="latents", help="codes are for PixelCNN only")
+    parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of latents")
+    parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time, by each process")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}.")
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    vqvae = load_autoencoder(args.init_from)
+    options = {
+        "split": args.split,
+        "resolution": args.resolution or vqvae.config.sample_size,
+        "channels": vqvae.config.in_channels,
+        "image_column": args.image_column,
+        "label_column": args.label_column,
+    }
+    images = (
+        stream_images(args.dataset, **options)
+        if args.streaming
+        else load_images(args.dataset, **options, in_memory=False)
+    )
+    encoding = encode_images(
+        vqvae,
+        images,
+        args.output_dir,
+        accelerator=accelerator,
+        split=args.split,
+        what=args.what,
+        precision=args.precision,
+        mirrored=args.mirrored,
+        batch_size=args.batch_size,
+    )
+    accelerator.print(
+        f"{sum(encoding.rows or [])} rows of {encoding.what}, {' x '.join(map(str, encoding.shape or []))} in "
+        f"{encoding.dtype}, in {encoding.parts} files: {args.output_dir}"
+    )
+    accelerator.end_training()

@@ -1,0 +1,66 @@
+"""
+Measure saved pipelines (section 4 of the paper): results as JSON, tables, KL maps and sheets of samples. What
+results.json holds of the same weights, images and settings isn't measured again, so an interrupted command continues
+when it is run again.
+"""
+
+import argparse
+
+import torch
+
+from ..cli import (
+    add_evaluation_arguments,
+    check_output_folder,
+    errors_as_lines,
+    evaluation_settings,
+    exit_on_sigterm,
+    local_path,
+    new_parser,
+    whole_number,
+)
+from ..evaluation import METRICS, evaluate_pipelines, write_report
+
+
+def model(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not folder:
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, got {text!r}")
+    return name, folder
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "verb", choices=("all", *METRICS, "table"), help="what to measure; table only writes what results.json holds"
+    )
+    parser.add_argument(
+        "--model",
+        type=model,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a saved pipeline, autoencoder or run, repeatable; bridge, bridge-e2e and pixelcnn have places in the "
+        "tables",
+    )
+    parser.add_argument("--dataset", default="digits", help="as for the training scripts")
+    add_evaluation_arguments(parser)
+    parser.add_argument("--batch-size", type=whole_number(1), default=64)
+    parser.add_argument("--output-dir", type=local_path, default="outputs/evaluation")
+    args = parser.parse_args()
+    names = [name for name, _ in args.model]
+    if len(set(names)) < len(names):
+        parser.error(f"--model: each needs a name of its own, got {', '.join(names)}")
+    check_output_folder(args.output_dir)
+    exit_on_sigterm()
+    if args.verb != "table":
+        evaluate_pipelines(
+            dict(args.model),
+            args.dataset,
+            args.output_dir,
+            metrics=METRICS if args.verb == "all" else (args.verb,),
+            **evaluation_settings(args),
+            batch_size=args.batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+    print(f"Written: {', '.join(map(str, write_report(args.output_dir)))}")

@@ -1,0 +1,139 @@
+"""Hide part of some images and let a saved pipeline complete them (Figures 6, 7, 8, 17 and 18)."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from ..cli import (
+    check_output_folder,
+    class_label,
+    errors_as_lines,
+    finite_number,
+    local_path,
+    new_parser,
+    whole_number,
+)
+from ..data import load_images
+from ..evaluation.paper_masks import MASKS, paper_mask
+from ..figures import chain_sheet, inpainting_sheet
+from ..pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("pipeline", help="folder of a saved pipeline or of a run, or the pipeline's id on the Hub")
+    parser.add_argument(
+        "--dataset",
+        help="images to complete, as for the training scripts; none: digits, if the model's are 16x16 gray",
+    )
+    parser.add_argument("--split", default="test", help="of the data set; a folder of images without splits is train")
+    parser.add_argument("--image-column", help="column with the images, if there are several")
+    parser.add_argument("--num-images", type=whole_number(1), default=3, help="taken evenly from the data set")
+    parser.add_argument("--num-completions", type=whole_number(1), default=4, help="independent ones of each image")
+    parser.add_argument(
+        "--mask",
+        default="center",
+        help=f"{', '.join(MASKS)} (the given half), or an image file of the model's size, white where hidden",
+    )
+    parser.add_argument("--class-labels", type=class_label, nargs="+", help="names or numbers, one for each image")
+    parser.add_argument(
+        "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
+    )
+    parser.add_argument("--num-inference-steps", type=whole_number(1), default=50)
+    parser.add_argument(
+        "--jump-length", type=whole_number(1), default=10, help="resampling: steps between two jumps back"
+    )
+    parser.add_argument(
+        "--jump-n-sample", type=whole_number(1), default=5, help="resampling: walks of each stretch; 1 for none"
+    )
+    parser.add_argument(
+        "--composite-strength", type=finite_number, default=0.0, help="1 keeps known pixels as they are"
+    )
+    parser.add_argument(
+        "--chain-steps", type=whole_number(0), default=8, help="columns of the sheet of the chain; 0 for none"
+    )
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
+    parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")
+    args = parser.parse_args()
+    check_output_folder(args.output_dir)
+
+    pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    mask = read_mask(pipe, args.mask)
+    images, chosen = read_images(pipe, args)
+    steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
+    chain = DenoisingChain(steps, output_type="pt") if steps else None
+    options = {"num_inference_steps": args.num_inference_steps, "output_type": "pt"}
+    completions = pipe(
+        images,
+        mask,
+        num_completions=args.num_completions,
+        generator=torch.Generator(pipe.device).manual_seed(args.seed),
+        jump_length=args.jump_length,
+        jump_n_sample=args.jump_n_sample,
+        composite_strength=args.composite_strength,
+        class_labels=args.class_labels,
+        guidance_scale=args.guidance_scale,
+        callback_on_step_end=chain,
+        **options,
+    ).images.cpu()
+    nothing = torch.zeros(images.shape[-2:])
+    reconstructions = pipe(images, nothing, **options | {"num_inference_steps": 1}).images.cpu()
+    hidden = pipe.read_mask(mask, args.num_images)
+
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    saved = {
+        "masked": torch.where(hidden, 0.5, reconstructions),
+        "completions": completions.unflatten(0, (args.num_images, args.num_completions)),
+        "reconstructions": reconstructions,
+    }
+    save_file({name: t.contiguous() for name, t in saved.items()}, args.output_dir / "inpainting.safetensors")
+    sheets = [inpainting_sheet(args.output_dir)]
+    if chain is not None:  # of the first completion of each image
+        first = torch.stack(chain.images)[:, :: args.num_completions].cpu().contiguous()
+        save_file({"chain": first}, args.output_dir / "chain.safetensors")
+        sheets.append(chain_sheet(args.output_dir))
+    record = {"command": " ".join(sys.argv), "images": chosen, "chain_steps": steps}
+    (args.output_dir / "inpainting.json").write_text(json.dumps(record, indent=1))
+    print(f"{len(completions)} completions, seed {args.seed}: {', '.join(str(sheet) for sheet in sheets)}")
+
+
+def read_images(pipe: DiffusionBridgeVQInpaintPipeline, args: argparse.Namespace) -> tuple[torch.Tensor, list[int]]:
+    """Images (n, C, H, W) in [0, 1], evenly from the data set, and their numbers."""
+    size, channels = pipe.vqvae.config.sample_size, pipe.vqvae.config.in_channels
+    if args.dataset is None and (size, channels) != (16, 1):
+        raise ValueError(
+            f"--dataset: say which images to complete; the default, digits, isn't for a model of {size}x{size} with "
+            f"{channels} channel(s)"
+        )
+    dataset = load_images(
+        args.dataset or "digits",
+        resolution=size,
+        channels=channels,
+        split=args.split,
+        image_column=args.image_column,
+    )
+    if args.num_images > len(dataset):
+        raise ValueError(f"--num-images: {dataset.name} has {len(dataset)}")
+    chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()
+    return torch.stack([dataset[i]["images"] for i in chosen]).float() / 255, chosen
+
+
+def read_mask(pipe: DiffusionBridgeVQInpaintPipeline, text: str) -> torch.Tensor | Image.Image:
+    """One of the paper's masks, in pixels, or a picture."""
+    if text in MASKS:
+        factor = pipe.vqvae.downsampling_factor
+        side = pipe.vqvae.config.sample_size // factor
+        hidden = paper_mask(text, side, side).float()
+        return hidden.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[None, None]
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise ValueError(f"--mask: {text} is neither one of {', '.join(MASKS)} nor a file")
+    return Image.open(path)

@@ -1,0 +1,24 @@
+"""Upload a run (weights, card, grids, settings, evaluation) to the Hub, in one commit. Needs `hf auth login`."""
+
+from ..cli import add_repository_options, errors_as_lines, local_path, new_parser
+from ..hub import push_run
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("folder", type=local_path, help="what a training script wrote, or a saved pipeline")
+    parser.add_argument("repo_id", metavar="user/model", help="created if it doesn't exist")
+    add_repository_options(parser)
+    parser.add_argument("--evaluated-as", help="the model's name in evaluation/results.json, if that has several")
+    parser.add_argument("--dataset-name", help="of the training data; without it only one of the Hub is named")
+    args = parser.parse_args()
+    address = push_run(
+        args.folder,
+        args.repo_id,
+        private=not args.public,
+        license=args.license,
+        evaluated_as=args.evaluated_as,
+        dataset_name=args.dataset_name,
+    )
+    print(f"Pushed: {address}")

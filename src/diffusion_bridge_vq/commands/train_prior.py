@@ -1,0 +1,8 @@
+"""Stage 2: train the diffusion prior on the latents of a frozen autoencoder (`--init-from`), and save a pipeline."""
+
+from ..cli import train_command
+from ..training import PriorConfig
+
+
+def main() -> None:
+    train_command(PriorConfig, __doc__)
