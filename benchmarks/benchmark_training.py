@@ -115,7 +115,7 @@ def compare_training(
     compiled: bool,
     clock: Clock,
 ) -> Iterator[dict[str, Any]]:
-    """A row for each kind of step, all from the same weights; the bare one is timed again beside each of them."""
+    """A row for each kind of step, all from the same weights; the bare one is timed again with each of them."""
     device = accelerator.device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     ddpm = bridge.to_diffusers(DDPMScheduler)
@@ -126,10 +126,9 @@ def compare_training(
         return deepcopy(unet).to(device, memory_format=layout).train()  # type: ignore[call-overload]
 
     def ours(layout: torch.memory_format = torch.contiguous_format, **changes: Any) -> Call:
-        cached = replace(config, cache_latents=True, **changes)
-        return package_step(
-            PriorObjective(deepcopy(vqvae), network(layout), bridge, config.weighting), cached, accelerator
-        )
+        settings = replace(config, **changes)
+        prior = PriorObjective(deepcopy(vqvae), network(layout), bridge, config.weighting, cache_latents=True)
+        return package_step(prior, settings, accelerator)
 
     kinds: dict[str, Callable[[], Call]] = {
         "package": ours,

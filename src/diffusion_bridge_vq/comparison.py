@@ -75,7 +75,7 @@ class Comparison:
         )
         trained = train(config)
         if trained is not None:  # on the main process
-            save_components(trained, run)
+            save_components(trained, run, run.read_id2label())
             print(f"{stage}: {steps} steps, {run.path}")
 
     def evaluate(

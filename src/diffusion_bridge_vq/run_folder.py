@@ -1,6 +1,7 @@
 """What a run leaves in its folder: the names, and how each file is read and written."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 AUTOENCODER_NAME = "vqvae"  # what a run saves that trained an autoencoder alone
 PIPELINE_NAME = "pipeline"
+_CHECKPOINT = "step-"
+_INDEX = "model_index.json"  # of a pipeline
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,23 @@ class RunFolder:
         found = self.path.glob(f"{name}-*.png")
         return max(found, key=lambda path: (len(path.name), path.name), default=None)  # 1000000 is after 999000
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step goes."""
+        return self.checkpoints / f"{_CHECKPOINT}{step:08d}"
+
     def write_config(self, settings: Mapping[str, Any]) -> None:
         """Write `config.json`; creates the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self.config.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        _write_whole(self.config, json.dumps(settings, indent=1))
+
+    def read_id2label(self) -> dict[int, str] | None:
+        """
+        The names of the classes that a run learned, by number; None if it has none. `path` may be a run's folder or a
+        pipeline's.
+        """
+        indices = (self.path / _INDEX, self.pipeline / _INDEX, self.config)
+        found = next((names for file in indices if (names := _read_object(file).get("id2label"))), None)
+        return None if found is None else {int(number): name for number, name in found.items()}
 
     def read_config(self) -> dict[str, Any]:
         """
@@ -144,8 +160,26 @@ class RunFolder:
         return records
 
     def replace_metrics(self, records: list[dict[str, float]]) -> None:
-        """Write `metrics.jsonl` anew."""
-        self.metrics.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        """Write `metrics.jsonl` anew. A kill leaves the old file or the new one."""
+        _write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file under another name, flush it to the disk and rename it: it is never half-written."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,13 +36,16 @@ from diffusion_bridge_vq.training import (
     PriorConfig,
     PriorObjective,
     ReconstructionLoss,
+    Trainer,
     VQConfig,
     VQObjective,
     train,
 )
+from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.config import RunConfig
 from diffusion_bridge_vq.training.distributed import accelerate as accelerate_module
-from diffusion_bridge_vq.training.fault_tolerance import run_state
+from diffusion_bridge_vq.training.fault_tolerance import run_state, signals
+from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
 from diffusion_bridge_vq.training.sharding import whole
 
 VQVAE = TINY["vqvae"] | {"in_channels": 1, "out_channels": 1, "num_vq_embeddings": 16, "sample_size": 8}
@@ -309,6 +313,53 @@ def run_into(fault: str, kind: str, folder: Path, overrides: dict[str, Any]) -> 
         patch.setattr(objective, "forward", bad)
         train(configure(kind, folder, **overrides))
     torch.save({"before": before, "message": str(error.value)}, folder / f"{rank}-of-{world}.pt")
+
+
+# ------------------------------------------------------------------------------------- decisions of all processes
+
+
+def run_by_own_clock(folder: Path) -> None:
+    """
+    A run of 240 s on processes whose clocks differ: a step takes 20 s by that of process 0, 40 s by that of process 1.
+    Into folder/places-RANK.pt: where in the schedule each step ended.
+    """
+    rank, _ = place()
+    clock, places, advance = itertools.count(0, 20 * (rank + 1)), [], Trainer.advance
+
+    def spy(self, seconds):
+        advance(self, seconds)
+        places.append(self.schedule.place(self.steps_done))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signals, "time", SimpleNamespace(monotonic=clock.__next__))
+        patch.setattr(Trainer, "advance", spy)
+        train(configure("e2e", folder, max_train_time=240.0))
+    torch.save(places, folder / f"places-{rank}.pt")
+
+
+def run_with_unreadable_data(folder: Path) -> None:
+    """Process 1 can't read the second batch of step 6. The error of each process goes into folder/refused-RANK."""
+    rank, _ = place()
+    batches = Trainer.batches
+
+    def broken(self):
+        for number, batch in enumerate(batches(self), start=1):
+            if rank == 1 and number == 12:
+                raise ValueError("image 7 can't be decoded")
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
+        patch.setattr(Trainer, "batches", broken)
+        train(configure("vq", folder))
+    (folder / f"refused-{rank}").write_text(str(error.value))
+
+
+def refused_at_once(folder: Path) -> None:
+    """A run into a folder that another process holds. The error of each process goes into folder/refused-RANK."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
+        patch.setattr(run_module, "run_lock", lambda run: run_lock(run, wait_seconds=0))
+        train(configure("vq", folder))
+    (folder / f"refused-{place()[0]}").write_text(str(error.value))
 
 
 def main(fault: str, folder: Path) -> None:

@@ -96,3 +96,19 @@ def test_what_is_no_checkpoint(prior_run, tmp_path):
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(ValueError, match="There is no file"):
         load_components(tmp_path / "run")
+
+
+def test_one_from_before_the_prior_was_trained_is_refused(tmp_path):
+    run = config(E2EConfig, tmp_path, max_train_steps=4, checkpoint_every=2, joint_fraction=0.5)
+    train(run)
+    with pytest.raises(ValueError, match="step-00000002 is from before the unet had been trained at all"):
+        load_components(tmp_path / "checkpoints" / "step-00000002")
+    assert load_components(tmp_path / "checkpoints" / "step-00000004")[0].keys() == {"vqvae", "unet", "scheduler"}
+
+
+def test_a_run_from_before_its_kind_was_saved(prior_run, tmp_path):
+    shutil.copytree(prior_run, tmp_path / "run")
+    settings = json.loads((prior_run / "config.json").read_text())
+    old = {name: value for name, value in settings.items() if name not in ("kind", "dataset_name")}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(old))
+    assert_same(load_components(tmp_path / "run")[0], load_components(prior_run)[0])

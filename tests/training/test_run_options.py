@@ -10,14 +10,14 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import TINY, config, state
+from tiny_run import TINY, config, state, stopped_at_a_checkpoint
 from torch import nn
 
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import during_training, evaluation_of, read_results, real_images
 from diffusion_bridge_vq.models import LatentNormalizer, blockwise
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
-from diffusion_bridge_vq.training import trainer as trainer_module
+from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
 
 PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
@@ -167,7 +167,7 @@ def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monk
     assert {t.dtype for t in state(tmp_path / "half", 8, "ema").values()} == {torch.float32}
 
 
-def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path):
+def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path, monkeypatch):
     """With next to no learning rate all that moves a weight is the decay, by a tenth of it a step."""
     settings = {"lr_schedule": "constant", "log_every": 1}
     train(config(VQConfig, tmp_path, max_train_steps=4, **settings))
@@ -176,8 +176,9 @@ def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path):
     assert torch.allclose(after, 0.9**4 * before, rtol=1e-5)
     assert [r["train/learning_rate"] for r in records(tmp_path, "loss/")] == [0.001] * 4 + [0.0] * 4  # rounded
     # and the schedule is where it was, of another height
-    schedule = {"max_train_steps": 8, "log_every": 1, "lr_warmup_steps": 0, "checkpoint_every": 4}
-    train(config(VQConfig, tmp_path / "half", max_train_time=1e-9, **schedule))
+    schedule = {"max_train_steps": 8, "log_every": 1, "lr_warmup_steps": 0, "checkpoint_every": 1}
+    with stopped_at_a_checkpoint(monkeypatch):
+        train(config(VQConfig, tmp_path / "half", **schedule))
     train(config(VQConfig, tmp_path / "half", resume=True, learning_rate=0.5, **schedule))
     found = [r["train/learning_rate"] for r in records(tmp_path / "half", "loss/")]
     cosine = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(1, 9)]
@@ -187,14 +188,14 @@ def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path):
 def test_a_run_goes_on_in_fp16(tmp_path, monkeypatch):
     """With a gradient scaler, which the run before had no need of."""
     train(config(VQConfig, tmp_path, max_train_steps=4))
-    make = trainer_module.make_accelerator
+    make = run_module.make_accelerator
 
     def scaled(settings):
         accelerator = make(settings)
         accelerator.scaler = torch.amp.GradScaler("cpu")  # Accelerate's fp16 needs a GPU
         return accelerator
 
-    monkeypatch.setattr(trainer_module, "make_accelerator", scaled)
+    monkeypatch.setattr(run_module, "make_accelerator", scaled)
     train(config(VQConfig, tmp_path, resume=True))
     saved = json.loads((tmp_path / "checkpoints" / "step-00000008" / "state.json").read_text())
     assert saved["scaler"]["scale"] == 65536.0 and saved["scaler"]["_growth_tracker"] == 4

@@ -9,6 +9,7 @@ from pathlib import Path
 import process_work
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from tiny_run import SETTINGS, TINY, assert_same_state, config, state, stopped_at_a_checkpoint
@@ -62,12 +63,12 @@ def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, mo
     seen, peer = [], []
     original = trainer_module.AveragedWeights.update_parameters
 
-    def spy(self, model):
+    def spy(self, model, *decay):
         seen.append({k: v.detach().clone().double() for k, v in model.state_dict().items()})
         if not peer:
             peer.append(AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True))
         peer[0].update_parameters(model)
-        return original(self, model)
+        return original(self, model, *decay)
 
     monkeypatch.setattr(trainer_module.AveragedWeights, "update_parameters", spy)
     train(config(VQConfig, tmp_path, ema_decay=0.7, max_train_steps=4))
@@ -153,8 +154,8 @@ def test_refusals(tmp_path):
 def test_engines_that_would_split_what_must_be_whole_are_refused(
     tmp_path, monkeypatch, engine, version, kind, message
 ):
-    monkeypatch.setattr(trainer_module.Accelerator, "distributed_type", DistributedType[engine])
-    monkeypatch.setattr(trainer_module.Accelerator, "is_fsdp2", version == 2)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[engine])
+    monkeypatch.setattr(Accelerator, "is_fsdp2", version == 2)
     with pytest.raises(ValueError, match=message):
         train(config(kind, tmp_path, init_from=tmp_path))
 

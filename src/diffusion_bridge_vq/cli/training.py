@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..run_folder import RunFolder
 from ..training.config import Config
-from ..training.presets import preset_values
+from ..training.presets import PRESETS, preset_values
 from .parser import OneLineParser, errors_as_lines, json_object, local_path, new_parser
 
 # What takes seconds to import is imported when it is needed, so that `--help` answers at once.
@@ -69,7 +69,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         trained = train(config, evaluation_of(config) if makes_pipeline else None)  # type: ignore[arg-type]
         if trained is None:  # a dry run, or not the main process
             return
-        saved = save_components(trained, run)
+        saved = save_components(trained, run, run.read_id2label())
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
 
@@ -98,6 +98,7 @@ def parse_run(
     known, _ = _first_options().parse_known_args(arguments)
     saved = _read_settings(known.config, cls, parser) if known.config else {}
     preset = known.preset or saved.get("preset", cls.preset)
+    chosen = known.preset is not None or "preset" in saved
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
     groups["common options"].add_argument(
         "--config",
@@ -127,6 +128,11 @@ def parse_run(
     for name, value in given.items():  # arguments of components are merged, as with the preset's
         saved[name] = {**saved[name], **value} if isinstance(value, dict) and name in saved else value
     saved.pop("preset", None)
+    if saved.get("dataset", "digits") != "digits" and not chosen and not {"resolution", "channels"} <= saved.keys():
+        parser.error(
+            f"--dataset needs a --preset for its size, color and networks: {', '.join(PRESETS)}. Without one, "
+            f"{preset!r} would train on gray images of 16 x 16 pixels. `cifar10-tiny` is a start on a CPU"
+        )
     try:
         return cls.from_preset(preset, **saved), push
     except (ValueError, TypeError) as error:
@@ -150,8 +156,12 @@ def _preset_defaults(cls: type[Config], preset: str) -> dict[str, Any]:
     return defaults | {name: value for name, value in values.items() if name in defaults} | {"preset": preset}
 
 
+# What config.json of a run has besides its settings.
+_NO_SETTINGS = ("kind", "id2label", "machine")
+
+
 def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Settings from a file. What a run writes about its machine is left out."""
+    """Settings from a file. What else a run writes there is left out."""
     import yaml  # of which JSON is a part
 
     try:
@@ -160,7 +170,7 @@ def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParse
         parser.error(f"--config: {path} can't be read: {' '.join(str(error).split())}")
     if not isinstance(content, Mapping):
         parser.error(f"--config: {path} must hold settings by name, got {type(content).__name__}.")
-    content = {str(name).replace("-", "_"): value for name, value in content.items() if name != "machine"}
+    content = {str(name).replace("-", "_"): value for name, value in content.items() if name not in _NO_SETTINGS}
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
     for name, value in content.items():  # YAML takes 1e-3, without a point, for text

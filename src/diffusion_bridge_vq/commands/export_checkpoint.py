@@ -20,5 +20,6 @@ def main() -> None:
     if output.finished() or output.config.exists():
         parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
     components, checkpoint = load_components(args.checkpoint, args.init_from)
-    saved = save_components(components, output)
+    names = RunFolder(checkpoint.absolute().parent.parent).read_id2label()
+    saved = save_components(components, output, names)
     print(f"{checkpoint}: {', '.join(map(str, saved))}")

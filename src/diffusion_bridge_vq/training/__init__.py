@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     )
     from .options import option
     from .presets import PRESETS
-    from .trainer import Trainer, train
+    from .run import train
+    from .trainer import Trainer
 
 # Settings alone must be there at once, for `--help`: the others import torch and Accelerate.
 _MODULES = {
@@ -40,7 +41,8 @@ _MODULES = {
     ),
     ".options": ("option",),
     ".presets": ("PRESETS",),
-    ".trainer": ("Trainer", "train"),
+    ".run": ("train",),
+    ".trainer": ("Trainer",),
 }
 
 __all__ = [

@@ -1,5 +1,6 @@
 """From the settings of a run to its components: fresh ones, or those of `init_from`. Objectives call it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,16 @@ def build_autoencoder(config: RunConfig) -> GumbelVQModel:
         expected = RunFolder(config.init_from)
         raise ValueError(
             f"There is no autoencoder in {config.init_from}: expected {expected.autoencoder} or {expected.pipeline}."
+        )
+    if vqvae.config.in_channels != config.channels:
+        raise ValueError(
+            f"The autoencoder in {config.init_from} is for images with {vqvae.config.in_channels} channels, "
+            f"`channels` is {config.channels}. Give `channels` {vqvae.config.in_channels}, or drop `init_from`."
+        )
+    if config.resolution % vqvae.downsampling_factor:
+        raise ValueError(
+            f"`resolution` must be divisible by {vqvae.downsampling_factor} for the autoencoder in "
+            f"{config.init_from}, got {config.resolution}."
         )
     if vqvae.config.sample_size != config.resolution:
         logger.warning(
@@ -70,9 +81,15 @@ def build_unet(
     return unet
 
 
-def load_unet(config: BridgeConfig, vqvae: GumbelVQModel, classes: dict[str, int]) -> UNet2DModel | None:
+def load_unet(
+    config: BridgeConfig, vqvae: GumbelVQModel, classes: dict[str, int], class_names: Sequence[str] | None = None
+) -> UNet2DModel | None:
     """
     The U-Net of `init_from`, for the latents of `vqvae`; None if there is none.
+
+    Args:
+        classes (`dict[str, int]`): from [`class_arguments`].
+        class_names (`Sequence[str]`, *optional*): of the data, compared with the names that the U-Net was saved with.
 
     Raises:
         ValueError: it has other classes, or needs codes that don't move.
@@ -87,6 +104,15 @@ def load_unet(config: BridgeConfig, vqvae: GumbelVQModel, classes: dict[str, int
             f"The U-Net in {config.init_from} has `num_class_embeds` {known}, this run needs {needed} "
             "(its classes and a null class, or None without `class_conditional`). Start from an autoencoder "
             "alone, or with the classes that the U-Net knows."
+        )
+    assert config.init_from is not None
+    learned = RunFolder(config.init_from).read_id2label()
+    if classes and learned is not None and class_names is not None and list(learned.values()) != list(class_names):
+        pairs = zip(learned.values(), class_names, strict=False)
+        number, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise ValueError(
+            f"The U-Net in {config.init_from} has learned other classes: its class {number} is {old!r}, that of the "
+            f"data is {new!r}. Start from an autoencoder alone, or train on the classes that the U-Net knows."
         )
     return unet
 
@@ -105,11 +131,15 @@ def class_arguments(config: PriorRunConfig, num_classes: int | None) -> dict[str
     """
     if not config.class_conditional:
         return {}
-    if num_classes is None:
-        instead = "give `label_column`"
+    if num_classes is None or num_classes < 2:
+        instead = (
+            "give `label_column` for a table, put the images of each class into a folder of their own, or drop "
+            "`class_conditional`"
+        )
         if config.streaming and config.label_column is not None:
             instead = "bare integers are known only after all are read: load it without `streaming`"
-        raise ValueError(f"`class_conditional` needs classes, but {config.dataset} has none; {instead}.")
+        count = "none" if num_classes is None else "only one"
+        raise ValueError(f"`class_conditional` needs classes, but {config.dataset} has {count}; {instead}.")
     return {"num_class_embeds": num_classes + 1}  # the last is the null class
 
 

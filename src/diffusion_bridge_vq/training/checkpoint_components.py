@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..run_folder import RunFolder
@@ -11,7 +12,7 @@ from .config import RunConfig
 from .ema import AveragedWeights
 from .fault_tolerance.checkpoint import find_damage, list_checkpoints, newest_whole
 from .monitoring.early_stopping import EarlyStopping
-from .objectives import build_objective, config_classes
+from .objectives import Objective, build_objective, config_classes
 
 
 def load_components(place: Path, init_from: Path | None = None) -> tuple[dict[str, Any], Path]:
@@ -27,7 +28,7 @@ def load_components(place: Path, init_from: Path | None = None) -> tuple[dict[st
 
     Raises:
         ValueError: no checkpoint, or a damaged one; no settings of the run, or ones that don't fit the checkpoint; an
-            `init_from` that isn't there.
+            `init_from` that isn't there; a part that was not trained yet.
     """
     run, checkpoint = _find(place)
     config = _read_config(run, init_from)
@@ -37,6 +38,7 @@ def load_components(place: Path, init_from: Path | None = None) -> tuple[dict[st
     saved = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
     objective = build_objective(config, _count_classes(saved["ema"]) if config.uses_classes else None)
     trained = objective.trained_part()
+    _check_all_trained(checkpoint, objective)
     ema = AveragedWeights(trained, config.ema_decay)
     averaged = ema.module
     try:
@@ -72,8 +74,9 @@ def _find(place: Path) -> tuple[RunFolder, Path]:
 
 def _read_config(run: RunFolder, init_from: Path | None) -> RunConfig:
     settings = run.read_config()
-    kind = settings.get("kind")
     classes = {cls.kind: cls for cls in config_classes()}
+    # runs from before their kind was saved: the class with the most settings in common
+    kind = settings.get("kind") or min(classes, key=lambda name: len(_names(classes[name]) ^ settings.keys()))
     if kind not in classes:
         raise ValueError(
             f"{run.config} has kind {kind!r}, expected {', '.join(classes)}: was it written by this version?"
@@ -89,6 +92,24 @@ def _read_config(run: RunFolder, init_from: Path | None) -> RunConfig:
             "started, or say where it is now with `init_from`."
         )
     return cls(**known)
+
+
+def _names(cls: type[RunConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def _check_all_trained(checkpoint: Path, objective: Objective) -> None:
+    """
+    Raises:
+        ValueError: a part has none of the optimiser's moments: no gradient has ever reached it.
+    """
+    with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
+        stepped = {int(key.split(".", 1)[0]) for key in file.keys()}  # noqa: SIM118
+    numbers = {id(p): number for number, p in enumerate(p for p in objective.parameters() if p.requires_grad)}
+    for name, part in objective.trained_part().named_children():
+        own = {numbers[id(p)] for p in part.parameters() if id(p) in numbers}
+        if name in objective.saved and own and not own & stepped:
+            raise ValueError(f"{checkpoint} is from before the {name} had been trained at all. Take a later one.")
 
 
 def _count_classes(tensors: dict[str, Any]) -> int:

@@ -70,7 +70,7 @@ class RunConfig:
     max_train_steps: int = option(10_000, "optimiser steps", at_least(1))
     max_train_time: float | None = option(
         None,
-        "seconds of training after which the run ends, as after its last step; the schedule stays that of all steps",
+        "seconds of training, over all starts, after which the run ends as after its last step; the schedule follows",
         POSITIVE,
     )
     learning_rate: float = option(1e-3, "peak learning rate of AdamW", POSITIVE)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import DataLoaderDispatcher
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
@@ -159,6 +160,7 @@ class TrainingBatches:
     def __init__(self, loader: Any, accelerator: Accelerator, config: RunConfig, name: str):
         self.loader, self.accelerator, self.config, self.name = loader, accelerator, config, name
         self.epoch = self.batches_done = 0
+        self.main_process_reads = isinstance(loader, DataLoaderDispatcher)  # and sends the others their share
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of this epoch from the position on; then the position is the start of the next."""

@@ -26,13 +26,14 @@ class AveragedWeights(nn.Module):
         self.started = False
 
     @torch.no_grad()
-    def update_parameters(self, module: nn.Module) -> None:
-        """Take in the weights of `module` after an optimiser step."""
+    def update_parameters(self, module: nn.Module, decay: float | None = None) -> None:
+        """Take in the weights of `module` after an optimiser step, by another `decay` than its own if given."""
+        decay = self.decay if decay is None else decay
         averaged = [*self.module.parameters(), *self.module.buffers()]
         newest = [*module.parameters(), *module.buffers()]
         lerped = [(a, b) for a, b in zip(averaged, newest, strict=True) if a.is_floating_point() and self.started]
         if lerped:
-            torch._foreach_lerp_([a for a, _ in lerped], [b for _, b in lerped], 1 - self.decay)
+            torch._foreach_lerp_([a for a, _ in lerped], [b for _, b in lerped], 1 - decay)
         for a, b in zip(averaged, newest, strict=True):
             if not (a.is_floating_point() and self.started):
                 a.copy_(b)

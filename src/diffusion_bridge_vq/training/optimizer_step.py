@@ -1,4 +1,4 @@
-"""What follows a forward pass: gradients and, when enough batches are gathered, a guarded step of the optimiser."""
+"""What follows a forward pass: gradients and, when enough batches are gathered, a step of the optimiser."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .fault_tolerance.non_finite import LATENT_RMS, LossGuard
+from .fault_tolerance.non_finite import LATENT_RMS, NonFiniteDetector
 from .objectives import ObjectiveOutput
 from .sharding import whole
 
@@ -19,7 +19,7 @@ class Update:
         accelerator (`Accelerator`): has prepared the rest.
         optimizer (`AcceleratedOptimizer`): steps when gradients are complete.
         parameters (`list[nn.Parameter]`): all that it trains, in its order.
-        guard ([`LossGuard`]): decides whether a step changes anything.
+        detector ([`NonFiniteDetector`]): decides whether a step changes anything.
         max_grad_norm (`float`): gradients are clipped to it.
     """
 
@@ -28,11 +28,11 @@ class Update:
         accelerator: Accelerator,
         optimizer: Any,
         parameters: list[nn.Parameter],
-        guard: LossGuard,
+        detector: NonFiniteDetector,
         max_grad_norm: float,
     ):
         self.accelerator, self.optimizer, self.parameters = accelerator, optimizer, parameters
-        self.guard, self.max_grad_norm = guard, max_grad_norm
+        self.detector, self.max_grad_norm = detector, max_grad_norm
 
     def __call__(self, output: ObjectiveOutput, step: int) -> None:
         """`step`: of the optimiser, from 0."""
@@ -42,13 +42,13 @@ class Update:
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
             if self.accelerator.scaler is None:  # else the scaler answers for gradients that overflow
                 watched["gradient norm"] = whole(norm)
-        self.guard.watch(watched, step)
+        self.detector.watch(watched, step)
         if updating:
-            self.guard.agree()
+            self.detector.agree()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if updating:
-            self.guard.hold()
+            self.detector.hold()
 
     def watched(self, output: ObjectiveOutput) -> dict[str, torch.Tensor]:
         """What has to be a finite number, as known before the backward pass."""
@@ -56,11 +56,15 @@ class Update:
         if "latent_rms" in output.metrics:
             watched[LATENT_RMS] = output.metrics["latent_rms"]
         if self.accelerator.sync_gradients:
-            watched["codebook statistics"] = self.guard.state_sum()
+            watched["codebook statistics"] = self.detector.state_sum()
         return watched
 
     def backward(self, output: ObjectiveOutput) -> None:
         self.accelerator.backward(torch.stack([v.float() for v in output.losses.values()]).sum())
+
+    def has_trained(self, part: nn.Module) -> bool:
+        """Whether any parameter of a part of what is trained has got a gradient so far."""
+        return any(parameter in self.optimizer.optimizer.state for parameter in part.parameters())
 
     @property
     def moments(self) -> Any:

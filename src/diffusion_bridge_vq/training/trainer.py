@@ -1,74 +1,35 @@
 """The trainer of all runs, on Accelerate."""
 
-import json
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
-from torch.distributed.elastic.multiprocessing.errors import record
 from tqdm.auto import tqdm
 
 from ..data import ImageDataset, StreamedImages
 from ..run_folder import RunFolder
 from .config import RunConfig
-from .data import Batch, TrainingBatches, make_loader, model_inputs, open_images
-from .distributed.accelerate import make_accelerator, prepare, update_class
+from .data import Batch, TrainingBatches, make_loader, model_inputs
+from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
-from .fault_tolerance.non_finite import LossGuard
-from .fault_tolerance.preflight import check_disk, check_output_dir, describe_memory
+from .fault_tolerance.non_finite import NonFiniteDetector
+from .fault_tolerance.preflight import describe_memory
 from .fault_tolerance.run_state import RunState
 from .fault_tolerance.signals import StopRequest
 from .monitoring.codebook_usage import CodebookUsage
 from .monitoring.monitor import Evaluate, Monitor
 from .monitoring.profiling import profile_steps
 from .monitoring.run_log import RunLog
-from .objectives import Objective, build_objective
+from .objectives import Objective
+from .schedule import Schedule
 from .sharding import split_module_like
 
 # Batches whose latents place the codebook before the first step.
 _CODEBOOK_BATCHES = 8
-
-
-@record  # a process that fails leaves its message to the launcher
-def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any] | None:
-    """
-    Train what `config` says, writing grids, metrics.jsonl, tracker files and checkpoints into `config.output_dir`.
-
-    Args:
-        config (`RunConfig`): of its kind.
-        evaluate (`Callable`, *optional*): called on the main process at the configuration's `evaluation_interval` with
-            the components of that step, on the run's device, and the step; what it returns is logged.
-
-    Returns:
-        `dict[str, Any]`: the trained components with averaged weights, by the names that pipelines give them ("vqvae";
-        also "unet" and "scheduler", or "prior"), on the CPU of the main process, in eval mode. None on the other
-        processes and after a dry run.
-
-    Raises:
-        ValueError: bad settings or data; an output folder that holds another run; a disk too small.
-        FloatingPointError: a loss became NaN or infinite, or latents exploded; names the step and the terms. The
-            state from before that step is saved first.
-        SystemExit: after SIGTERM or SIGINT, with the code shells give (128 + signal); the state is saved first.
-    """
-    accelerator = make_accelerator(config)
-    set_seed(config.seed, device_specific=True)
-    accelerator.print(json.dumps(config.to_json(), indent=1))
-    check_output_dir(config)
-    images = open_images(config)
-    objective = build_objective(config, images.num_classes)
-    accelerator.print(_count_parameters(objective))
-    trainer = Trainer(config, accelerator, objective, images, evaluate)
-    accelerator.print(check_disk(config, trainer.state.modules))
-    if config.dry_run:
-        trainer.try_phases()
-        return None
-    components = trainer.fit()
-    return components if accelerator.is_main_process else None
 
 
 class Trainer:
@@ -106,7 +67,7 @@ class Trainer:
             parameters,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
-            fused=True,  # takes `found_inf`, see LossGuard
+            fused=True,  # takes `found_inf`, see NonFiniteDetector
         )
         self.lr_scheduler = get_scheduler(
             config.lr_schedule,
@@ -114,6 +75,7 @@ class Trainer:
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
         )
+        self.schedule = Schedule(config)
         self.ema = AveragedWeights(self.trained, config.ema_decay)
         loader, held_out = make_loader(config, accelerator, objective, images)
         # scheduler not prepared: Accelerate would step it once per process
@@ -126,20 +88,22 @@ class Trainer:
         self.monitor = Monitor(config, accelerator, objective, self.ema, images, held_out, evaluate)
         changed_by_forward = [t for t in self.trained.state_dict(keep_vars=True).values() if not t.requires_grad]
         floating = [t for t in changed_by_forward if t.is_floating_point()]
-        self.guard = LossGuard(optimizer, floating, accelerator.device)
+        self.detector = NonFiniteDetector(optimizer, floating, accelerator.device)
         # after FSDP has split them
         parameters = [p for p in objective.parameters() if p.requires_grad]
-        self.update = update_class(accelerator)(accelerator, prepared, parameters, self.guard, config.max_grad_norm)
+        self.update = update_class(accelerator)(accelerator, prepared, parameters, self.detector, config.max_grad_norm)
         modules = {"model": self.trained, "ema": self.ema}
         if self.monitor.stopping is not None:
             modules["best"] = self.monitor.stopping
         data: dict[str, Any] = {"name": images.name, "fingerprint": images.fingerprint}
         if isinstance(images, StreamedImages):
             data["num_workers"] = config.num_workers  # the order of a stream depends on it
+        moments, classes = self.update.moments, images.class_names if config.uses_classes else None
         self.state = RunState(
-            config, accelerator, data, modules, self.update.moments, self.lr_scheduler, self.data, self.usage
+            config, accelerator, data, modules, moments, self.lr_scheduler, self.data, self.usage, self.schedule
         )
-        self.first_step = 0
+        self.id2label = None if classes is None else dict(enumerate(classes))
+        self.steps_done = 0
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -152,42 +116,84 @@ class Trainer:
         """
         config, accelerator = self.config, self.accelerator
         self.model.train()
-        self.start()
+        ended = self.start()
         batches = self.batches()
-        steps = range(self.first_step, 0 if self.monitor.exhausted else config.max_train_steps)
-        main = accelerator.is_main_process
-        self.bar = tqdm(total=config.max_train_steps, initial=self.first_step, disable=not main, unit="step")
+        main, initial = accelerator.is_main_process, self.steps_done
+        self.bar = tqdm(total=config.max_train_steps, initial=initial, disable=not main or ended, unit="step")
         traces = RunFolder(config.output_dir).profile if config.profile and main else None
         profiling = profile_steps(traces, accelerator.device)
-        with StopRequest(config.max_train_time) as request, profiling as profiler, self.bar:
-            for step in steps:
-                for _ in range(config.gradient_accumulation_steps):
-                    self.step(next(batches), step)
-                self.lr_scheduler.step()
-                self.ema.update_parameters(self.trained)
+        with (
+            StopRequest(config.max_train_time, self.schedule.seconds) as self.request,
+            profiling as profiler,
+            self.bar,
+        ):
+            while not ended:
+                for part in range(config.gradient_accumulation_steps):
+                    self.step(self.next_batch(batches, part), self.steps_done)
+                reason = self.request.reason()
+                self.advance(self.request.seconds)
                 if profiler is not None:
                     profiler.step()
                 self.bar.update()
-                if self.finish_step(step + 1, request.reason()):
-                    break
+                ended = self.finish_step(self.steps_done, reason)
+        self.check_all_trained()
         components = self.monitor.components("cpu")
         accelerator.end_training()  # of the process group, too
         return components
 
-    def start(self) -> None:
-        """Continue from the newest checkpoint, or begin."""
+    def start(self) -> bool:
+        """Continue from the newest checkpoint, or begin. Returns whether the run has ended already."""
         if self.config.resume:
-            self.first_step = self.state.load()
-        self.log = RunLog(self.config, self.accelerator, self.first_step)
+            self.steps_done = self.state.load()
+            if self.monitor.exhausted or self.schedule.ended(self.steps_done):
+                self.accelerator.print(
+                    f"Nothing is left to train: the run ended after step {self.steps_done}. To train on, raise the "
+                    "limit that ended it: `max_train_steps`, `max_train_time` or `patience`."
+                )
+                return True
+        self.log = RunLog(self.config, self.accelerator, self.steps_done, self.id2label)
         if not self.config.resume and self.config.init_from is None:
             self._place_codebook()
-        self.guard.refresh()
+        self.detector.refresh()
+        return False
 
     def batches(self) -> Iterator[Batch]:
         """Batches for ever, from the position of the run on, in an order that `seed` fixes."""
         while True:
             yield from self.data.rest_of_epoch()
             self.usage.end_epoch()
+
+    def next_batch(self, batches: Iterator[Batch], part: int) -> Batch:
+        """
+        The next batch, number `part` of an optimiser step.
+
+        Raises:
+            ValueError, OSError: it can't be read on some process; the state before this step is saved first.
+        """
+        if part == 0 and self.config.gradient_accumulation_steps > 1:
+            self.state.mark()
+        error: Exception | None = None
+        try:
+            batch = next(batches)
+        except Exception as caught:
+            error = caught
+            if self.data.main_process_reads:
+                raise  # the others wait for its batch, and can't save with it
+        if self.request.anywhere(error is not None):
+            if part > 0:
+                self.state.rewind()
+                self.detector.restore()
+            saved = self.state.save(self.steps_done)
+            self.accelerator.end_training()
+            text = f"The state after step {self.steps_done} is saved in {saved}."
+            if error is None:
+                raise ValueError(f"Another process can't read its data. {text}")
+            if isinstance(error, (ValueError, OSError)):
+                kind = OSError if isinstance(error, OSError) else ValueError
+                raise kind(f"{str(error).rstrip('.')}. {text}") from error
+            error.add_note(text)
+            raise error
+        return batch
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Arguments of the objective, with images mirrored at random."""
@@ -200,12 +206,44 @@ class Trainer:
 
     def step(self, batch: Batch, step: int) -> None:
         """One batch; an optimiser step when enough of them are gathered."""
-        self.objective.set_step(step)
+        self.objective.set_step(self.schedule.place(step))
         with self.accelerator.accumulate(self.synchronized):
             with self.accelerator.autocast():
                 output = self.model(**self.inputs(batch))
             self.update(output, step)
         self.last_output = output
+
+    def advance(self, seconds: float) -> None:
+        """After an optimiser step, at `seconds` of training: learning rate and averaged weights."""
+        before = self.schedule.place(self.steps_done)
+        self.steps_done, self.schedule.seconds = self.steps_done + 1, seconds
+        after = self.schedule.place(self.steps_done)
+        self.lr_scheduler.last_epoch = after - 1  # which the next line adds
+        self.lr_scheduler.step()
+        self.ema.update_parameters(self.trained, self.schedule.ema_decay(before, after))
+
+    def check_all_trained(self) -> None:
+        """
+        Raises:
+            ValueError: the run ended before something that it saves was trained; the state is saved first.
+        """
+        start = RunFolder(self.config.init_from) if self.config.init_from is not None else None
+        untrained = [
+            name
+            for name, part in self.trained.named_children()
+            if name in self.objective.saved
+            and not self.update.has_trained(part)
+            and (start is None or start.find_component(name) is None)
+        ]
+        if not untrained:
+            return
+        saved = self.state.save(self.steps_done)
+        self.accelerator.end_training()
+        raise ValueError(
+            f"The run ended after step {self.steps_done}, before {' and '.join(untrained)} had been trained at all: "
+            f"it has no result. The state is saved in {saved}. Take more `max_train_time` or `max_train_steps` (or "
+            "other fractions of the phases), and go on with `resume`."
+        )
 
     # ---------------------------------------------------------------------------------------- what a step may write
 
@@ -265,7 +303,7 @@ class Trainer:
         Raises:
             FloatingPointError: naming the step and the values.
         """
-        failure = self.guard.failure()
+        failure = self.detector.failure()
         found = torch.tensor(0 if failure is None else 1, device=self.accelerator.device)
         if not int(self.accelerator.reduce(found, reduction="sum")):
             return
@@ -317,8 +355,3 @@ class Trainer:
         vqvae = self.objective.vqvae
         latents = [vqvae.encode(self.inputs(b)["images"]).latents for b in self.data.first(_CODEBOOK_BATCHES)]
         vqvae.quantize.initialize_codebook(torch.cat(latents))
-
-
-def _count_parameters(objective: Objective) -> str:
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in objective.named_children()}
-    return ", ".join(f"{name} {count / 1e6:.1f}M weights" for name, count in counts.items())

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -24,6 +25,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     Raises:
         ValueError: launched with an engine that can't train this run; a tracker that isn't installed.
     """
+    if AcceleratorState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state()  # of an earlier run in this process, which may have another precision
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
         mixed_precision=config.mixed_precision,

@@ -3,7 +3,7 @@ DeepSpeed's ZeRO, stages 1 and 2, as Accelerate drives it: AdamW's moments, from
 over processes, and so is a second float32 copy of the weights, which AdamW steps. The module's own stay whole.
 
 Its engine clips and steps inside `accelerator.backward`. The optimiser in there is still torch's fused AdamW, which
-takes `found_inf`: see `LossGuard`. Nothing here imports deepspeed before a run was launched with it.
+takes `found_inf`: see `NonFiniteDetector`. Nothing here imports deepspeed before a run was launched with it.
 """
 
 from typing import Any
@@ -70,20 +70,23 @@ class DeepSpeedUpdate(Update):
     """
     An update whose step the engine takes inside `backward`.
 
-    Losses and latents are judged before it, and bad ones make AdamW skip, as elsewhere. The gradients' norm is known
-    only to the engine, which skips the step itself if it isn't finite; the guard hears of it then, and skips the rest.
+    Losses and latents are checked before it, and bad ones make AdamW skip, as elsewhere. The gradients' norm is known
+    only to the engine, which skips the step itself if it isn't finite; the detector then skips the rest.
     """
 
     def __call__(self, output: ObjectiveOutput, step: int) -> None:
         updating = self.accelerator.sync_gradients
-        self.guard.watch(self.watched(output), step)
+        self.detector.watch(self.watched(output), step)
         if updating:
-            self.guard.agree()
+            self.detector.agree()
         self.backward(output)
         if updating:
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)  # only reads it
-            self.guard.watch({"gradient norm": torch.tensor(norm, device=self.accelerator.device)}, step)
-            self.guard.hold()
+            self.detector.watch({"gradient norm": torch.tensor(norm, device=self.accelerator.device)}, step)
+            self.detector.hold()
+
+    def has_trained(self, part: torch.nn.Module) -> bool:
+        return bool(self.optimizer.optimizer.optimizer.state)  # one flat parameter for all
 
     @property
     def moments(self) -> Any:

@@ -28,6 +28,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..sharding import gather, split_like
+from .disk import existing_place, free_inodes
 
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
@@ -65,11 +66,11 @@ def save_checkpoint(
         f"{index}.{key}": value for index, values in packed["state"].items() for key, value in values.items()
     }
     tensors = {name: gather(values, accelerator.is_main_process) for name, values in tensors.items()}
-    random_states = gather_object([_random_state()])
+    random_states = gather_object([random_state()])
     failure: list[tuple[int | None, str] | None] = [None]
     cause: OSError | None = None
     if accelerator.is_main_process:
-        tensors |= {_random_file(process): random_state for process, random_state in enumerate(random_states)}
+        tensors |= {_random_file(process): values for process, values in enumerate(random_states)}
         text = json.dumps(state | {"param_groups": packed["param_groups"]}, indent=1)
         try:
             _write(final, tensors, text)
@@ -150,18 +151,23 @@ def _load(
             f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into a new "
             f"`output_dir`. {error}"
         ) from error
-    random_state = load_file(checkpoint / _random_file(accelerator.process_index))
-    torch.set_rng_state(random_state["cpu"])
-    if torch.cuda.is_available() and "cuda" in random_state:
-        torch.cuda.set_rng_state(random_state["cuda"])
+    restore_random_state(load_file(checkpoint / _random_file(accelerator.process_index)))
     return state
 
 
-def _random_state() -> dict[str, torch.Tensor]:
+def random_state() -> dict[str, torch.Tensor]:
+    """Of this process."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
+
+
+def restore_random_state(state: dict[str, torch.Tensor]) -> None:
+    """From [`random_state`]."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _random_file(process: int | str) -> str:
@@ -242,10 +248,14 @@ def _explain(error: OSError, final: Path, needed: int) -> str:
     """What couldn't be written, what is left, and what to do."""
     directory = final.parent
     text = f"{final.name} couldn't be written: {error.strerror} ({error.filename})."
-    remedy = "Mend that"
-    if error.errno in _DISK_FULL:
+    remedy = "Remove the cause"
+    place = existing_place(directory)
+    if error.errno in _DISK_FULL and free_inodes(place) == 0:
+        remedy = "Remove files there, or keep fewer checkpoints with `keep_checkpoints`"
+        text += " The disk has no room for more files (inodes), however much space is free."
+    elif error.errno in _DISK_FULL:
         remedy = "Free some space there, or keep fewer with `keep_checkpoints`"
-        free = shutil.disk_usage(next(p for p in (directory, *directory.parents) if p.exists())).free
+        free = shutil.disk_usage(place).free
         text += (
             f" A checkpoint takes {needed / 1e6:.1f} MB, and without what there was of it {free / 1e6:.1f} MB are free"
         )

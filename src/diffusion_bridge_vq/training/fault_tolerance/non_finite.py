@@ -22,7 +22,7 @@ class Failure(NamedTuple):
     culprits: list[str]
 
 
-class LossGuard:
+class NonFiniteDetector:
     """
     Looks at losses, latents and gradient norm of every step without waiting for the device.
 
@@ -81,6 +81,12 @@ class LossGuard:
         for tensor, kept in zip(self._state, self._kept, strict=True):
             tensor.copy_(torch.where(self._bad > 0, kept, tensor))
             kept.copy_(tensor)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put back the forward state after the last update: no batch since then counts."""
+        for tensor, kept in zip(self._state, self._kept, strict=True):
+            tensor.copy_(kept)
 
     def refresh(self) -> None:
         """The forward state was changed from outside (placed, loaded): that is what to hold."""

@@ -1,5 +1,8 @@
 """What can be known before the first step: whether the folder is free, the disk large enough, the data the same."""
 
+import dataclasses
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,20 +14,31 @@ from torch import nn
 from ...run_folder import RunFolder
 from ..config import RunConfig
 from .checkpoint import list_checkpoints
+from .disk import existing_place, free_inodes
 
 _SPARE_BYTES = 64 * 1024**2  # grids, logs
+_FILES = 100
 
 
 def check_output_dir(config: RunConfig) -> None:
     """
     Raises:
-        ValueError: the folder holds another run.
+        ValueError: the folder can't be written, holds another run, or has none to resume.
     """
     run = RunFolder(config.output_dir)
+    place = existing_place(run.path)
+    if not place.is_dir():
+        raise ValueError(f"`output_dir` {run.path} can't be a folder: {place} is a file. Give another `output_dir`.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(f"`output_dir` {run.path} can't be written: no permission for {place}. Give another one.")
     held = run.finished()
     if list_checkpoints(run.checkpoints):  # none yet if the run was killed before its first
         held.insert(0, "checkpoints")
-    if held and not config.resume and not config.dry_run:
+    elif config.resume:
+        raise ValueError(
+            f"There is no checkpoint in {run.checkpoints} to resume from. Start the run without `resume`."
+        )
+    if held and not config.resume:
         raise ValueError(
             f"{config.output_dir} already holds {' and '.join(held)} of a run. Give another `output_dir`, or `resume`."
         )
@@ -50,12 +64,18 @@ def check_disk(config: RunConfig, modules: dict[str, nn.Module]) -> str:
     there = len(list_checkpoints(RunFolder(config.output_dir).checkpoints))
     kept = max(1, config.keep_checkpoints + 1 - there) if config.checkpoint_every else 0
     needed = kept * checkpoint + sizes["model"] + _SPARE_BYTES
-    place = next(folder for folder in (config.output_dir, *config.output_dir.resolve().parents) if folder.exists())
+    place = existing_place(config.output_dir)
     free = shutil.disk_usage(place).free
     line = f"disk: {_size(needed)} needed ({kept} checkpoints of {_size(checkpoint)}), {_size(free)} free"
     if free < needed:
         raise ValueError(
             f"{line}, in {config.output_dir}. Free some, give another `output_dir`, or lower `keep_checkpoints`."
+        )
+    inodes = free_inodes(place)
+    if inodes is not None and inodes < _FILES:
+        raise ValueError(
+            f"The disk of {config.output_dir} has room for {inodes} more files (inodes), the run needs {_FILES}. "
+            "Remove files there, or give another `output_dir`."
         )
     return line
 
@@ -85,6 +105,38 @@ def check_data(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) ->
             f"The data have changed since {checkpoint} was written ({'; '.join(different)}). Give back what was "
             "there, or start a new run from these weights with `init_from`."
         )
+
+
+def check_settings(checkpoint: Path, before: dict[str, Any], now: RunConfig) -> None:
+    """
+    Args:
+        checkpoint (`Path`): for the message.
+        before (`dict`): settings of the run that wrote it, by name; some may be missing.
+        now (`RunConfig`): those of this start.
+
+    Raises:
+        ValueError: the order of the data would be another one: images of the epoch would be skipped or repeated.
+    """
+    fixed = fixed_settings(now)
+    different = [f"{k}: {before[k]} then, {value} now" for k, value in fixed.items() if before.get(k, value) != value]
+    if different:
+        raise ValueError(
+            f"{checkpoint} was written with other settings ({'; '.join(different)}). With these images of the epoch "
+            "would be skipped or repeated. Resume with the settings of then, or start a new run from these weights "
+            "with `init_from`."
+        )
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share with its first start, by name."""
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata["fixed"]}
+
+
+def changed_settings(before: dict[str, Any], now: RunConfig) -> list[str]:
+    """One text for each setting that differs from that of the last start, but for `resume` itself."""
+    settings = json.loads(json.dumps(now.to_json()))
+    pairs = [(name, before[name], value) for name, value in settings.items() if name in before and name != "resume"]
+    return [f"{name} {value!r} instead of {then!r}" for name, then, value in pairs if then != value]
 
 
 def _size(count: float) -> str:

@@ -7,12 +7,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...run_folder import RunFolder
+from ..agreement import on_main_process
 from ..config import RunConfig
 from ..data import TrainingBatches
 from ..ema import AveragedWeights
 from ..monitoring.codebook_usage import CodebookUsage
-from .checkpoint import load_newest, save_checkpoint
-from .preflight import check_data
+from ..schedule import Schedule
+from .checkpoint import load_newest, random_state, restore_random_state, save_checkpoint
+from .preflight import changed_settings, check_data, check_settings, fixed_settings
 
 
 class RunState:
@@ -27,6 +29,7 @@ class RunState:
         lr_scheduler: of the optimiser.
         batches ([`TrainingBatches`]): whose position is saved.
         usage ([`CodebookUsage`]): whose counts are saved.
+        schedule ([`Schedule`]): whose seconds are saved if the run has a time limit.
     """
 
     def __init__(
@@ -39,9 +42,11 @@ class RunState:
         lr_scheduler: Any,
         batches: TrainingBatches,
         usage: CodebookUsage,
+        schedule: Schedule,
     ):
         self.config, self.accelerator, self.data, self.modules = config, accelerator, data, modules
         self.optimizer, self.lr_scheduler, self.batches, self.usage = optimizer, lr_scheduler, batches, usage
+        self.schedule = schedule
         self.folder = RunFolder(config.output_dir)
 
     def save(self, done: int) -> Path:
@@ -52,8 +57,11 @@ class RunState:
             "batches_done": self.batches.batches_done,
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "data": self.data,
+            "settings": fixed_settings(self.config),
         }
         state |= self.usage.state()
+        if self.config.max_train_time is not None:
+            state["seconds"] = self.schedule.seconds
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
         checkpoints, keep = self.folder.checkpoints, self.config.keep_checkpoints
@@ -63,11 +71,20 @@ class RunState:
         """Load the newest whole checkpoint; returns its step."""
         found, state = load_newest(self.folder.checkpoints, self.accelerator, self.modules, self.optimizer)
         check_data(found, state["data"], self.data)
+        last = on_main_process(self.accelerator, self._last_settings)
+        check_settings(found, state.get("settings", last), self.config)
         done: int = state["step"]
+        if done > self.config.max_train_steps:
+            raise ValueError(
+                f"{found} is of step {done}, `max_train_steps` is {self.config.max_train_steps}: nothing is left to "
+                f"train. Give more than {done}."
+            )
+        self.schedule.seconds = state.get("seconds", on_main_process(self.accelerator, lambda: self._logged(done)))
         self.batches.epoch, self.batches.batches_done = state["epoch"], state["batches_done"]
         config = self.config
         self.lr_scheduler.load_state_dict(state["lr_scheduler"] | {"base_lrs": [config.learning_rate]})
-        rate = config.learning_rate * self.lr_scheduler.lr_lambdas[0](done)
+        place = self.lr_scheduler.last_epoch = self.schedule.place(done)
+        rate = config.learning_rate * self.lr_scheduler.lr_lambdas[0](place)
         for group in self.lr_scheduler.optimizer.param_groups:  # the options of this start, not of the one before
             group |= {"lr": rate, "initial_lr": config.learning_rate, "weight_decay": config.weight_decay}
         ema = self.modules["ema"]
@@ -77,4 +94,30 @@ class RunState:
         if self.accelerator.scaler is not None and "scaler" in state:  # not after another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.print(f"resumed from {found}")
+        if changes := changed_settings(last, config):
+            self.accelerator.print(f"with other settings than at the last start: {'; '.join(changes)}")
         return done
+
+    def mark(self) -> None:
+        """Remember the position in the data and the random state, before the batches of an optimiser step."""
+        counts = self.usage.vqvae.quantize.code_counts.clone()
+        self._marked = (self.batches.epoch, self.batches.batches_done, self.usage.last_epoch, counts, random_state())
+
+    def rewind(self) -> None:
+        """Back to the last `mark`: no batch of the step that began there was trained on."""
+        epoch, batches_done, last_epoch, counts, random = self._marked
+        self.batches.epoch, self.batches.batches_done, self.usage.last_epoch = epoch, batches_done, last_epoch
+        self.usage.vqvae.quantize.code_counts.copy_(counts)
+        restore_random_state(random)
+
+    def _last_settings(self) -> dict[str, Any]:
+        """Of the last start, by name; none if its file is gone or damaged."""
+        try:
+            return self.folder.read_config()
+        except ValueError:
+            return {}
+
+    def _logged(self, done: int) -> float:
+        """Seconds of training up to a step, as they were logged."""
+        logged = [record for record in self.folder.read_metrics() if record["step"] <= done]
+        return next((r["train/seconds"] for r in reversed(logged) if "train/seconds" in r), 0.0)

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_TIME = 1  # above 0, no reason, and below the signals, 2 and 15
-
 
 class StopRequest:
     """
@@ -20,18 +18,22 @@ class StopRequest:
     stop after the same step.
 
     Args:
-        max_seconds (`float`, *optional*): from entering it; then `reason` says so.
+        max_seconds (`float`, *optional*): time limit; then `reason` says so.
+        seconds (`float`, *optional*, defaults to 0): used before it is entered.
+
+    Attributes:
+        seconds (`float`): used at the last call of `reason`, the same on all processes.
     """
 
-    def __init__(self, max_seconds: float | None = None):
-        self.max_seconds = max_seconds
+    def __init__(self, max_seconds: float | None = None, seconds: float = 0.0):
+        self.max_seconds, self.seconds = max_seconds, seconds
         self._signal = 0
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._started = time.monotonic()
+        self._started = time.monotonic() - self.seconds
         if threading.current_thread() is threading.main_thread():  # nobody else may set handlers
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
@@ -44,13 +46,22 @@ class StopRequest:
 
     def reason(self) -> signal.Signals | str | None:
         """The signal that any process got, "time" if it is up, or None. All processes call it, and get the same."""
-        late = self.max_seconds is not None and time.monotonic() - self._started >= self.max_seconds
-        found = self._signal or (_TIME if late else 0)
-        if self._group is not None:
-            agreed = torch.tensor(found)
-            dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
-            found = int(agreed)
-        return signal.Signals(found) if found > _TIME else "time" if found else None
+        number, self.seconds = self._largest(self._signal, time.monotonic() - self._started)
+        if number:
+            return signal.Signals(int(number))
+        return "time" if self.max_seconds is not None and self.seconds >= self.max_seconds else None
+
+    def anywhere(self, fact: bool) -> bool:
+        """Whether a `fact` holds on any process. All processes call it, and get the same."""
+        return bool(self._largest(float(fact))[0])
+
+    def _largest(self, *values: float) -> list[float]:
+        """Of each value the largest of all processes."""
+        if self._group is None:
+            return list(values)
+        agreed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
+        return agreed.tolist()
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = number

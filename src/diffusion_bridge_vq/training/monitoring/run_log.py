@@ -22,16 +22,24 @@ class RunLog:
         config (`RunConfig`): of the run.
         accelerator (`Accelerator`): writes on its main process only.
         resumed_at (`int`): lines of metrics.jsonl from later steps are dropped: the run makes them again.
+        id2label (`dict[int, str]`, *optional*): names of the classes that the run learns.
     """
 
-    def __init__(self, config: RunConfig, accelerator: Accelerator, resumed_at: int = 0):
+    def __init__(
+        self,
+        config: RunConfig,
+        accelerator: Accelerator,
+        resumed_at: int = 0,
+        id2label: dict[int, str] | None = None,
+    ):
         self.folder, self.accelerator = RunFolder(config.output_dir), accelerator
         self._images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
         self._seconds = 0.0  # of training, over all starts
         if accelerator.is_main_process:
             machine = {"device": _name(accelerator.device), "processes": accelerator.num_processes}
             machine |= {"torch": torch.__version__}
-            self.folder.write_config({"kind": config.kind} | config.to_json() | {"machine": machine})
+            classes = {} if id2label is None else {"id2label": id2label}
+            self.folder.write_config({"kind": config.kind} | config.to_json() | classes | {"machine": machine})
             self._drop_after(resumed_at)
         if config.report_to != "none":
             public = public_settings(config.to_json())

@@ -1,5 +1,7 @@
 """Stage 1: the autoencoder alone."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ...losses import ReconstructionLoss
@@ -29,7 +31,9 @@ class VQObjective(Objective):
         self.discriminator = self.reconstruction.discriminator
 
     @classmethod
-    def from_config(cls, config: VQConfig, num_classes: int | None) -> "VQObjective":
+    def from_config(
+        cls, config: VQConfig, num_classes: int | None, class_names: Sequence[str] | None = None
+    ) -> "VQObjective":
         return cls(build_autoencoder(config), build_reconstruction_loss(config))
 
     @property

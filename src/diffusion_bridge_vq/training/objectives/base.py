@@ -5,7 +5,7 @@ An objective is one module whose `forward(images)` computes every loss in one ca
 DistributedDataParallel: calling an inner model without the wrapper would skip the gradient synchronisation.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -70,13 +70,16 @@ class Objective(nn.Module):
     early_stopping: EarlyStoppingRule | None = None
 
     @classmethod
-    def from_config(cls, config: Any, num_classes: int | None) -> "Objective":
+    def from_config(
+        cls, config: Any, num_classes: int | None, class_names: Sequence[str] | None = None
+    ) -> "Objective":
         """
         Build the objective with its components.
 
         Args:
             config (`RunConfig`): of the class that the objective was registered for.
             num_classes (`int`, *optional*): classes of the data; None without labels.
+            class_names (`Sequence[str]`, *optional*): their names.
 
         Raises:
             ValueError: settings that don't fit together, or components in `init_from` that don't fit them.
@@ -168,7 +171,9 @@ def config_classes() -> list[type[RunConfig]]:
     return list(_OBJECTIVES)
 
 
-def build_objective(config: RunConfig, num_classes: int | None = None) -> Objective:
+def build_objective(
+    config: RunConfig, num_classes: int | None = None, class_names: Sequence[str] | None = None
+) -> Objective:
     """
     Components and objective of a run, with fresh weights or those of `config.init_from`.
 
@@ -178,12 +183,13 @@ def build_objective(config: RunConfig, num_classes: int | None = None) -> Object
     Args:
         config (`RunConfig`): of any kind.
         num_classes (`int`, *optional*): classes of the data; None without labels.
+        class_names (`Sequence[str]`, *optional*): their names.
 
     Raises:
         ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`, or a U-Net of other
             classes; class-conditional without labels.
     """
-    return objective_class(config).from_config(config, num_classes)
+    return objective_class(config).from_config(config, num_classes, class_names)
 
 
 def root_mean_square(latents: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Algorithm 1: autoencoder and diffusion prior at once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -91,10 +91,12 @@ class E2EObjective(BridgeObjective):
         self.set_step(0)
 
     @classmethod
-    def from_config(cls, config: E2EConfig, num_classes: int | None) -> "E2EObjective":
+    def from_config(
+        cls, config: E2EConfig, num_classes: int | None, class_names: Sequence[str] | None = None
+    ) -> "E2EObjective":
         vqvae = build_autoencoder(config)
         classes = class_arguments(config, num_classes)
-        scheduler, unet = None, load_unet(config, vqvae, classes)
+        scheduler, unet = None, load_unet(config, vqvae, classes, class_names)
         if unet is not None:
             scheduler = load_component(OUBridgeScheduler, config, "scheduler")  # the process that the U-Net knows
         if scheduler is None:
@@ -103,6 +105,11 @@ class E2EObjective(BridgeObjective):
             unet = build_unet(config, vqvae, scheduler, classes)
         check_channels(unet, vqvae)
         steps = config.max_train_steps
+        if config.mode == "stable" and round(config.joint_fraction * steps) >= steps:
+            raise ValueError(
+                f"`joint_fraction` {config.joint_fraction} of {steps} steps leaves none for the prior. Take a smaller "
+                "`joint_fraction`, or more `max_train_steps`."
+            )
         return cls(
             vqvae,
             unet,

@@ -1,7 +1,7 @@
 """Priors over an autoencoder's latents or codes. Stage 2 trains them on a frozen autoencoder."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -124,7 +124,9 @@ class PriorObjective(_FrozenAutoencoder, BridgeObjective):
         self.cached_input = "latents" if cache_latents else None
 
     @classmethod
-    def from_config(cls, config: PriorConfig, num_classes: int | None) -> "PriorObjective":
+    def from_config(
+        cls, config: PriorConfig, num_classes: int | None, class_names: Sequence[str] | None = None
+    ) -> "PriorObjective":
         vqvae = build_autoencoder(config)
         scheduler = build_component(OUBridgeScheduler, config.scheduler)
         classes = class_arguments(config, num_classes)
@@ -180,7 +182,9 @@ class PixelCNNObjective(_FrozenAutoencoder):
         self.class_dropout, self.early_stopping = class_dropout, early_stopping
 
     @classmethod
-    def from_config(cls, config: PixelCNNConfig, num_classes: int | None) -> "PixelCNNObjective":
+    def from_config(
+        cls, config: PixelCNNConfig, num_classes: int | None, class_names: Sequence[str] | None = None
+    ) -> "PixelCNNObjective":
         vqvae = build_autoencoder(config)
         sizes = {"num_codes": vqvae.config.num_vq_embeddings, "sample_size": latent_side(config, vqvae)}
         prior = build_component(PixelCNNPrior, sizes | config.prior | class_arguments(config, num_classes))

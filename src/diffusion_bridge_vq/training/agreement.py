@@ -1,0 +1,29 @@
+"""Decisions that one process makes for all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+Result = TypeVar("Result")
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """
+    Run `work` on the main process alone. All processes call this and get its result, or raise its error: nobody is
+    left waiting for a process that refused.
+
+    Raises:
+        ValueError, OSError: what `work` raises.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

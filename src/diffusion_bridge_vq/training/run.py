@@ -1,0 +1,77 @@
+"""A run, from its settings to its components."""
+
+import json
+from contextlib import ExitStack
+from typing import Any
+
+from accelerate.utils import set_seed
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from ..run_folder import RunFolder
+from .agreement import on_main_process
+from .config import RunConfig
+from .data import open_images
+from .distributed.accelerate import make_accelerator
+from .fault_tolerance.preflight import check_disk, check_output_dir
+from .fault_tolerance.run_lock import run_lock
+from .monitoring.monitor import Evaluate
+from .objectives import Objective, build_objective
+from .trainer import Trainer
+
+
+@record  # a process that fails leaves its message to the launcher
+def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any] | None:
+    """
+    Train what `config` says, writing grids, metrics.jsonl, tracker files and checkpoints into `config.output_dir`.
+
+    Args:
+        config (`RunConfig`): of its kind.
+        evaluate (`Callable`, *optional*): called on the main process at the configuration's `evaluation_interval` with
+            the components of that step, on the run's device, and the step; what it returns is logged.
+
+    Returns:
+        `dict[str, Any]`: the trained components with averaged weights, by the names that pipelines give them ("vqvae";
+        also "unet" and "scheduler", or "prior"), on the CPU of the main process, in eval mode. None on the other
+        processes and after a dry run.
+
+    Raises:
+        ValueError: bad settings or data; an output folder that another run uses or has used; a disk too small; a run
+            that ended before all that it saves was trained.
+        FloatingPointError: a loss became NaN or infinite, or latents exploded; names the step and the terms. The
+            state from before that step is saved first.
+        SystemExit: after SIGTERM or SIGINT, with the code shells give (128 + signal); the state is saved first.
+    """
+    accelerator = make_accelerator(config)
+    set_seed(config.seed, device_specific=True)
+    accelerator.print(json.dumps(config.to_json(), indent=1))
+    run, folder_is_new = RunFolder(config.output_dir), not config.output_dir.exists()
+    with ExitStack() as stack:
+
+        def hold_folder() -> None:
+            on_main_process(accelerator, lambda: stack.enter_context(run_lock(run)))
+
+        on_main_process(accelerator, lambda: check_output_dir(config))
+        if not (folder_is_new or config.dry_run):
+            hold_folder()
+        images = open_images(config)
+        objective = build_objective(config, images.num_classes, images.class_names)
+        accelerator.print(_describe(config, images.name, objective))
+        trainer = Trainer(config, accelerator, objective, images, evaluate)
+        accelerator.print(on_main_process(accelerator, lambda: check_disk(config, trainer.state.modules)))
+        if config.dry_run:
+            trainer.try_phases()
+            return None
+        if folder_is_new:  # not before, so that a run that is refused leaves no folder
+            hold_folder()
+        components = trainer.fit()
+        return components if accelerator.is_main_process else None
+
+
+def _describe(config: RunConfig, name: str, objective: Objective) -> str:
+    """What the run is about to do, in one line."""
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in objective.named_children()}
+    weights = ", ".join(f"{name} {count / 1e6:.1f}M weights" for name, count in counts.items())
+    color = "gray" if config.channels == 1 else "color"
+    size, limit = f"{config.resolution} x {config.resolution}", config.max_train_time
+    length = f"{config.max_train_steps} steps" + ("" if limit is None else f" or {limit:g} s")
+    return f"{config.kind} on {name}: {size} {color} images, {config.batch_size} a batch, {length}; {weights}"

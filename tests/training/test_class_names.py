@@ -1,0 +1,63 @@
+"""Names of classes: saved with the run and its pipeline, compared when a run goes on from another one's U-Net."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_run import config
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.pipelines import save_components
+from diffusion_bridge_vq.run_folder import RunFolder
+from diffusion_bridge_vq.training import E2EConfig, PriorConfig, build_objective, train
+
+SHORT = {"batch_size": 4, "max_train_steps": 2, "checkpoint_every": 0}
+
+
+def photos(folder: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        (folder / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 40 * number + i).save(folder / "train" / name / f"{i}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def animals(tmp_path_factory) -> Path:
+    """A run on cats and dogs, with its pipeline."""
+    folder = tmp_path_factory.mktemp("animals")
+    run = RunFolder(folder / "run")
+    dataset = photos(folder / "photos", "cat", "dog")
+    components = train(config(E2EConfig, run.path, dataset=dataset, class_conditional=True, **SHORT))
+    save_components(components, run, run.read_id2label())
+    return folder
+
+
+def test_they_are_saved_with_run_and_pipeline(animals):
+    run = RunFolder(animals / "run")
+    assert json.loads(run.config.read_text())["id2label"] == {"0": "cat", "1": "dog"}
+    assert run.read_id2label() == RunFolder(run.pipeline).read_id2label() == {0: "cat", 1: "dog"}
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(run.pipeline)
+    images = [
+        pipe(class_labels=[label], num_inference_steps=2, generator=torch.manual_seed(0), output_type="pt").images
+        for label in ("dog", 1)
+    ]
+    assert torch.equal(*images)
+
+
+def test_a_run_without_classes_names_none(animals, tmp_path):
+    train(config(E2EConfig, tmp_path, dataset=str(animals / "photos"), **SHORT))
+    assert RunFolder(tmp_path).read_id2label() is None
+
+
+@pytest.mark.parametrize("init_from", ["run", "run/pipeline"])
+def test_a_unet_that_learned_other_classes_is_refused(animals, tmp_path, init_from):
+    start = {"init_from": animals / init_from, "class_conditional": True}
+    dataset = photos(tmp_path / "photos", "cat", "horse")
+    with pytest.raises(ValueError, match=r"other classes: its class 1 is 'dog', that of the data is 'horse'"):
+        train(config(E2EConfig, tmp_path / "run", dataset=dataset, **start, **SHORT))
+    # of it a prior takes only the autoencoder
+    build_objective(config(PriorConfig, tmp_path / "prior", dataset=dataset, **start), 2, ["cat", "horse"])
+    build_objective(config(E2EConfig, tmp_path / "same", **start), 2, ["cat", "dog"])
