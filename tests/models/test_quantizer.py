@@ -268,7 +268,7 @@ def test_bad_input():
             q.decode_codes(codes)
     with pytest.raises(ValueError, match="data or kmeans"):
         q.initialize_codebook(torch.zeros(1, 3, 2), "random")
-    with pytest.raises(ValueError, match="no latents"):
+    with pytest.raises(ValueError, match=r"is empty, its shape is \(0, 3, 2\)"):
         q.initialize_codebook(torch.zeros(0, 3, 2))
 
 

@@ -1,5 +1,6 @@
 """VQ autoencoder with normalised latents: pixels in [-1, 1] -> z_e -> z_q -> pixels."""
 
+import math
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .arguments import (
     check_same_length,
 )
 from .bounded_loading import SafeLoadingMixin
+from .inputs import check_tensor, explain_dtype
 from .latent_normalizer import LatentNormalizer
 from .quantizers_trained import find_quantizer
 
@@ -137,13 +139,13 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
         """Pixels (B, C, H, W) in [-1, 1] -> `.latents`: z_e (B, d, h, w), normalised, not quantized."""
         factor, channels = self.downsampling_factor, self.config.in_channels
+        check_tensor("x", x)
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
             raise ValueError(
                 f"Images must have shape (B, {channels}, H, W) with sides divisible by {factor}, got {tuple(x.shape)}."
             )
-        if not x.is_floating_point():
-            raise ValueError(f"Images must be floating point in [-1, 1], got {x.dtype}.")
-        latents = self.normalizer(self.quant_conv(self.encoder(x)))
+        with explain_dtype("x", x, self.dtype):
+            latents = self.normalizer(self.quant_conv(self.encoder(x)))
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -159,10 +161,26 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
         if not force_not_quantize:
             z_q, commit_loss, _ = self.quantize(h)
         else:
-            z_q = h if h.is_floating_point() else self.quantize.get_codebook_entry(h, shape)
+            z_q = self._check_quantized(h, shape)
             commit_loss = torch.zeros(len(z_q), device=z_q.device, dtype=z_q.dtype)
-        sample = self.decoder(self.post_quant_conv(z_q), z_q if self.config.norm_type == "spatial" else None)
+        with explain_dtype("h", z_q, self.dtype):
+            sample = self.decoder(self.post_quant_conv(z_q), z_q if self.config.norm_type == "spatial" else None)
         return DecoderOutput(sample=sample, commit_loss=commit_loss) if return_dict else (sample, commit_loss)
+
+    def _check_quantized(self, h: torch.Tensor, shape: Any) -> torch.Tensor:
+        """z_q (B, d, h, w), or flat codes and (B, h, w, d) -> z_q."""
+        d = self.quantize.vq_embed_dim
+        is_codes = isinstance(h, torch.Tensor) and not h.is_floating_point()
+        check_tensor("h", h, integers=is_codes)
+        if not is_codes:
+            if h.ndim != 4 or h.shape[1] != d:
+                raise ValueError(f"`h` must be z_q of shape (B, {d}, h, w), got {tuple(h.shape)}.")
+            return h
+        if shape is None or len(shape) != 4 or math.prod(shape) != h.numel() * d:
+            raise ValueError(
+                f"`h` has {h.numel()} codes, so `shape` must be (B, h, w, {d}) with B h w = {h.numel()}, got {shape}."
+            )
+        return self.quantize.get_codebook_entry(h, shape)
 
     @apply_forward_hook
     def encode_codes(self, latents: torch.Tensor) -> torch.Tensor:

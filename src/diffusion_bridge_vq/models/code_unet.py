@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .arguments import Choice, Flag, Integer, ListOf, Number, OrNone, Rule, Sides, check_arguments, check_same_length
 from .bounded_loading import SafeLoadingMixin
+from .inputs import check_tensor
 from .quantizer import VectorQuantizer
 
 # What arguments of diffusers' UNet2DModel may be.
@@ -150,8 +151,17 @@ class CodeUNet2DModel(SafeLoadingMixin, UNet2DModel):
         Take over the codebook (K, d), the process's log(abar' / (1 - abar')) (T,) and z*, a number or (d,).
 
         Raises:
-            ValueError: another number of codes, channels or noise levels than the network's.
+            ValueError: another number of codes, channels or noise levels than the network's, or NaN.
         """
+        z_star = torch.as_tensor(z_star, dtype=self.z_star.dtype)
+        check_tensor("codebook", codebook)
+        check_tensor("log_snr", log_snr)
+        if bool(codebook.isnan().any()) or bool(log_snr.isnan().any()) or bool(z_star.isnan().any()):
+            raise ValueError("Codebook, log_snr and z_star must be numbers, but one of them has NaN.")
+        if z_star.numel() not in (1, len(self.z_star)) or z_star.ndim > 1:
+            raise ValueError(
+                f"`z_star` must be a number or one per channel, {len(self.z_star)}, got shape {tuple(z_star.shape)}."
+            )
         for name, given, own in (("codes", codebook, self.codebook), ("noise levels", log_snr, self.log_snr)):
             if given.shape != own.shape:
                 raise ValueError(
@@ -159,7 +169,7 @@ class CodeUNet2DModel(SafeLoadingMixin, UNet2DModel):
                 )
         self.codebook.copy_(codebook)
         self.log_snr.copy_(log_snr.clamp(min=_LEAST_LOG_SNR))
-        self.z_star.copy_(torch.as_tensor(z_star, dtype=self.z_star.dtype))
+        self.z_star.copy_(z_star)
 
     def forward(
         self,
@@ -168,7 +178,17 @@ class CodeUNet2DModel(SafeLoadingMixin, UNet2DModel):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """x_t (B, d, h, w), timestep (a number or (B,)), optional classes (B,) -> `.sample`: z_theta (B, d, h, w)."""
+        """
+        x_t (B, d, h, w), timestep (a number or (B,)), optional classes (B,) -> `.sample`: z_theta (B, d, h, w).
+
+        Raises:
+            ValueError: x_t of another shape.
+        """
+        check_tensor("sample", sample)
+        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+            raise ValueError(
+                f"`sample` must have shape (B, {self.config.in_channels}, h, w), got {tuple(sample.shape)}."
+            )
         logits = super().forward(sample, timestep, class_labels, return_dict=False)[0]
         with torch.autocast(sample.device.type, enabled=False):
             codebook = self.codebook.float()

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from .distributed import is_distributed
+from .inputs import check_tensor
 
 
 class LatentNormalizer(nn.Module):
@@ -38,7 +39,15 @@ class LatentNormalizer(nn.Module):
         self.frozen = frozen
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents (B, d, ...) -> same shape and dtype."""
+        """
+        Latents (B, d, ...) -> same shape and dtype.
+
+        Raises:
+            ValueError: an empty batch, or another number of channels.
+        """
+        check_tensor("z", z)
+        if z.ndim < 2 or z.shape[1] != len(self.running_mean):
+            raise ValueError(f"Latents must have shape (B, {len(self.running_mean)}, ...), got {tuple(z.shape)}.")
         rows = z.float()
         if self.training and not self.frozen:
             mean, var = self._batch_statistics(rows)

@@ -2,6 +2,8 @@
 
 import torch
 
+from .inputs import check_is_tensor
+
 
 def expand_mask(mask: torch.Tensor, shape: torch.Size, of: str) -> torch.Tensor:
     """
@@ -12,8 +14,10 @@ def expand_mask(mask: torch.Tensor, shape: torch.Size, of: str) -> torch.Tensor:
         of (`str`): what has that shape, for messages.
 
     Raises:
+        TypeError: not a tensor.
         ValueError: a mask that is empty, has other values than 0 and 1 or doesn't broadcast.
     """
+    check_is_tensor("mask", mask)
     if mask.numel() == 0:
         raise ValueError(f"`mask` is empty (shape {tuple(mask.shape)}).")
     try:

@@ -4,7 +4,6 @@ The baseline prior that the paper compares with: a gated PixelCNN over code maps
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -19,6 +18,7 @@ from torch import nn
 
 from .arguments import Integer, Number, OrNone, Rule, Sides, check_arguments
 from .bounded_loading import SafeLoadingMixin
+from .inputs import check_generator, check_is_tensor
 from .masks import expand_mask
 from .noise import exponential_noise
 
@@ -31,6 +31,9 @@ _PRIOR_RULES: dict[str, Rule] = {
     "num_class_embeds": OrNone(Integer()),
     "dropout": Number(0.0, 1.0, without_high=True),
 }
+
+
+_CALL_RULES: dict[str, Rule] = {"batch_size": Integer(), "temperature": Number(0.0, without_low=True)}
 
 
 @dataclass
@@ -161,10 +164,8 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
             ValueError: a number outside its range; codes without mask or the reverse, or of shapes that don't fit; a
                 mask that isn't binary; a wrong number of generators; and what `forward` raises.
         """
-        if batch_size < 1 or not 0 < temperature < math.inf:
-            raise ValueError(
-                f"`batch_size` must be at least 1 and `temperature` positive, got {batch_size} and {temperature}."
-            )
+        check_arguments("generate", {"batch_size": batch_size, "temperature": temperature}, _CALL_RULES)
+        check_generator(generator)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Got {len(generator)} generators for a batch of {batch_size}; give one per map or one.")
         codes, unknown = self._known(batch_size, codes, mask)
@@ -214,7 +215,8 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
             return [(layer, 0.0) for layer in layers]
         if class_labels is None:
             class_labels = torch.full((batch_size,), num_embeds - 1, device=device)
-        if class_labels.shape != (batch_size,) or class_labels.is_floating_point():
+        check_is_tensor("class_labels", class_labels)
+        if class_labels.shape != (batch_size,) or class_labels.dtype not in (torch.long, torch.int):
             raise ValueError(
                 f"`class_labels` must be {batch_size} integers, one per map, got shape {tuple(class_labels.shape)} of "
                 f"type {class_labels.dtype}."
@@ -224,6 +226,7 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
         return [(layer, layer.classes(class_labels)[:, :, None, None]) for layer in layers]
 
     def _check_codes(self, codes: torch.Tensor) -> None:
+        check_is_tensor("codes", codes)
         if codes.ndim != 3 or codes.numel() == 0 or codes.dtype != torch.long:
             raise ValueError(
                 f"`codes` must be maps (B, h, w) of type int64, got {tuple(codes.shape)} of type {codes.dtype}."
@@ -241,9 +244,10 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
             height, width = (size, size) if isinstance(size, int) else size
             codes = torch.zeros(batch_size, height, width, dtype=torch.long, device=self.device)
             return codes, torch.ones_like(codes, dtype=torch.bool)
+        check_is_tensor("codes", codes)
         if len(codes) != batch_size:
             raise ValueError(f"`codes` has {len(codes)} maps, but `batch_size` is {batch_size}; they must be equal.")
-        unknown = expand_mask(mask.to(self.device), codes.shape, "codes")
+        unknown = expand_mask(mask, codes.shape, "codes").to(self.device)
         codes = codes.to(self.device).masked_fill(unknown, 0)
         self._check_codes(codes)
         return codes, unknown

@@ -9,6 +9,7 @@ from torch import nn
 from .arguments import Integer, Number, Rule, check_arguments
 from .blockwise import choose_codes, negative_squared_distances
 from .distributed import all_reduce_sum, broadcast_from_first
+from .inputs import check_tensor
 from .noise import exponential_noise
 
 _QUANTIZER_RULES: dict[str, Rule] = {
@@ -116,7 +117,13 @@ class VectorQuantizer(nn.Module):
     def sample_codes(
         self, z: torch.Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        """Codes drawn from softmax_k(-||z - e_k||^2 / temperature): z (B, d, ...) -> (B, ...), int64."""
+        """
+        Codes drawn from softmax_k(-||z - e_k||^2 / temperature): z (B, d, ...) -> (B, ...), int64.
+
+        Raises:
+            ValueError: a temperature that isn't a positive number, or latents of another shape.
+        """
+        check_arguments("sample_codes", {"temperature": temperature}, _QUANTIZER_RULES)
 
         def add_gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
             return logits / temperature - exponential_noise(logits.shape, generator, logits.device).log_()
@@ -132,9 +139,8 @@ class VectorQuantizer(nn.Module):
             ValueError: codes aren't integers, or lie outside 0..K-1. The range is checked on the CPU only: elsewhere
                 the check would wait for the device.
         """
-        if codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"`codes` must be integers in 0..{self.n_e - 1}, got dtype {codes.dtype}.")
-        if codes.device.type == "cpu" and codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.n_e:
+        check_tensor("codes", codes, integers=True)
+        if codes.device.type == "cpu" and not 0 <= int(codes.min()) <= int(codes.max()) < self.n_e:
             raise ValueError(
                 f"`codes` must lie in 0..{self.n_e - 1}, got values {int(codes.min())}..{int(codes.max())}."
             )
@@ -173,13 +179,13 @@ class VectorQuantizer(nn.Module):
         With several processes each gives its own latents and rank 0's codebook is used everywhere.
 
         Raises:
-            ValueError: an unknown method, or no latents.
+            ValueError: an unknown method, no latents, or latents that aren't finite.
         """
         if method not in ("data", "kmeans"):
             raise ValueError(f"`method` must be data or kmeans, got {method!r}.")
         rows = self._rows(z)
-        if len(rows) == 0:
-            raise ValueError(f"`z` has no latents to put the codebook on: its shape is {tuple(z.shape)}.")
+        if not bool(rows.isfinite().all()):
+            raise ValueError("`z` has values that aren't finite, on which no code can be put.")
         self.embedding.weight.copy_(self.draw_rows(rows))
         for _ in range(10 if method == "kmeans" else 0):
             counts, sums = self.sum_by_code(rows, choose_codes(rows, self.float_codebook()))
@@ -209,6 +215,7 @@ class VectorQuantizer(nn.Module):
 
     def _rows(self, z: torch.Tensor) -> torch.Tensor:
         """(B, d, ...) -> (n, d) float32."""
+        check_tensor("z", z)
         if z.ndim < 3 or z.shape[1] != self.vq_embed_dim:
             raise ValueError(
                 f"Latents must have shape (B, {self.vq_embed_dim}, h, w) or (B, {self.vq_embed_dim}, N), "

@@ -36,7 +36,7 @@ def find_pipeline_folder(place: str | os.PathLike[str]) -> Path | None:
     checkpoints = sorted(run.checkpoints.glob("step-*")) if run.checkpoints.is_dir() else []
     if checkpoints and not run.finished():
         raise ValueError(f"The run in {folder} isn't over: {export.format(folder)}, and give that folder.")
-    if run.autoencoder.is_dir():
+    if run.autoencoder.is_dir() and not any((folder / prior).is_dir() for prior in ("unet", "prior")):
         raise ValueError(
             f"The run in {folder} trained an autoencoder alone, which draws nothing: train a prior on it."
         )
