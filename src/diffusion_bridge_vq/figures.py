@@ -148,6 +148,27 @@ def sample_sheets(samples: Mapping[str, torch.Tensor], folder: Path) -> list[Pat
     return paths
 
 
+def nearest_sheets(nearest: Mapping[str, torch.Tensor], folder: Path) -> list[Path]:
+    """
+    Samples next to training images, as nearest-MODEL.png in `folder`: three times, from left to right, a sample, its
+    nearest training image in features, and that in pixels.
+
+    Args:
+        nearest (`Mapping[str, torch.Tensor]`): {model: uint8 (n, 3, C, H, W)}.
+        folder (`Path`): exists.
+
+    Raises:
+        ValueError: no image, or images of another shape.
+    """
+    paths = []
+    for model, images in nearest.items():
+        if images.ndim != 5 or images.shape[1] != 3 or images.dtype != torch.uint8 or not images.numel():
+            raise ValueError(f"Images of {model} must be uint8 (n, 3, C, H, W), got {_describe(images)}.")
+        paths.append(folder / f"nearest-{model}.png")
+        image_grid(_images(images.flatten(0, 1).float() / 255), columns=9).save(paths[-1])
+    return paths
+
+
 def plot_kl_maps(maps: Mapping[str, torch.Tensor], floors: Mapping[str, torch.Tensor], folder: Path) -> list[Path]:
     """
     Figure 4 as kl_maps.png in `folder`, on one scale.

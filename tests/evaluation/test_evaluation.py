@@ -76,7 +76,9 @@ def test_bridge(real, tmp_path, monkeypatch):
     outputs = outputs_of("bridge", pipe, real, tmp_path, settings)
     run_metrics(METRICS, outputs, tmp_path, preset="tiny")
     found = results(tmp_path)
-    drawn = {"fid": ("ddim", 3), "kl": ("ddim", 3), "timing": ("ddim", 3), "nll": ("ancestral", 3)}
+    drawn = dict.fromkeys(("fid", "kl", "timing", "class_accuracy", "novelty"), ("ddim", 3)) | {
+        "nll": ("ancestral", 3)
+    }
     for result in found.values():
         assert (result["model"], result["dataset"], result["preset"]) == ("bridge", "digits", "tiny")
         assert result["seed"] == 5 and result["n"] > 0 and "torch" in result["versions"]
@@ -100,7 +102,9 @@ def test_bridge(real, tmp_path, monkeypatch):
     assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
     assert found["kl"]["value"] == pytest.approx(code_kl(outputs.sampled_codes(N), codes, 16).mean().item())
     kept = load_file(tmp_path / "figures.safetensors")
-    assert {name for name in kept if name.endswith("/bridge")} == {"samples/bridge", "kl/bridge", "kl_floor/bridge"}
+    assert {name for name in kept if name.endswith("/bridge")} == {
+        f"{kind}/bridge" for kind in ("samples", "nearest", "kl", "kl_floor")
+    }
     assert torch.equal(kept["samples/bridge"], outputs.samples)
     assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
     assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0

@@ -17,6 +17,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--test-split", default="test", help="images that models are compared with")
     parser.add_argument("--image-column", help="column with the images, if there are several")
+    parser.add_argument("--label-column", help="column with the classes, if there are several")
     from ..evaluation import EvaluationConfig
 
     for option in dataclasses.fields(EvaluationConfig):
@@ -31,5 +32,5 @@ def evaluation_settings(args: argparse.Namespace) -> dict[str, Any]:
 
     names = [option.name for option in dataclasses.fields(EvaluationConfig)]
     config = EvaluationConfig(**{name: getattr(args, name) for name in names})
-    shared = ("dataset_name", "train_split", "test_split", "image_column")
+    shared = ("dataset_name", "train_split", "test_split", "image_column", "label_column")
     return {name: getattr(args, name) for name in shared} | {"config": config}

@@ -1,5 +1,6 @@
 """Measuring what models make: `METRICS` are run by `evaluate_pipelines` and from the command line."""
 
+from .class_accuracy import LinearClassifier, train_classifier
 from .code_bits import bridge_code_bits
 from .code_histograms import code_kl, code_perplexity, code_usage
 from .config import EvaluationConfig
@@ -11,6 +12,7 @@ from .frechet import frechet_distance
 from .image_quality import psnr, ssim
 from .improved_precision_recall import PrecisionRecall, precision_recall
 from .intervals import wilson_interval
+from .memorisation import Novelty, novelty
 from .metrics import METRICS, Measurement, Metric
 from .model_outputs import ModelOutputs
 from .nll import BridgeNLL, bridge_nll, pixelcnn_nll
@@ -28,9 +30,11 @@ __all__ = [
     "BridgeNLL",
     "EvaluationConfig",
     "FeatureExtractor",
+    "LinearClassifier",
     "Measurement",
     "Metric",
     "ModelOutputs",
+    "Novelty",
     "PrecisionRecall",
     "RealImages",
     "SampleStore",
@@ -49,6 +53,7 @@ __all__ = [
     "fingerprint",
     "frechet_distance",
     "load_extractor",
+    "novelty",
     "paper_tables",
     "pixelcnn_nll",
     "precision_recall",
@@ -57,6 +62,7 @@ __all__ = [
     "run_metrics",
     "seconds_per_sample",
     "ssim",
+    "train_classifier",
     "wilson_interval",
     "write_report",
 ]

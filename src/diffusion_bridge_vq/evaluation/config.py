@@ -26,6 +26,7 @@ class EvaluationConfig:
 
     num_images: int = _option(5000, "samples, and real images of each split")
     num_nll_images: int = _option(256, "images whose codes are masked, and of bits per code and ELBO")
+    num_train_images: int = _option(10_000, "training images that class_accuracy and novelty use, or all of fewer")
     num_nll_samples: int = _option(4, "draws per masked image")
     num_inference_steps: int = _option(50, "reverse steps of the bridges")
     solver: Solver = _option(
@@ -40,7 +41,7 @@ class EvaluationConfig:
     seed: int = _option(0, "of every draw")
 
     def __post_init__(self) -> None:
-        for name in ("num_images", "num_nll_images", "num_nll_samples", "num_inference_steps"):
+        for name in ("num_images", "num_nll_images", "num_train_images", "num_nll_samples", "num_inference_steps"):
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
         check_number("guidance_scale", self.guidance_scale, 0)

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.pixels import to_pixels
+from .class_accuracy import train_classifier
 from .code_histograms import code_kl, code_perplexity, code_usage
 from .frechet import check_features, frechet_distance
 from .image_quality import SSIM_WINDOW, psnr, ssim
 from .improved_precision_recall import precision_recall
+from .intervals import wilson_interval
+from .memorisation import novelty
 from .model_outputs import ModelOutputs
 from .paper_masks import paper_mask
 from .real_images import evenly
@@ -21,6 +24,7 @@ _KL_IMAGES = 1000  # the paper's M
 _ELBO_TIMESTEPS = 32  # per image
 _TIMING_BATCH, _TIMING_REPEATS = 32, 10  # the paper's batch
 _SHEET_IMAGES = 64
+_SHEET_SAMPLES = 100  # next to their nearest training images
 _ROUNDING_PSNR = 10 * math.log10(12 * 255**2)  # of rounding to 8 bits, in dB
 _MASKS = {"center": "", "top-left": "_top_left"}  # and what their figures' names end with
 
@@ -135,6 +139,63 @@ def sampling_time(outputs: ModelOutputs, count: int) -> Measurement:
     return Measurement({"seconds_per_sample": {"value": found.median, "quartiles": quartiles}})
 
 
+def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
+    """
+    The accuracy of a classifier of real images ([`train_classifier`]) on test images, on their reconstructions, and
+    on samples, whose class is the one they were drawn for; and the last as a fraction of the first. Samples have a
+    class with a guidance scale (1 for class-conditional draws without guidance).
+    """
+    real = outputs.real
+    images, labels = real.training_set(outputs.config.num_train_images)
+    names, test_labels = real.class_names, real.test_labels
+    assert labels is not None and names is not None and test_labels is not None  # as the metric's needs say
+    classifier = train_classifier(real.training_features(images), labels, len(names))
+
+    def accuracy(images: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
+        right = classifier(real.features(images)) == truth
+        by_class = {name: right[truth == number] for number, name in enumerate(names)}
+        interval = wilson_interval(int(right.sum()), len(right))
+        of_each = {name: hits.double().mean().item() for name, hits in by_class.items() if len(hits)}
+        return {"value": right.double().mean().item(), "interval": interval, "by_class": of_each}
+
+    figures = {
+        "class_accuracy_test": accuracy(real.test, test_labels),
+        "class_accuracy_reconstructions": accuracy(outputs.reconstructions, test_labels),
+    }
+    if outputs.sample_labels is not None:
+        figures["class_accuracy"] = accuracy(outputs.samples, outputs.sample_labels)
+        of_test = figures["class_accuracy"]["value"] / max(figures["class_accuracy_test"]["value"], 1 / count)
+        figures["class_accuracy_ratio"] = {"value": of_test, "reference": "samples / test images"}
+    return Measurement(figures)
+
+
+def distance_to_training_images(outputs: ModelOutputs, count: int) -> Measurement:
+    """
+    Memorisation ([`novelty`]), in features and in pixels: the fraction of samples that are nearer to a training image
+    than the 5th percentile of test images, .05 without memorisation. The same for reconstructions of test images,
+    which nothing can have memorised: it shows what the blur of the decoder alone does. The first samples are kept
+    with their nearest training images, for a sheet.
+    """
+    real = outputs.real
+    train = real.training_set(outputs.config.num_train_images).images
+    spaces = {"features": real.features, "pixels": lambda images: images.flatten(1).float()}
+    train_rows = {"features": real.training_features(train), "pixels": spaces["pixels"](train)}
+    figures, nearest = {}, []
+    for space, rows in spaces.items():
+        for suffix, images in (("", outputs.samples), ("_reconstructions", outputs.reconstructions)):
+            found = novelty(rows(images), train_rows[space], rows(real.test))
+            figures[f"near_train_{space}{suffix}"] = {
+                "value": found.fraction,
+                "threshold": found.threshold,
+                "nearest_distance": found.distances.min().item(),
+                "reference": "training images, against the 5th percentile of test images",
+            }
+            if not suffix:
+                nearest.append(train[found.nearest[:_SHEET_SAMPLES]])
+    sheet = torch.stack([outputs.samples[:_SHEET_SAMPLES], *nearest], dim=1)  # (n, 3, C, H, W)
+    return Measurement(figures, {"nearest": sheet})
+
+
 def mean(values: torch.Tensor) -> dict[str, float]:
     """A figure that is the mean over images, with its standard deviation if there are several."""
     return {"value": values.mean().item()} | ({"std": values.std().item()} if len(values) > 1 else {})
@@ -167,8 +228,12 @@ def _extractor(outputs: ModelOutputs) -> dict[str, Any]:
     return {"extractor": outputs.real.extractor_name}
 
 
+def _training_images(outputs: ModelOutputs) -> dict[str, Any]:
+    return {"train_images": outputs.config.num_train_images}
+
+
 def _sampling(outputs: ModelOutputs) -> dict[str, Any]:
-    return outputs.prior.sampling_facts
+    return outputs.sampling_facts
 
 
 @dataclass(frozen=True)
@@ -179,7 +244,7 @@ class Metric:
     Args:
         measure (`Callable`): (outputs of a model, number of images, keywords of a part) -> [`Measurement`].
         needs (`frozenset[str]`): what the model must have: "samples", "masked_bits", "code_bits" or "elbo", see
-            [`EvaluatedPrior`]. A metric without needs measures the autoencoder.
+            [`EvaluatedPrior`]; or "labels" of the real images. A metric without needs measures the autoencoder.
         count (`Callable`): the number of images, n in the results.
         settings (`Callable`): what its figures depend on besides model, images, n and seed; stored with them.
         parts (`tuple[dict]`): keyword arguments of `measure`, if it is called several times. Each part is stored by
@@ -220,6 +285,14 @@ METRICS = {
         frozenset({"elbo"}),
         count=_few_images,
         settings=lambda o: {"reference": "test images", "timesteps_per_image": _ELBO_TIMESTEPS},
+    ),
+    "class_accuracy": Metric(
+        class_accuracy, frozenset({"labels"}), settings=lambda o: _extractor(o) | _training_images(o) | _sampling(o)
+    ),
+    "novelty": Metric(
+        distance_to_training_images,
+        frozenset({"samples"}),
+        settings=lambda o: _extractor(o) | _training_images(o) | _sampling(o),
     ),
     "timing": Metric(
         sampling_time,

@@ -65,9 +65,15 @@ class ModelOutputs:
         return self._prior
 
     @property
+    def sampling_facts(self) -> dict[str, Any]:
+        """The settings that samples depend on."""
+        return {} if self._prior is None else self._prior.sampling_facts
+
+    @property
     def provides(self) -> frozenset[str]:
         """What metrics may need of this model."""
-        return frozenset() if self._prior is None else self._prior.abilities
+        labels = frozenset({"labels"} if self.real.test_labels is not None else ())
+        return labels if self._prior is None else labels | self._prior.abilities
 
     @cached_property
     def weights(self) -> str:
@@ -91,6 +97,27 @@ class ModelOutputs:
     def samples(self) -> torch.Tensor:
         """As many as there are test images, uint8 (n, C, H, W)."""
         return self.decode(self.sampled_codes(len(self.real.test)))
+
+    @cached_property
+    def sample_labels(self) -> torch.Tensor | None:
+        """
+        The classes that `samples` were drawn for, as numbers in `real.class_names`; None without classes.
+
+        Raises:
+            ValueError: the classes of the model aren't those of the data set.
+        """
+        labels = None if self._prior is None else self._prior.sample_labels(0, len(self.real.test))
+        if labels is None:
+            return None
+        names, known = self.prior.class_names, self.real.class_names or []
+        if names is None and self.prior.num_classes == len(known):
+            return labels
+        if names is None or set(names) - set(known):
+            raise ValueError(
+                f"{self.model} has the classes {', '.join(names or [])[:80] or self.prior.num_classes}, and the data "
+                f"set {', '.join(known)[:80]}: give the data set that the model was trained on."
+            )
+        return torch.tensor([known.index(name) for name in names])[labels]
 
     def generator(self) -> torch.Generator:
         """A new one, with the seed of the settings."""
@@ -149,7 +176,7 @@ class ModelOutputs:
     @property
     def _draws_key(self) -> str:
         """Fingerprint of all that draws depend on."""
-        law = {"weights": self.weights, "seed": self.config.seed, **self.prior.sampling_facts}
+        law = {"weights": self.weights, "seed": self.config.seed, **self.sampling_facts}
         law |= {"batch_size": self.batch_size, "device": self.real.device.type}
         return short_hash(json.dumps(law).encode())
 

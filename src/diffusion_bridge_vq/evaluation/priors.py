@@ -56,7 +56,18 @@ class EvaluatedPrior:
         """Classes of the samples from number `start` on, in turn; None if samples have no class."""
         if self.num_class_embeds is None or not self.config.guidance_scale:
             return None
-        return torch.arange(start, start + count) % (self.num_class_embeds - 1)
+        return torch.arange(start, start + count) % self.num_classes
+
+    @property
+    def num_classes(self) -> int:
+        """Without the null class; 0 for a model without classes."""
+        return (self.num_class_embeds or 1) - 1
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """In the order of the model's classes; None if they weren't saved."""
+        names = self.pipe.id2label
+        return None if names is None else [names[number] for number in range(self.num_classes)]
 
     def draw_codes(self, count: int, generator: torch.Generator, labels: torch.Tensor | None) -> torch.Tensor:
         """Codes of `count` samples, (count, h, w)."""

@@ -1,16 +1,28 @@
 """The real images that models are compared with."""
 
+import os
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from ..data import ImageDataset
 from .arguments import as_device, check_count
 from .features import extract, load_extractor
 from .fingerprints import fingerprint_tensors
 
 _EXTRACTOR_BATCH = 32
+_STORED_PART = 1024
+
+
+class Labelled(NamedTuple):
+    """Images, uint8 (n, C, H, W), and their classes, (n,) int64; None where the data set has no classes."""
+
+    images: torch.Tensor
+    labels: torch.Tensor | None
 
 
 class RealImages:
@@ -19,21 +31,42 @@ class RealImages:
 
     Args:
         dataset (`str`): its name in the results; "cifar10" and "miniimagenet" have places in the paper's tables.
-        train, test (`Dataset`): as `load_images` returns them.
+        train, test (`ImageDataset`): as `load_images` returns them.
         num_images (`int`): of each split, at least 1.
         extractor (`str`): see [`load_extractor`].
         device (`torch.device`): of extractor and models.
+        features_dir (`Path`, *optional*): where the features of training images are kept.
+
+    Attributes:
+        class_names (`list[str]`, *optional*): of the train split; labels of both splits are numbers in this list.
 
     Raises:
-        ValueError: a split with fewer images, or an extractor that can't be loaded.
+        TypeError, ValueError: a split with fewer images, a test class that isn't in the train split, or an extractor
+            that can't be loaded.
     """
 
     def __init__(
-        self, dataset: str, train: Dataset, test: Dataset, num_images: int, extractor: str, device: torch.device | str
+        self,
+        dataset: str,
+        train: ImageDataset,
+        test: ImageDataset,
+        num_images: int,
+        extractor: str,
+        device: torch.device | str,
+        features_dir: Path | None = None,
     ):
         check_count("num_images", num_images)
         self.dataset, self.device, self.extractor_name = dataset, as_device(device), extractor
-        self.train, self.test = (_take(split, num_images) for split in (train, test))  # uint8 (n, C, H, W)
+        for split in (train, test):
+            if num_images > len(split):
+                raise ValueError(
+                    f"{split.name} has {len(split)} images, but {num_images} are asked for: lower `num_images`."
+                )
+        self._train_split, self._features_dir = train, features_dir
+        self.train = _take(train, num_images).images
+        self.test, test_labels = _take(test, num_images)
+        self.class_names = train.class_names
+        self.test_labels = _renumber(test_labels, test.class_names, train.class_names)
         self.fingerprint = fingerprint_tensors(self.train, self.test)
         self._features: dict[str, torch.Tensor] = {}
 
@@ -51,15 +84,54 @@ class RealImages:
             self._features[key] = extract(self.extractor, images, batch_size=_EXTRACTOR_BATCH)
         return self._features[key]
 
+    def training_set(self, count: int) -> Labelled:
+        """`count` images of the train split, or all if there are fewer, evenly spaced."""
+        return _take(self._train_split, count)
+
+    def training_features(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        [`features`] of many images. Parts of 1,024 images are kept in `features_dir`, so that an evaluation that was
+        stopped, or another one in the same folder, computes only what is missing.
+
+        Raises:
+            ValueError: a damaged file.
+        """
+        return torch.cat([self._stored_features(part) for part in images.split(_STORED_PART)])
+
+    def _stored_features(self, images: torch.Tensor) -> torch.Tensor:
+        if self._features_dir is None:
+            return self.features(images)
+        path = self._features_dir / f"{self.extractor_name}-{fingerprint_tensors(images)}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            save_file({"features": self.features(images).contiguous()}, temporary)
+            os.replace(temporary, path)
+        try:
+            features = load_file(path).get("features")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again.") from error
+        if features is None or features.ndim != 2 or len(features) != len(images):
+            raise ValueError(f"{path} has no features of {len(images)} images: remove it, and it is computed again.")
+        return features
+
 
 def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
     """`count` of the rows, evenly spaced (all if there are fewer): of a set sorted by class, some of each."""
     return items[torch.linspace(0, len(items) - 1, min(count, len(items))).long()]
 
 
-def _take(split: Any, count: int) -> torch.Tensor:
-    """`count` images evenly from a data set, uint8 (count, C, H, W)."""
-    if count > len(split):
-        raise ValueError(f"{split.name} has {len(split)} images, but {count} are asked for: lower `num_images`.")
-    indices = evenly(torch.arange(len(split)), count).tolist()
-    return torch.stack([item["images"] for item in split.__getitems__(indices)])
+def _take(split: ImageDataset, count: int) -> Labelled:
+    """`count` images evenly from a data set, or all if there are fewer."""
+    batch = split.__getitems__(evenly(torch.arange(len(split)), count).tolist()).tensors
+    return Labelled(batch["images"], batch.get("labels"))
+
+
+def _renumber(labels: torch.Tensor | None, names: list[str] | None, target: list[str] | None) -> torch.Tensor | None:
+    """Labels of one split by the class names of another: each split numbers the classes that it has."""
+    if labels is None or names is None or target is None:
+        return None
+    unknown = sorted(set(names) - set(target))
+    if unknown:
+        raise ValueError(f"The test split has classes that the train split lacks: {', '.join(unknown[:5])}.")
+    return torch.tensor([target.index(name) for name in names])[labels]

@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..data import load_images
-from ..figures import plot_kl_maps, sample_sheets
+from ..figures import nearest_sheets, plot_kl_maps, sample_sheets
 from ..models import GumbelVQModel
 from ..pipelines import load_pipeline
 from ..run_folder import RunFolder
@@ -33,6 +33,7 @@ def evaluate_pipelines(
     train_split: str = "train",
     test_split: str = "test",
     image_column: str | None = None,
+    label_column: str | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     **facts: Any,
@@ -44,7 +45,8 @@ def evaluate_pipelines(
     Args:
         folders (`Mapping[str, str]`): {model: folder of a saved pipeline, of an autoencoder, or of a run}. A metric
             that needs what a model doesn't have is skipped.
-        dataset (`str`), image_column (`str`, *optional*): as `load_images` takes them.
+        dataset (`str`), image_column (`str`, *optional*), label_column (`str`, *optional*): as `load_images` takes
+            them.
         output_dir (`Path`): of the results.
         config ([`EvaluationConfig`], *optional*, defaults to `EvaluationConfig()`): the settings.
         metrics (`Collection[str]`, *optional*, defaults to all): names in `METRICS`.
@@ -87,11 +89,11 @@ def evaluate_pipelines(
         if real is None:
             size = own_size
             train, test = (
-                load_images(dataset, split=split, image_column=image_column, **size)
+                load_images(dataset, split=split, image_column=image_column, label_column=label_column, **size)
                 for split in (train_split, test_split)
             )
             name = dataset_name or train.name
-            real = RealImages(name, train, test, config.num_images, config.extractor, device)
+            real = RealImages(name, train, test, config.num_images, config.extractor, device, output_dir / "features")
         elif own_size != size:
             raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
         outputs = ModelOutputs(model, evaluated, real, store, config, batch_size)
@@ -118,7 +120,7 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
         metric = METRICS[name]
         missing = metric.needs - outputs.provides
         if missing:
-            print(f"{outputs.model:<12} {name}: skipped, the model has no {', '.join(sorted(missing))}", flush=True)
+            print(f"{outputs.model:<12} {name}: skipped, there are no {', '.join(sorted(missing))}", flush=True)
             continue
         count = metric.count(outputs)
         for part in metric.parts:
@@ -139,7 +141,8 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
 
 def write_report(output_dir: Path) -> list[Path]:
     """
-    The paper's tables and all results (tables.md), KL maps and sheets of samples, from what `output_dir` holds.
+    The paper's tables and all results (tables.md), KL maps, sheets of samples, and of samples next to their
+    nearest training images, from what `output_dir` holds.
 
     Raises:
         ValueError: there is no results.json, or it or figures.safetensors is damaged.
@@ -150,9 +153,10 @@ def write_report(output_dir: Path) -> list[Path]:
         raise ValueError(f"There is no {results}: measure something first.")
     tables, store = output_dir / "tables.md", SampleStore(output_dir / STORE_FILE)
     found = read_results(results)
-    maps, floors, samples = (store.pictures(kind) for kind in ("kl", "kl_floor", "samples"))
+    maps, floors, samples, nearest = (store.pictures(kind) for kind in ("kl", "kl_floor", "samples", "nearest"))
     tables.write_text(f"{paper_tables(found)}\n{all_results(found)}", encoding="utf-8")
-    return [tables, *plot_kl_maps(maps, floors, output_dir), *sample_sheets(samples, output_dir)]
+    sheets = [*sample_sheets(samples, output_dir), *nearest_sheets(nearest, output_dir)]
+    return [tables, *plot_kl_maps(maps, floors, output_dir), *sheets]
 
 
 def _check_names(metrics: Collection[str]) -> None:

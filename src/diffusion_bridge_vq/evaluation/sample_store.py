@@ -9,12 +9,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 STORE_FILE = "figures.safetensors"
-PICTURES = {"samples": (torch.uint8, 4), "kl": (torch.float64, 2), "kl_floor": (torch.float64, 2)}  # type, dimensions
+PICTURES = {  # type, dimensions
+    "samples": (torch.uint8, 4),
+    "nearest": (torch.uint8, 5),
+    "kl": (torch.float64, 2),
+    "kl_floor": (torch.float64, 2),
+}
 
 
 class SampleStore:
     """
-    Named tensors in one file: `KIND/MODEL` for pictures (samples, kl, kl_floor), and `codes/MODEL/KEY` with
+    Named tensors in one file: `KIND/MODEL` for pictures (samples, nearest, kl, kl_floor), and `codes/MODEL/KEY` with
     `generator/MODEL/KEY` for the codes drawn so far and the state of their generator.
 
     Args:
@@ -51,7 +56,8 @@ class SampleStore:
         {model: tensor} of one kind.
 
         Args:
-            kind (`str`): "samples", uint8 (n, C, H, W); "kl" or "kl_floor", float64 (h, w).
+            kind (`str`): "samples", uint8 (n, C, H, W); "nearest", uint8 (n, 3, C, H, W); "kl" or "kl_floor",
+                float64 (h, w).
 
         Raises:
             ValueError: the file is damaged, or has tensors of another shape or type under these names.
