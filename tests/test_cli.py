@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,20 @@ def test_a_verb_reads_the_rest_of_the_command_line(capsys, monkeypatch):
 def test_the_page_of_flags_has_every_option(kind):
     flags = [flag for group in describe_options(kind).values() for flag, *_ in group]
     assert sorted(flags) == sorted(f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind))
+
+
+@pytest.mark.parametrize("option", ["seed", "batch-size", "max-train-steps", "num-workers", "image-every"])
+def test_numbers_that_no_library_takes(option, capsys):
+    """They were accepted, and overflowed in numpy, torch or the data loader later."""
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(E2EConfig, [f"--{option}={10**30}"])
+    assert "must be at most 2147483647, got 1e+30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cls", [E2EConfig, PriorConfig])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "-0.5", "1e400", "", "1" * 5000])
+def test_bad_numbers_never_end_in_a_traceback(cls, value, capsys):
+    for field in dataclasses.fields(cls):
+        if isinstance(field.default, (int, float)):
+            with suppress(SystemExit):
+                parse_config(cls, ["--init-from=x", f"--{field.name.replace('_', '-')}={value}"])

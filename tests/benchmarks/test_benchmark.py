@@ -221,3 +221,15 @@ def test_compiled_samplers_are_timed_last_and_only_if_they_are_compiled(sections
         skipped = {row["sampler"] for row in rows[:-2] if "skipped" in row}  # they fail on this 3 x 3 grid
         assert skipped == {"stock DDPMPipeline, no decoding", "stock DDIMPipeline, no decoding"}
     assert compiled[0] is False and pipe.unet._compiled_call_impl is None  # a copy of the network
+
+
+def test_samplers_of_a_network_with_classes(sections):
+    """It died inside UNet2DModel: "class_labels should be provided"."""
+    pipe = make_pipeline(classes=3)
+    prior = PixelCNNPrior(32, width=8, num_layers=2, sample_size=3).eval()
+    clock = sections.Clock(60, 1, pipe.device)
+    rows = list(sections.compare_samplers(pipe, prior, [1], 2, clock, False, (1e9, 1e12)))
+    skipped = {row["sampler"]: row["skipped"] for row in rows if "skipped" in row and "compiled" not in row["sampler"]}
+    stock = ("stock DDPMPipeline, no decoding", "stock DDIMPipeline, no decoding")
+    assert skipped == dict.fromkeys(stock, "diffusers' pipelines take no network with classes")
+    assert rows[0]["sampler"] == "bridge" and rows[0]["times_the_floor"] > 0

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from .parser import finite_number
+from .parser import finite_number, whole_number
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,9 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
 
     for option in dataclasses.fields(EvaluationConfig):
         name, text = f"--{option.name.replace('_', '-')}", option.metadata["help"]
-        kind = finite_number if isinstance(option.default, float) else type(option.default)
+        # its own bounds are those of `EvaluationConfig`
+        kinds = {float: finite_number, int: whole_number(-(2**31))}
+        kind = kinds.get(type(option.default), str)
         parser.add_argument(name, type=kind, default=option.default, help=text)
 
 

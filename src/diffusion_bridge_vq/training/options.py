@@ -46,6 +46,9 @@ def option(default: Any, text: str, bound: Bound | None = None, *, fixed: bool =
     return field(default=default, metadata=metadata)
 
 
+LARGEST = 2**31 - 1  # what numpy, torch and the data loaders take as counts and seeds
+
+
 def check_options(config: Any) -> None:
     """
     Check every field of a dataclass against its type and its bound.
@@ -73,6 +76,8 @@ def check_options(config: Any) -> None:
             raise TypeError(f"`{name}` must be of type {wanted}, got {value!r}.")
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{name}` must be a finite number, got {value}.")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"`{name}` must be at most {LARGEST}, got {value:.3g}.")
         bound: Bound | None = f.metadata.get("bound")
         if bound is not None and not bound.holds(value):
             raise ValueError(f"`{name}` must {bound.words}, got {value!r}.")
