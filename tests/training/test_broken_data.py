@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_run import assert_same_state, config
 
 from diffusion_bridge_vq.data import images as images_module
-from diffusion_bridge_vq.training import E2EConfig, train
+from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
 
 RUN = {"batch_size": 4, "max_train_steps": 8, "checkpoint_every": 8, "random_flip": True}
 
@@ -55,3 +55,19 @@ def test_a_broken_image_loses_nothing(photos, tmp_path, monkeypatch, accumulatio
     broken.write_bytes(content)
     train(config(E2EConfig, tmp_path / "parts", resume=True, **run))
     assert_same_state(tmp_path / "whole", tmp_path / "parts", 8, ("model", "ema", "optimizer", "random-0"))
+
+
+def test_an_evaluation_that_fails_loses_nothing(tmp_path, photos):
+    """Neither of the steps since the last checkpoint, of which there is none here."""
+
+    def evaluate(components, step):
+        raise RuntimeError("no connection")
+
+    train(config(VQConfig, tmp_path / "vq", **RUN, dataset=str(photos)))["vqvae"].save_pretrained(
+        tmp_path / "vq" / "vqvae"
+    )
+    run = {"init_from": tmp_path / "vq", "dataset": str(photos), "evaluate_every": 3, "validation_split": "train"}
+    with pytest.raises(RuntimeError, match="no connection") as error:
+        train(config(PriorConfig, tmp_path / "prior", **RUN | run), evaluate)
+    saved = tmp_path / "prior" / "checkpoints" / "step-00000003"
+    assert saved.is_dir() and error.value.__notes__ == [f"The state after step 3 is saved in {saved}."]

@@ -127,6 +127,11 @@ def test_two_runs_of_one_process_may_have_two_precisions(tmp_path):
         train(config(VQConfig, tmp_path / "run", mixed_precision=precision, dry_run=True))
 
 
+def test_a_warm_up_longer_than_the_run_is_named(tmp_path, capsys):
+    train(config(VQConfig, tmp_path, lr_warmup_steps=100, dry_run=True))
+    assert "`lr_warmup_steps` 100 reach over all 8 steps" in capsys.readouterr().out
+
+
 def test_paths_may_be_text_and_start_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config(VQConfig, "~/run").output_dir == tmp_path / "run"

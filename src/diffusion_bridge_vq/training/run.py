@@ -56,6 +56,11 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         images = open_images(config)
         objective = build_objective(config, images.num_classes, images.class_names)
         accelerator.print(_describe(config, images.name, objective))
+        if config.lr_warmup_steps >= config.max_train_steps:
+            accelerator.print(
+                f"`lr_warmup_steps` {config.lr_warmup_steps} reach over all {config.max_train_steps} steps: the "
+                "learning rate never gets to its peak. Take fewer."
+            )
         trainer = Trainer(config, accelerator, objective, images, evaluate)
         accelerator.print(on_main_process(accelerator, lambda: check_disk(config, trainer.state.modules)))
         if config.dry_run:

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -270,15 +271,16 @@ class Trainer:
         evaluate, save = due(config.evaluation_interval), due(config.checkpoint_every)
         if validate or draw or evaluate or save:
             self.stop_if_not_finite(done)
-        if validate:
-            self.log.write(monitor.validate(), done)
-        if draw:
-            for name, pixels in monitor.grids().items():
-                self.log.save_grid(name, pixels, done)
         if save:
             self.state.save(done)
-        if evaluate and (found := monitor.evaluate(done)):  # last: it takes longest, and may fail
-            self.log.write(found, done)
+        with nullcontext() if save else self._saving_on_failure(done):
+            if validate:
+                self.log.write(monitor.validate(), done)
+            if draw:
+                for name, pixels in monitor.grids().items():
+                    self.log.save_grid(name, pixels, done)
+            if evaluate and (found := monitor.evaluate(done)):
+                self.log.write(found, done)
         return last
 
     def look(self, done: int, last: bool) -> bool:
@@ -340,6 +342,18 @@ class Trainer:
         written = self.log.write(values | self.log.speed(done), done)
         losses = {name: value for name, value in written.items() if name.startswith("loss/")}
         self.bar.set_postfix({name.split("/")[1][:5]: f"{value:.3f}" for name, value in losses.items()})
+
+    @contextmanager
+    def _saving_on_failure(self, done: int) -> Iterator[None]:
+        """What only looks at the run may fail, by lack of memory or connection: nothing that was learned is lost."""
+        try:
+            yield
+        except Exception as error:
+            if self.accelerator.num_processes == 1:  # several can't save when only the main one has failed
+                text = f"The state after step {done} is saved in {self.state.save(done)}."
+                error.add_note(text)
+                self.accelerator.print(text)
+            raise
 
     def _exit(self, done: int, received: signal.Signals) -> None:
         saved = self.state.save(done)

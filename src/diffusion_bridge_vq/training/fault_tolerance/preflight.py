@@ -23,7 +23,8 @@ _FILES = 100
 def check_output_dir(config: RunConfig) -> None:
     """
     Raises:
-        ValueError: the folder can't be written, holds another run, or has none to resume.
+        ValueError: the folder can't be written, holds another run, or has none to resume; its disk takes no more
+            files.
     """
     run = RunFolder(config.output_dir)
     place = existing_place(run.path)
@@ -31,6 +32,12 @@ def check_output_dir(config: RunConfig) -> None:
         raise ValueError(f"`output_dir` {run.path} can't be a folder: {place} is a file. Give another `output_dir`.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"`output_dir` {run.path} can't be written: no permission for {place}. Give another one.")
+    inodes = free_inodes(place)
+    if inodes is not None and inodes < _FILES:
+        raise ValueError(
+            f"The disk of {run.path} has room for {inodes} more files (inodes), the run needs {_FILES}. "
+            "Remove files there, or give another `output_dir`."
+        )
     held = run.finished()
     if list_checkpoints(run.checkpoints):  # none yet if the run was killed before its first
         held.insert(0, "checkpoints")
@@ -70,12 +77,6 @@ def check_disk(config: RunConfig, modules: dict[str, nn.Module]) -> str:
     if free < needed:
         raise ValueError(
             f"{line}, in {config.output_dir}. Free some, give another `output_dir`, or lower `keep_checkpoints`."
-        )
-    inodes = free_inodes(place)
-    if inodes is not None and inodes < _FILES:
-        raise ValueError(
-            f"The disk of {config.output_dir} has room for {inodes} more files (inodes), the run needs {_FILES}. "
-            "Remove files there, or give another `output_dir`."
         )
     return line
 
