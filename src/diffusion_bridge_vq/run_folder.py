@@ -25,6 +25,7 @@ class RunFolder:
     | `NAME-STEP.png` | grids of images: reconstructions and samples |
     | `curves.png` | the metrics as curves |
     | `checkpoints/` | what `resume` continues from |
+    | `encoded/` | latents or codes of the images, where a run encodes them once |
     | `evaluation/` | results of evaluations during training |
     | `logs/`, `profile/` | tracker files; the profiler's trace |
     | `pipeline/` or `vqvae/` | the trained components, written last |
@@ -51,6 +52,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def encoded(self) -> Path:
+        return self.path / "encoded"
 
     @property
     def evaluation(self) -> Path:

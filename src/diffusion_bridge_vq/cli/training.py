@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _GROUPS = {
     "common options": (
         "preset", "dataset", "output_dir", "init_from", "resume", "dry_run", "max_train_steps", "max_train_time",
-        "batch_size", "learning_rate", "mixed_precision", "class_conditional", "cache_latents", "seed",
+        "batch_size", "learning_rate", "mixed_precision", "class_conditional", "cache_latents", "latents",
+        "seed",
     ),
     "this kind of run": (),
     "data": (

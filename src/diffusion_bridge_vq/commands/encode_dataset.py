@@ -10,12 +10,7 @@ After an interruption the same command goes on, with any number of processes.
 
 from datetime import timedelta
 
-import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-
-from ..cli import errors_as_lines, local_path, new_parser
-from ..data import load_images, stream_images
-from ..training import encode_images, load_autoencoder
+from ..cli import errors_as_lines, local_path, new_parser, whole_number
 
 
 @errors_as_lines()
@@ -28,14 +23,19 @@ def main() -> None:
     parser.add_argument("--streaming", action="store_true", help="read without a copy: parquet, tar shards, the Hub")
     parser.add_argument("--image-column", help="column with the images, if there are several")
     parser.add_argument("--label-column", help="column with the classes, if it isn't a ClassLabel")
-    parser.add_argument("--resolution", type=int, help="side of the images, if not the autoencoder's")
+    parser.add_argument("--resolution", type=whole_number(1), help="side of the images, if not the autoencoder's")
     parser.add_argument("--what", choices=["latents", "codes"], default="latents", help="codes are for PixelCNN only")
     parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of latents")
     parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time, by each process")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time, by each process")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}.")
+
+    import torch  # after `--help`
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from ..data import load_images, stream_images
+    from ..training import encode_images, load_autoencoder
+
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
     vqvae = load_autoencoder(args.init_from)

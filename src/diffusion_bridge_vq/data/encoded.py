@@ -301,6 +301,10 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
         return None if self.class_names is None else len(self.class_names)
 
     @property
+    def in_memory(self) -> bool:
+        return self._values is not None
+
+    @property
     def num_images(self) -> int:
         """Without mirror images."""
         return self.num_rows // 2 if self.encoding.mirrored else self.num_rows

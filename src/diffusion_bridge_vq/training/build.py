@@ -138,8 +138,11 @@ def class_arguments(config: PriorRunConfig, num_classes: int | None) -> dict[str
         )
         if config.streaming and config.label_column is not None:
             instead = "bare integers are known only after all are read: load it without `streaming`"
+        if config.encoded_data is not None:
+            instead = "encode the images with their labels, or drop `class_conditional`"
+        data = config.encoded_data or config.dataset
         count = "none" if num_classes is None else "only one"
-        raise ValueError(f"`class_conditional` needs classes, but {config.dataset} has {count}; {instead}.")
+        raise ValueError(f"`class_conditional` needs classes, but {data} has {count}; {instead}.")
     return {"num_class_embeds": num_classes + 1}  # the last is the null class
 
 

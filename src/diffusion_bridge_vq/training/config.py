@@ -105,7 +105,7 @@ class RunConfig:
         check_options(self)
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
-        if not self.dataset:
+        if not self.dataset and self.encoded_data is None:
             raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
         factor = 2 ** (len(self.vqvae.get("block_out_channels", (64,))) - 1)
         if self.resolution % factor:
@@ -121,6 +121,11 @@ class RunConfig:
     def uses_classes(self) -> bool:
         """Whether the run learns from the labels of the data."""
         return False
+
+    @property
+    def encoded_data(self) -> Path | None:
+        """A folder of encoded images to train on, instead of images."""
+        return None
 
     @property
     def evaluation_interval(self) -> int:
@@ -205,11 +210,27 @@ class PriorRunConfig(RunConfig):
     def evaluation_interval(self) -> int:
         return self.evaluate_every
 
-    def _check_init_from(self) -> None:
+
+@dataclass(frozen=True)
+class FrozenAutoencoderConfig(PriorRunConfig):
+    """What runs that train a prior on a frozen autoencoder share."""
+
+    latents: Path | None = option(
+        None, "train on this folder that examples/encode_dataset.py wrote, instead of on images"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init_from is None:
             raise ValueError(
                 "The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote."
             )
+        if self.latents is not None:
+            self._refuse_streaming("`latents` reads")
+
+    @property
+    def encoded_data(self) -> Path | None:
+        return self.latents
 
 
 @dataclass(frozen=True)
@@ -222,25 +243,28 @@ class BridgeConfig(PriorRunConfig):
 
 
 @dataclass(frozen=True)
-class PriorConfig(BridgeConfig):
+class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
     """Stage 2, `PriorObjective`."""
 
     kind = "prior"
 
     cache_latents: bool = option(
-        False, "encode the data set once (with its mirror images, if random_flip)", fixed=True
+        False,
+        "encode the data set once (with its mirror images, if random_flip), each process its share, into output_dir",
+        fixed=True,
     )
     code_posterior: bool = option(False, "a CodeUNet2DModel: it gives each code a probability, z_0 is their mean")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_init_from()
         if self.cache_latents:
             self._refuse_streaming("`cache_latents` encodes")
+            if self.latents is not None:
+                raise ValueError("`latents` are encoded already: drop `cache_latents`.")
 
 
 @dataclass(frozen=True)
-class PixelCNNConfig(PriorRunConfig):
+class PixelCNNConfig(FrozenAutoencoderConfig):
     """
     Stage 2 of the baseline, `PixelCNNObjective`: it always encodes the data set once, and stops early by the bits per
     code of images that it isn't trained on.
@@ -257,7 +281,6 @@ class PixelCNNConfig(PriorRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_init_from()
         self._refuse_streaming("Training a PixelCNN encodes")
 
 

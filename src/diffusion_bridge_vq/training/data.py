@@ -2,77 +2,32 @@
 
 import itertools
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher
-from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
+from ..data.encoded import EncodedImages
 from ..data.pixels import to_pixels
+from ..run_folder import RunFolder
 from .config import RunConfig
+from .encoding import describe_normalizer, encode_images, encoder_fingerprint
 from .objectives import Objective
 
 Batch = dict[str, torch.Tensor]
+Images: TypeAlias = ImageDataset | StreamedImages | EncodedImages
 
 
-class EncodedImages(Dataset[Batch]):
-    """
-    Every image as a frozen autoencoder encodes it, in the device's memory, with the labels.
-
-    Args:
-        encode (`Callable`): images (B, C, H, W) in [-1, 1] on the device -> a tensor (B, ...).
-        images (`Dataset`): what `load_images` gives, or a part of it.
-        name (`str`): of the tensor in a batch.
-        batch_size (`int`), num_workers (`int`): of the encoding.
-        device (`torch.device`): where everything goes.
-        mirrored (`bool`): have the mirror image of every image, too.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        images: Dataset,
-        name: str,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        mirrored: bool,
-    ):
-        parts: dict[str, list[torch.Tensor]] = {name: [], "labels": []}
-        loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers)
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed; the run's randomness stays as it was
-            for flip in (False, True) if mirrored else (False,):
-                for batch in tqdm(loader, desc="encoding", unit="batch"):
-                    pixels = to_pixels(batch["images"].to(device))
-                    parts[name].append(encode(pixels.flip(-1) if flip else pixels))
-                    if "labels" in batch:
-                        parts["labels"].append(batch["labels"].to(device))
-        self.tensors = {name: torch.cat(tensors) for name, tensors in parts.items() if tensors}
-
-    def __len__(self) -> int:
-        return len(next(iter(self.tensors.values())))
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """A whole batch by one index operation each."""
-        rows = torch.tensor(indices, device=next(iter(self.tensors.values())).device)
-        return {name: tensor[rows] for name, tensor in self.tensors.items()}
-
-    @staticmethod
-    def collate(batch: Batch) -> Batch:
-        return batch
-
-
-def hold_out(images: Dataset, fraction: float, seed: int) -> tuple[Subset, Subset]:
+def hold_out(images: Any, fraction: float, seed: int) -> tuple[Subset, Subset]:
     """
     Images to train on, and a fraction of them (at least one image, rounded) that is held out, drawn by `seed`.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[arg-type]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     count = max(1, round(fraction * len(order)))
     return Subset(images, sorted(order[count:])), Subset(images, sorted(order[:count]))
 
@@ -84,8 +39,13 @@ class Loaded(NamedTuple):
     held_out: DataLoader | None = None
 
 
-def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
-    """The images of `config.split`, in memory, on disk or streamed. Raises as `load_images` and `stream_images`."""
+def open_images(config: RunConfig) -> Images:
+    """
+    The images of `config.split`, in memory, on disk or streamed, or as they are encoded in `config.encoded_data`.
+    Raises as `load_images`, `stream_images` and `EncodedImages`.
+    """
+    if config.encoded_data is not None:
+        return EncodedImages(config.encoded_data)
     if config.streaming:
         return stream_images(
             config.dataset,
@@ -97,14 +57,12 @@ def open_images(config: RunConfig) -> ImageDataset | StreamedImages:
     return load_images(config.dataset, split=config.split, **image_options(config))
 
 
-def make_loader(
-    config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset | StreamedImages
-) -> Loaded:
+def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objective, images: Images) -> Loaded:
     """
-    Batches of images, or of what `objective` caches of them, which is encoded here.
+    Batches of images, or of what `objective` caches of them, which is encoded here if it isn't yet.
 
     Raises:
-        ValueError: fewer images than one batch of all processes.
+        ValueError: fewer images than one batch of all processes; images encoded for another run.
     """
     workers: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": accelerator.device.type == "cuda"}
     workers["worker_init_fn"] = outlive_first_signal
@@ -116,26 +74,78 @@ def make_loader(
         if first < batch:
             raise ValueError(too_few.format(first))
         return Loaded(DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers))
-    training: Dataset = images
-    held_out: Dataset | None = None
+    total = images.num_images if isinstance(images, EncodedImages) else len(images)
+    training: Sequence[int] = range(total)
+    held_out: Sequence[int] | None = None
     if objective.early_stopping is not None:
-        training, held_out = hold_out(images, objective.early_stopping.holdout_fraction, config.seed)
-    count = len(training)  # type: ignore[arg-type]
-    accelerator.print(f"{count} images of {images.name} to train on")
-    if count < batch:
-        raise ValueError(too_few.format(count))
-    if objective.cached_input is None or config.dry_run:  # a dry run encodes its batches one by one
-        workers["collate_fn"] = ImageDataset.collate  # also of a Subset, which passes batches through
-    else:
-        name, encoding = objective.cached_input, (config.batch_size, config.num_workers, accelerator.device)
-        if held_out is not None:
-            held_out = EncodedImages(objective.encode, held_out, name, *encoding, mirrored=False)
-        training = EncodedImages(objective.encode, training, name, *encoding, mirrored=config.random_flip)
-        workers = {"collate_fn": EncodedImages.collate}
+        parts = hold_out(range(total), objective.early_stopping.holdout_fraction, config.seed)
+        training, held_out = (part.indices for part in parts)
+    accelerator.print(f"{len(training)} images of {images.name} to train on")
+    if len(training) < batch:
+        raise ValueError(too_few.format(len(training)))
+    if isinstance(images, EncodedImages):
+        _check_encoding(images, config, objective)
+    elif objective.cached_input is not None and not config.dry_run:  # a dry run encodes its batches one by one
+        images = _encode(config, accelerator, objective, images)
+    if isinstance(images, EncodedImages):
+        training = images.rows_of(training, mirrored=config.random_flip)
+        if images.in_memory:
+            workers["num_workers"] = 0  # passing batches on would take longer than reading them
+    workers["collate_fn"] = images.collate  # of a Subset, too, which passes batches through
     return Loaded(
-        DataLoader(training, batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
-        None if held_out is None else DataLoader(held_out, batch_size=config.batch_size, **workers),
+        DataLoader(Subset(images, training), batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
+        None if held_out is None else DataLoader(Subset(images, held_out), batch_size=config.batch_size, **workers),
     )
+
+
+def _encode(config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset) -> EncodedImages:
+    """What `objective` caches of all images, in the run's folder; each process encodes its share."""
+    assert objective.cached_input is not None
+    folder = RunFolder(config.output_dir).encoded
+    with torch.random.fork_rng(devices=[]):  # the run's randomness stays as it was
+        encode_images(
+            objective.vqvae,
+            images,
+            folder,
+            accelerator=accelerator,
+            split=config.split,
+            what=objective.cached_input,
+            encode=objective.encode,
+            precision="float32",
+            mirrored=config.random_flip,
+            batch_size=config.batch_size,
+        )
+    return EncodedImages(folder)
+
+
+def _check_encoding(images: EncodedImages, config: RunConfig, objective: Objective) -> None:
+    """
+    Raises:
+        ValueError: what is encoded isn't what this run needs.
+    """
+    encoding, folder = images.encoding, config.encoded_data
+    if encoding.what != objective.cached_input:
+        raise ValueError(
+            f"{folder} holds {encoding.what}, but this run is trained on {objective.cached_input}: encode the images "
+            f"with `--what {objective.cached_input}`."
+        )
+    if encoding.data["resolution"] != config.resolution:
+        raise ValueError(
+            f"{folder} was encoded from images of {encoding.data['resolution']} pixels, but `resolution` is "
+            f"{config.resolution}."
+        )
+    if config.random_flip and not encoding.mirrored:
+        raise ValueError(f"`random_flip` needs mirror images in {folder}: encode them with `--mirrored`, or drop it.")
+    if encoding.normalizer != describe_normalizer(objective.vqvae):
+        raise ValueError(
+            f"{folder} was encoded with another normalizer than that of the autoencoder in {config.init_from}: "
+            "encode the images with this autoencoder."
+        )
+    if encoding.autoencoder != encoder_fingerprint(objective.vqvae):
+        raise ValueError(
+            f"{folder} was encoded by another autoencoder than the one in {config.init_from}: encode the images with "
+            "this one, or give the other as `init_from`."
+        )
 
 
 def model_inputs(batch: Batch, device: torch.device | None = None) -> dict[str, torch.Tensor]:
@@ -218,8 +228,13 @@ def outlive_first_signal(_: int) -> None:
         signal.signal(number, note)
 
 
-def preview_images(images: ImageDataset | StreamedImages, count: int) -> torch.Tensor:
-    """`count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream."""
+def preview_images(images: Images, count: int) -> torch.Tensor | None:
+    """
+    `count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream. None
+    where only encoded ones are there.
+    """
+    if isinstance(images, EncodedImages):
+        return None
     if isinstance(images, StreamedImages):
         return torch.stack([item["images"] for item in images.head(count)])
     indices = torch.linspace(0, len(images) - 1, min(count, len(images)), dtype=torch.float64).long().tolist()

@@ -124,6 +124,12 @@ def encoder_fingerprint(vqvae: GumbelVQModel) -> str:
     return short_hash(*parts)
 
 
+def describe_normalizer(vqvae: GumbelVQModel) -> dict[str, list[float]]:
+    """Mean and variance of each latent channel before it is normalized."""
+    normalizer = vqvae.normalizer
+    return {"mean": normalizer.running_mean.tolist(), "variance": normalizer.running_var.tolist()}
+
+
 def load_autoencoder(folder: Path) -> GumbelVQModel:
     """
     The autoencoder of a run, of a pipeline, or in a folder of its own.
@@ -157,14 +163,13 @@ def _describe(
         raise ValueError(f"`resolution` must be divisible by {vqvae.downsampling_factor}, got {side}.")
     if channels != vqvae.config.in_channels:
         raise ValueError(f"The autoencoder takes images of {vqvae.config.in_channels} channels, got {channels}.")
-    normalizer = vqvae.normalizer
     return Encoding(
         what=what,
         precision=precision,
         num_codes=vqvae.config.num_vq_embeddings,
         mirrored=mirrored,
         autoencoder=encoder_fingerprint(vqvae),
-        normalizer={"mean": normalizer.running_mean.tolist(), "variance": normalizer.running_var.tolist()},
+        normalizer=describe_normalizer(vqvae),
         data={
             "name": images.name,
             "split": split,

@@ -11,10 +11,10 @@ from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, StreamedImages
+from ..data import StreamedImages
 from ..run_folder import RunFolder
 from .config import RunConfig
-from .data import Batch, TrainingBatches, make_loader, model_inputs
+from .data import Batch, Images, TrainingBatches, make_loader, model_inputs
 from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
 from .fault_tolerance.non_finite import NonFiniteDetector
@@ -41,7 +41,7 @@ class Trainer:
         config (`RunConfig`): of any kind.
         accelerator (`Accelerator`): from `make_accelerator`.
         objective ([`Objective`]): what is trained, from `build_objective`.
-        images (`ImageDataset` or `StreamedImages`): from `open_images`.
+        images (`Images`): from `open_images`.
         evaluate (`Callable`, *optional*): see [`train`].
     """
 
@@ -50,7 +50,7 @@ class Trainer:
         config: RunConfig,
         accelerator: Accelerator,
         objective: Objective,
-        images: ImageDataset | StreamedImages,
+        images: Images,
         evaluate: Evaluate | None = None,
     ):
         self.config, self.accelerator = config, accelerator

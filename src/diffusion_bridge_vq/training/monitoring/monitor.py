@@ -7,9 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from ...data import ImageDataset, StreamedImages
 from ..config import RunConfig
-from ..data import model_inputs, preview_images
+from ..data import Images, model_inputs, preview_images
 from ..ema import AveragedWeights
 from ..objectives import Objective
 from ..sharding import whole_copy
@@ -27,7 +26,7 @@ class Monitor:
     Args:
         config (`RunConfig`), accelerator (`Accelerator`), objective ([`Objective`]): of the run.
         ema ([`AveragedWeights`]): of what `objective` trains.
-        images (`ImageDataset` or `StreamedImages`): for reconstructions.
+        images (`Images`): for reconstructions.
         held_out (`Iterable`, *optional*): batches for early stopping.
         evaluate (`Callable`, *optional*): see `train`.
     """
@@ -38,7 +37,7 @@ class Monitor:
         accelerator: Accelerator,
         objective: Objective,
         ema: AveragedWeights,
-        images: ImageDataset | StreamedImages,
+        images: Images,
         held_out: Any,
         evaluate: Evaluate | None,
     ):

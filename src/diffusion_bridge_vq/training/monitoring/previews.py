@@ -16,7 +16,7 @@ GRID_IMAGES = 64
 def draw_grids(
     objective: Objective,
     components: Mapping[str, Any],
-    images: torch.Tensor,
+    images: torch.Tensor | None,
     num_inference_steps: int,
     seed: int,
     device: torch.device,
@@ -28,14 +28,16 @@ def draw_grids(
     Args:
         objective ([`Objective`]): of the run.
         components (`Mapping[str, Any]`): by name, with averaged weights.
-        images (`torch.Tensor`): what is reconstructed, uint8 (n, C, H, W).
+        images (`torch.Tensor`, *optional*): what is reconstructed, uint8 (n, C, H, W).
         num_inference_steps (`int`): of a diffusion prior.
         seed (`int`): of the samples.
         device (`torch.device`): of the components.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        grids = {"reconstructions": reconstruct(components["vqvae"], images.to(device))}
+        grids = {}
+        if images is not None:
+            grids["reconstructions"] = reconstruct(components["vqvae"], images.to(device))
         samples = objective.draw_samples(components, GRID_IMAGES, num_inference_steps)
     return grids if samples is None else grids | {"samples": samples}
 

@@ -9,9 +9,9 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ...data import ImageDataset, StreamedImages, load_images
+from ...data import ImageDataset, load_images
 from ..config import RunConfig
-from ..data import image_options, model_inputs, outlive_first_signal
+from ..data import Images, image_options, model_inputs, outlive_first_signal
 from ..objectives import Objective
 
 
@@ -66,9 +66,7 @@ class Validation:
         return {f"validation/{name}": total / n for name, total in zip(names, totals, strict=True)}
 
 
-def make_validation(
-    config: RunConfig, accelerator: Accelerator, training: ImageDataset | StreamedImages
-) -> Validation | None:
+def make_validation(config: RunConfig, accelerator: Accelerator, training: Images) -> Validation | None:
     """
     Of `config.validation_split`; None without one. Its classes are numbered as those of the `training` images.
 
@@ -88,7 +86,7 @@ def make_validation(
     return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
 
 
-def _number_alike(images: ImageDataset, training: ImageDataset | StreamedImages, config: RunConfig) -> None:
+def _number_alike(images: ImageDataset, training: Images, config: RunConfig) -> None:
     """Number the classes of `images` by their names in `training`: each split counts its own."""
     instead = "Give another `validation_split`, or drop `class_conditional`."
     if images.labels is None or images.class_names is None:

@@ -132,7 +132,8 @@ class PriorObjective(_FrozenAutoencoder, BridgeObjective):
         classes = class_arguments(config, num_classes)
         unet = build_unet(config, vqvae, scheduler, classes, code_posterior=config.code_posterior)
         check_channels(unet, vqvae)
-        return cls(vqvae, unet, scheduler, config.weighting, config.class_dropout, config.cache_latents)
+        cached = config.cache_latents or config.encoded_data is not None
+        return cls(vqvae, unet, scheduler, config.weighting, config.class_dropout, cached)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.vqvae.encode(images).latents
