@@ -80,6 +80,13 @@ def test_a_model_alone_takes_no_pickle(hub, cache, files, tmp_path):
     assert not marker.exists() and not any(name.endswith(".bin") for name in hub.asked("user/model"))
 
 
+def test_a_model_alone_is_compared_with_its_weights(hub, cache, files, tmp_path):
+    """Before anything is allocated, as in a pipeline."""
+    hub.add("user/model", edit(files, "vqvae/config.json", num_vq_embeddings=400_000_000))
+    with pytest.raises(ValueError, match="don't belong together"):
+        GumbelVQModel.from_pretrained("user/model", subfolder="vqvae", cache_dir=tmp_path / "parts")
+
+
 def module_of_the_repo(files, marker):
     code = f"open({str(marker)!r}, 'w')\nfrom diffusion_bridge_vq import GumbelVQModel"
     return edit(files, INDEX, vqvae=["own", "GumbelVQModel"]) | {"vqvae/own.py": code.encode()}

@@ -2,7 +2,7 @@
 Folders of pipelines that must be refused, each made from a good one by one change.
 
 test_hostile_folders.py tries them all in one process. `python tests/hub/hostile_folders.py` tries each in a process
-of its own and prints the table of docs/hostile_files.md: seconds and peak memory until the refusal.
+of its own and prints the table of docs/reference/hostile-files.md: seconds and peak memory until the refusal.
 """
 
 import json
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -357,7 +358,7 @@ def measure(kind: str, folder: Path, results: Any) -> None:
     except ValueError as error:
         refusal = str(error).replace(str(folder), "FOLDER")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    results.put((time.perf_counter() - start, (peak - before) / 1024, peak / 1024, refusal))
+    results.put((time.perf_counter() - start, (peak - before) / 1024, refusal))
 
 
 def main() -> None:
@@ -366,7 +367,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         good = Path(temporary) / "good"
         save_good_folders(good)
-        print("| folder | seconds | MB more | MB in all | message |\n|---|---|---|---|---|")
+        print("| folder | seconds | MB | message |\n|---|---|---|---|")
         for name in sys.argv[1:] or CASES:
             folder = make_hostile(good, name, Path(temporary) / "hostile")
             results = context.Queue()
@@ -375,10 +376,10 @@ def main() -> None:
             process.join(60)
             if process.is_alive():
                 process.kill()
-                print(f"| {name} | over 60 | | | |", flush=True)
+                print(f"| {name} | over 60 | | |", flush=True)
             else:
-                seconds, more, peak, refusal = results.get()
-                print(f"| {name} | {seconds:.2f} | {more:.0f} | {peak:.0f} | {refusal[:160]} |", flush=True)
+                seconds, more, refusal = results.get()
+                print(f"| {name} | {seconds:.1f} | {more:.0f} | {shorten(refusal, 100)} |", flush=True)
             shutil.rmtree(folder)
 
 

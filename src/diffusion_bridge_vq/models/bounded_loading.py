@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import CONFIG_NAME
+from huggingface_hub import snapshot_download
 from torch import nn
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
 )
 
-from .weight_files import Shapes, read_json, read_shapes, shorten
+from .weight_files import Shapes, find_weights, list_names, read_json, read_shapes, shorten
 
 # What a model may have beyond its saved tensors: parts that its constructor replaces, buffers that aren't saved.
 _SPARE_TENSORS, _SPARE_ELEMENTS = 200, 2**22
+_FETCH_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "ema_count")
 
 
@@ -36,17 +39,34 @@ class SafeLoadingMixin:
         Raises:
             ValueError: files in a folder that are damaged or don't fit together, weights that aren't finite.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            own = kwargs.keys() & cls._get_init_keys(cls)  # type: ignore[attr-defined]
-            check_files(
-                cls, folder / (kwargs.get("subfolder") or ""), kwargs.get("variant"), {k: kwargs[k] for k in own}
-            )
-        else:
+        subfolder, variant = kwargs.get("subfolder") or "", kwargs.get("variant")
+        folder: Path | None = Path(pretrained_model_name_or_path)
+        if not os.path.isdir(pretrained_model_name_or_path):
             kwargs["use_safetensors"] = True
+            folder = _fetch(str(pretrained_model_name_or_path), subfolder, variant, kwargs)
+        if folder is not None:
+            own = kwargs.keys() & cls._get_init_keys(cls)  # type: ignore[attr-defined]
+            check_files(cls, folder / subfolder, variant, {key: kwargs[key] for key in own})
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         check_values(loaded[0] if isinstance(loaded, tuple) else loaded, cls.__name__)
         return loaded
+
+
+def _fetch(repo_id: str, subfolder: str, variant: str | None, options: Mapping[str, Any]) -> Path | None:
+    """The folder in the cache with a model's files of the Hub; None leaves it to diffusers to say what is missing."""
+    tag = f".{variant}" if variant else ""
+    names = [CONFIG_NAME, *(f"diffusion_pytorch_model{tag}{shard}.safetensors" for shard in ("", "-*-of-*"))]
+    names.append(f"diffusion_pytorch_model.safetensors.index{tag}.json")
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in names]
+    try:
+        folder = Path(
+            snapshot_download(
+                repo_id, allow_patterns=patterns, **{name: options[name] for name in _FETCH_OPTIONS if name in options}
+            )
+        )
+    except (OSError, ValueError):
+        return None
+    return folder if find_weights(list_names(folder / subfolder), variant) else None
 
 
 def check_files(

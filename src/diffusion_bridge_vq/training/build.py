@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
+from .. import pretrained
 from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
 from ..run_folder import RunFolder
@@ -175,7 +176,8 @@ def load_component(cls: type, config: RunConfig, name: str) -> Any:
             f"The U-Net in {folder} needs codes that don't change, but end-to-end training changes them: "
             "start from its autoencoder alone, or from a prior without `code_posterior`."
         )
-    loaded = cls.from_pretrained(folder)  # type: ignore[attr-defined]
+    # GumbelVQModel checks its files itself, and takes those of a stock VQModel too.
+    loaded = cls.from_pretrained(folder) if cls is GumbelVQModel else pretrained.load_component(cls, folder)
     pairs = [(key, loaded.config.get(key), wanted) for key, wanted in getattr(config, name).items()]
     if other := [f"{key} {found!r}, not {wanted!r}" for key, found, wanted in pairs if found != wanted]:
         logger.warning(f"The {name} in {config.init_from} goes on as it is: {'; '.join(other)}.")
