@@ -202,8 +202,8 @@ def test_a_verb_reads_the_rest_of_the_command_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq"])
     main()
     assert "train-prior" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["dbvq", "trian"])
-    with pytest.raises(SystemExit, match="no verb 'trian'"):
+    monkeypatch.setattr("sys.argv", ["dbvq", "dbvp"])
+    with pytest.raises(SystemExit, match="no verb 'dbvp'"):
         main()
 
 

@@ -59,8 +59,7 @@ def bridge_nll(
     How this differs from a PixelCNN's: see [`pixelcnn_nll`].
 
     Args:
-        unet, scheduler, num_inference_steps, generator, jump_length, jump_n_sample, class_labels: see
-            [`inpaint_latents`].
+        unet (`nn.Module`): see [`inpaint_latents`] for this and for all arguments that aren't listed here.
         quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         latents (`torch.Tensor`): z_e of real images, (B, d, h, w) or (B, d, N).
         codes (`torch.Tensor`): their codes, (B, h, w) or (B, N).

@@ -31,7 +31,8 @@ class RealImages:
 
     Args:
         dataset (`str`): its name in the results; "cifar10" and "miniimagenet" have places in the paper's tables.
-        train, test (`ImageDataset`): as `load_images` returns them.
+        train (`ImageDataset`): the training images, as `load_images` returns them.
+        test (`ImageDataset`): the images to compare with.
         num_images (`int`): of each split, at least 1.
         extractor (`str`): see [`load_extractor`].
         device (`torch.device`): of extractor and models.

@@ -35,7 +35,7 @@ def append_result(
     Add a figure to a file of results: [`append_results`] for one, with the same errors.
 
     Args:
-        path, n, seed, device, facts: see there.
+        path (`str` or `os.PathLike`): see [`append_results`] for this and for all arguments that aren't listed here.
         name (`str`): of the metric. [`paper_tables`] shows "kl", "nll", "frechet" and "seconds_per_sample".
         value: a number, or lists and dicts of numbers, which the tables leave out.
 

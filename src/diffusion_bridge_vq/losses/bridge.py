@@ -45,7 +45,9 @@ def prior_loss(
     min(SNR, gamma) on the error of z_0 (Hang et al. 2023).
 
     Args:
-        model_output, latents, noise (`torch.Tensor`): (B, d, ...): prediction at z_t, z_0 and eps.
+        model_output (`torch.Tensor`): prediction at z_t, (B, d, ...).
+        latents (`torch.Tensor`): z_0, (B, d, ...).
+        noise (`torch.Tensor`): eps, (B, d, ...).
         timesteps (`torch.Tensor`): (B,), 0..T-1.
 
     Returns:

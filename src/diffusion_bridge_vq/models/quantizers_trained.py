@@ -82,12 +82,12 @@ class EMAQuantizer(VectorQuantizer):
         self.ema_count.fill_(1.0)
 
 
-# What `quantizer_type` of a config may say.
 QUANTIZERS: dict[str, type[VectorQuantizer]] = {
     "gumbel": GumbelSoftmaxQuantizer,
     "ste": StraightThroughQuantizer,
     "ema": EMAQuantizer,
 }
+"""The quantizers, by the names that `quantizer_type` of a config takes."""
 
 
 def find_quantizer(quantizer_type: str) -> type[VectorQuantizer]:

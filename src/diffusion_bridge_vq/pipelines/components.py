@@ -60,8 +60,10 @@ def save_components(
     Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
 
     Args:
-        components, id2label: see [`build_pipeline`]; without a pipeline the names are left out.
+        components (`Mapping[str, Any]`): by name.
         run ([`RunFolder`]): where to.
+        id2label (`Mapping[int, str]`, *optional*): names of the classes, see [`build_pipeline`]. Left out without a
+            pipeline.
 
     Returns:
         `list[Path]`: the folders that were written.

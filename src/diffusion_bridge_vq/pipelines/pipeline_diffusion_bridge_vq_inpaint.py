@@ -32,10 +32,13 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
     ```
 
     Args:
-        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`), scheduler ([`OUBridgeScheduler`]), id2label
-            (`dict[int, str]`, *optional*), default_guidance_scale (`float`, *optional*): as in
-            [`DiffusionBridgeVQPipeline`], whose saved folders load here too.
-        default_num_inference_steps (`int`, *optional*): isn't used here, where the default is 50: it is meant for
+        vqvae ([`GumbelVQModel`]): the autoencoder.
+        unet (`UNet2DModel`): the denoiser.
+        scheduler ([`OUBridgeScheduler`]): the bridge, or a stock scheduler made from it.
+        id2label (`dict[int, str]`, *optional*): names of the classes. Folders saved by
+            [`DiffusionBridgeVQPipeline`] load here too.
+        default_guidance_scale (`float`, *optional*): guidance scale of calls that give none.
+        default_num_inference_steps (`int`, *optional*): is not used here, where the default is 50: it is meant for
             solvers without noise.
 
     Raises:

@@ -44,7 +44,8 @@ def sample_latents(
         shape (`tuple[int, ...]`): (B, d, h, w) or (B, d, N).
         num_inference_steps (`int`): network calls.
         generator (`torch.Generator` or a list with one per sample, *optional*): source of all noise.
-        device, dtype: of the latents.
+        device (`torch.device`, *optional*): of the latents.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the latents.
         latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
         class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`denoise`].
         solver (`str`, *optional*): how an [`OUBridgeScheduler`] is walked: "dpmsolver++" (the default here) and
@@ -107,8 +108,7 @@ def inpaint_latents(
     [`sample_latents`], number for number.
 
     Args:
-        unet, scheduler, num_inference_steps, generator, latents, class_labels, guidance_scale, solver,
-            timestep_spacing, progress_bar: see [`sample_latents`].
+        unet (`nn.Module`): see [`sample_latents`] for this and for all arguments that aren't listed here.
         known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
         mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
             `known_latents`, e.g. (B, 1, h, w) or (N,).

@@ -30,7 +30,7 @@ class EarlyStoppingRule(NamedTuple):
     """
     What an objective asks of early stopping.
 
-    Args:
+    Attributes:
         score (`str`): name of the score in the log, e.g. "bits_per_code"; lower is better.
         holdout_fraction (`float`): fraction of the images that is held out, between 0 and 1.
         every (`int`): steps between two scores.

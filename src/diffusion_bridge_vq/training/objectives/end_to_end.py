@@ -39,17 +39,21 @@ class E2EObjective(BridgeObjective):
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
 
     Args:
-        vqvae ([`GumbelVQModel`]), unet (`UNet2DModel`): trained.
+        vqvae ([`GumbelVQModel`]): trained.
+        unet (`UNet2DModel`): trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
         mode (`str`, *optional*, defaults to `"stable"`): "stable" or "paper".
-        weighting (`str`, *optional*), class_dropout (`float`, *optional*): see [`BridgeObjective`].
+        weighting (`str`, *optional*, defaults to `"simple"`): weight of L_t, see [`prior_loss`].
+        class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class.
         reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
             D / (2 w N d).
         reconstruction ([`ReconstructionLoss`], *optional*): see [`VQObjective`].
-        regularization (`str`, *optional*, defaults to `"gamma"`), regularization_weight (`float`, *optional*, defaults
-            to 1.0): form and weight of L_t^reg.
-        encoder_gradient_weight (`float`, *optional*, defaults to 0.1), ramp_steps (`int`, *optional*, defaults to 0),
-            joint_from (`int`, *optional*, defaults to 0), freeze_from (`int`, *optional*): see "stable"; in steps.
+        regularization (`str`, *optional*, defaults to `"gamma"`): form of L_t^reg, see [`regularization_loss`].
+        regularization_weight (`float`, *optional*, defaults to 1.0): weight of L_t^reg.
+        encoder_gradient_weight (`float`, *optional*, defaults to 0.1): see "stable".
+        ramp_steps (`int`, *optional*, defaults to 0): steps over which this weight rises from 0.
+        joint_from (`int`, *optional*, defaults to 0): step at which the prior joins.
+        freeze_from (`int`, *optional*): step from which the autoencoder is frozen.
 
     Raises:
         ValueError: an unknown mode.
