@@ -34,7 +34,9 @@ def novelty(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor, quan
     training images were memorised; less means that samples differ from training images more than test images do.
 
     Args:
-        samples, train, test (`torch.Tensor`): (n, d), (m, d) and (l, d) float, features or pixels, one row per image.
+        samples (`torch.Tensor`): features or pixels of the samples, (n, d) float, one row per image.
+        train (`torch.Tensor`): the same of the training images, (m, d).
+        test (`torch.Tensor`): the same of the test images, (l, d).
         quantile (`float`, *optional*, defaults to 0.05): in (0, 1).
 
     Raises:
