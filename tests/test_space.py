@@ -32,13 +32,13 @@ print(diffusion_bridge_vq.__file__)
 
 
 def test_requirements_are_the_packages():
-    (asked,) = [
-        ast.literal_eval(node.value)
-        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-        if isinstance(node, ast.keyword) and node.arg == "install_requires"
-    ]
+    tree = list(ast.walk(ast.parse((ROOT / "setup.py").read_text())))
+    (asked,) = [n.value for n in tree if isinstance(n, ast.keyword) and n.arg == "install_requires"]
+    (demo,) = [n.value for n in tree if isinstance(n, ast.Assign) and n.targets[0].id == "DEMO"]
+    gradio, *others = ast.literal_eval(demo)
+    assert gradio.startswith("gradio>=")  # which `sdk_version` brings
     lines = (ROOT / "examples" / "space" / "requirements.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == asked
+    assert [line for line in lines if not line.startswith("#")] == [*ast.literal_eval(asked), *others]
 
 
 def make_space(folder: Path) -> dict[str, str]:

@@ -72,6 +72,8 @@ def test_masks_hide_what_their_names_say(ship):
     assert (hidden(ship) == (np.arange(8) >= 4)[:, None]).all()
     press(ship, "left half given")
     given = pixels(ship.locator(".stage > img"))
+    ship.get_by_text("More options").and_(ship.locator(":visible")).click()
+    ship.get_by_label("Keep the given pixels exactly").check()
     completions = complete(ship, Number_of_completions=2, Steps=2, Resampling=1)
     assert len(completions) == 2 and not same(*completions)
     for completion in completions:
@@ -87,7 +89,7 @@ def test_a_completion_is_of_the_pictures_class(ship, demo):
     mask = Image.fromarray(np.uint8(255 * (np.arange(32) >= 16)[:, None].repeat(32, 1)))
     call = {"class_labels": 8, "guidance_scale": demo.defaults["guidance_scale"], "jump_n_sample": 2}
     inpaint = DiffusionBridgeVQInpaintPipeline(demo.vqvae, demo.pipe.unet, demo.pipe.scheduler)
-    (expected,) = inpaint(given, mask, 3, generator=rng(9), composite_strength=1.0, **call).images
+    (expected,) = inpaint(given, mask, 3, generator=rng(9), **call).images
     assert same(completion, np.asarray(expected))
 
 

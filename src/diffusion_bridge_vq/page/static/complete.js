@@ -59,7 +59,7 @@ export function completeChapter({ picture, layer, panel }, open) {
     hint: "How often the steps are repeated, so that both parts agree. Multiplies the time.",
   });
   const guidance = model.classes.length && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
-  const keep = h("input", { type: "checkbox", checked: true });
+  const keep = h("input", { type: "checkbox", checked: picture.seed == null }); // a photo
   const job = action("Complete");
   const results = h("ol", { class: "tiles small" });
   const sheet = h("button", { type: "button", class: "quiet", hidden: true }, "Download all as one sheet");
@@ -100,7 +100,7 @@ export function completeChapter({ picture, layer, panel }, open) {
       {},
       h("summary", {}, "More options"),
       h("div", { class: "columns" }, [count.element, seed.element, steps.element, resampling.element, guidance && guidance.element].filter(Boolean)),
-      h("label", { class: "check" }, keep, " Keep the given pixels exactly; without, the decoder repaints them, and there is no seam"),
+      h("label", { class: "check" }, keep, " Keep the given pixels exactly. A seam may show; without this the decoder repaints them, and there is none."),
     ),
     job.element,
     results,
