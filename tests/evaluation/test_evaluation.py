@@ -27,9 +27,9 @@ from diffusion_bridge_vq.evaluation import (
     append_result,
     bridge_code_bits,
     code_kl,
+    code_metrics,
     evaluate_pipelines,
     frechet_distance,
-    metrics,
     pixelcnn_nll,
     read_results,
     real_images,
@@ -69,8 +69,8 @@ def results(folder) -> dict:
 
 
 def test_bridge(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, "_TIMING_REPEATS", 1)
-    monkeypatch.setattr(metrics, "_ELBO_TIMESTEPS", 2)
+    monkeypatch.setattr(code_metrics, "TIMING_REPEATS", 1)
+    monkeypatch.setattr(code_metrics, "ELBO_TIMESTEPS", 2)
     pipe = make_gray_pipeline()
     settings = EvaluationConfig(num_inference_steps=3, num_nll_samples=2, solver="ddim", seed=5)
     outputs = outputs_of("bridge", pipe, real, tmp_path, settings)
@@ -116,7 +116,7 @@ def test_bridge(real, tmp_path, monkeypatch):
 
 def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
     """Of a U-Net whose null class is embedded as 0, and the others far from it."""
-    monkeypatch.setattr(metrics, "_ELBO_TIMESTEPS", 2)
+    monkeypatch.setattr(code_metrics, "ELBO_TIMESTEPS", 2)
     pipe, conditional = make_gray_pipeline(), make_gray_pipeline()
     unet = UNet2DModel.from_config(pipe.unet.config, num_class_embeds=4).eval()
     missing = unet.load_state_dict(pipe.unet.state_dict(), strict=False).missing_keys

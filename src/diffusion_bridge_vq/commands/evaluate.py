@@ -32,7 +32,10 @@ def model(text: str) -> tuple[str, str]:
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument(
-        "verb", choices=("all", *METRICS, "table"), help="what to measure; table only writes what results.json holds"
+        "verb",
+        nargs="+",
+        choices=("all", *METRICS, "table"),
+        help="what to measure, one or several; table only writes what results.json holds",
     )
     parser.add_argument(
         "--model",
@@ -53,12 +56,13 @@ def main() -> None:
         parser.error(f"--model: each needs a name of its own, got {', '.join(names)}")
     check_output_folder(args.output_dir)
     exit_on_sigterm()
-    if args.verb != "table":
+    metrics = METRICS if "all" in args.verb else [verb for verb in args.verb if verb != "table"]
+    if metrics:
         evaluate_pipelines(
             dict(args.model),
             args.dataset,
             args.output_dir,
-            metrics=METRICS if args.verb == "all" else (args.verb,),
+            metrics=metrics,
             **evaluation_settings(args),
             batch_size=args.batch_size,
             device="cuda" if torch.cuda.is_available() else "cpu",
