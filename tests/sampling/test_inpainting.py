@@ -60,6 +60,13 @@ class GaussianDenoiser(nn.Module):
         return (x - abar**0.5 * x_0) / (1 - abar) ** 0.5
 
 
+class HalfDenoiser(GaussianDenoiser):
+    """The same for samples of any precision."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.float(), t).to(x.dtype)
+
+
 def make(name: str):
     """(bridge, scheduler to sample with)"""
     bridge = OUBridgeScheduler(**BRIDGE)
@@ -129,7 +136,7 @@ def conditional_error(name: str, length: int, times: int) -> float:
         scheduler,
         KNOWN.expand(n, 2, 3),
         MASK,
-        30,
+        25,
         generator(),
         jump_length=length,
         jump_n_sample=times,
@@ -167,7 +174,7 @@ def test_without_resampling_the_law_is_another(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "length"), [("bridge", 30, 2), ("ddim", 30, 2), ("dpm", 30, 2), ("heun", 30, 2), ("lms", 12, 1)]
+    ("name", "steps", "length"), [("bridge", 30, 2), ("ddim", 25, 2), ("dpm", 30, 2), ("heun", 25, 2), ("lms", 12, 1)]
 )
 def test_jumps_leave_an_exact_law_alone(name, steps, length):
     """With nothing known, walking back and forth must not change what an exact network samples."""
@@ -196,12 +203,16 @@ def test_nothing_known_is_unconditional_sampling(name):
     assert torch.equal(inpainted, sample_latents(network, scheduler, (5, 2, 3), 8, generator(), solver=solver))
 
 
-@pytest.mark.parametrize("name", ["bridge", "ddim", "euler"])
-def test_everything_known_comes_back(name):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["bridge", "ddim", "dpm", "euler", "heun"])
+@pytest.mark.parametrize("mask", [torch.zeros(3), MASK])
+def test_what_is_known_comes_back_exactly(name, dtype, mask):
+    """Also from schedulers that walk in z - z*, which rounds; in bfloat16 by up to 0.008."""
     bridge, scheduler = make(name)
-    known = torch.randn(5, 2, 3, generator=generator(1))
-    z_0 = inpaint_latents(GaussianDenoiser(bridge), scheduler, known, torch.zeros(3), 8, generator())
-    torch.testing.assert_close(z_0, known, atol=1e-6, rtol=0)
+    known = (torch.randn(5, 2, 3, generator=generator(1)) + 0.1).to(dtype)
+    z_0 = inpaint_latents(HalfDenoiser(bridge), scheduler, known, mask, 10, generator())
+    is_known = ~mask.bool().expand_as(known)
+    assert torch.equal(z_0[is_known].to(dtype), known[is_known])
 
 
 def test_what_stands_at_unknown_positions_is_ignored():
@@ -275,7 +286,8 @@ def test_bad_input(change, message):
 
 def test_steps_that_a_solver_puts_on_one_level_are_refused():
     """DPM-Solver with "leading" spacing puts T steps on one and the same level, which divides by zero."""
-    bridge, scheduler = make("dpm")
+    bridge = OUBridgeScheduler(**BRIDGE)
+    scheduler = bridge.to_diffusers(DPMSolverMultistepScheduler, timestep_spacing="leading")
     with pytest.raises(ValueError, match="coincide"):
         sample_latents(GaussianDenoiser(bridge), scheduler, (1, 2, 3), T)
 

@@ -15,6 +15,7 @@ from torch import nn
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior
 from ..models.bounded_loading import check_values
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
+from ..sampling.checks import check_generator
 from ..schedulers import OUBridgeScheduler
 from .class_labels import (
     find_label_ids,
@@ -226,17 +227,12 @@ class VQPipeline(DiffusionPipeline):
     def _check_output(
         num_images: int, generator: torch.Generator | list[torch.Generator] | None, output_type: str
     ) -> None:
-        generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-        if not all(isinstance(one, torch.Generator) for one in generators):
-            raise ValueError(
-                f"`generator` must be a torch.Generator or a list of them, got {generator!r}; a seed becomes one by "
-                "`torch.Generator().manual_seed(seed)`."
-            )
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(
-                f"Got {len(generator)} generators for a batch of {num_images}; give one per image or one."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
+        check_generator(generator, num_images)
+        VQPipeline._check_output_type(output_type)
+
+    @staticmethod
+    def _check_output_type(output_type: str) -> None:
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be pil, np, pt or latent, got {output_type!r}.")
 
 

@@ -11,12 +11,11 @@ from torch import nn
 from ..models import GumbelVQModel, check_channels
 from ..models.code_unet import check_process
 from ..sampling.chain import Callback, sample_latents
-from ..sampling.checks import check_count
+from ..sampling.checks import check_count, check_latents, check_number
 from .base import VQPipeline, logger
 from .class_labels import (
     ClassLabels,
     check_default_guidance_scale,
-    check_guidance_scale,
     check_id2label,
     read_class_labels,
 )
@@ -76,6 +75,8 @@ class BridgePipeline(VQPipeline):
         """
         z_0 (B, d, h, w) -> nearest codes, or the given ones (B, h, w) -> images; `output_type` as in the call.
         """
+        self._check_output_type(output_type)
+        check_latents("latents", latents)
         if output_type == "latent":
             return latents
         return self.image_processor.postprocess(self._decode(latents, codes), output_type=output_type)
@@ -105,6 +106,7 @@ class BridgePipeline(VQPipeline):
             batch_size (`int`): images per call; another number compiles again when it is met. Guidance doubles it.
             **kwargs: of `torch.compile`, e.g. `mode="max-autotune"`.
         """
+        check_count("batch_size", batch_size)
         # the decoder's results may be kept from call to call, which a replayed graph would overwrite; the sampling
         # loop copies what the U-Net returns
         replay = {"mode": "reduce-overhead"} if self.unet.device.type == "cuda" and not kwargs else {}
@@ -148,6 +150,11 @@ class BridgePipeline(VQPipeline):
 
         def on_step(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
             returned = callback(self, step, timestep, dict.fromkeys(tensor_inputs, latents))
+            if returned is not None and not isinstance(returned, dict):
+                raise TypeError(
+                    "`callback_on_step_end` must return a dict, such as {'latents': latents}, or None, got "
+                    f"{type(returned).__name__}."
+                )
             return returned.get("latents") if returned else None
 
         return on_step
@@ -160,10 +167,10 @@ class BridgePipeline(VQPipeline):
         tensor_inputs: list[str],
     ) -> None:
         self._check_output(num_images, generator, output_type)
-        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
+        known = self._callback_tensor_inputs
+        if not isinstance(tensor_inputs, (list, tuple)) or any(name not in known for name in tensor_inputs):
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` may have {self._callback_tensor_inputs}, got {sorted(unknown)}."
+                f"`callback_on_step_end_tensor_inputs` must be a list with names from {known}, got {tensor_inputs!r}."
             )
 
     def _latent_size(self) -> tuple[int, int]:
@@ -179,7 +186,7 @@ class BridgePipeline(VQPipeline):
         num_classes = self._num_classes()
         if guidance_scale is None:
             guidance_scale = 1.0 if class_labels is None else self.config.get("default_guidance_scale", 1.0)
-        check_guidance_scale("guidance_scale", guidance_scale)
+        check_number("guidance_scale", guidance_scale)
         if guidance_scale != 1.0 and num_classes is None:
             raise ValueError("This model has no classes: leave out `guidance_scale`.")
         if guidance_scale != 1.0 and class_labels is None and num_classes is not None:

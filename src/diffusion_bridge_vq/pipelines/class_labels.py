@@ -1,13 +1,12 @@
 """Classes of a pipeline's call: numbers or names -> one number for each image."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..sampling.checks import check_count
+from ..sampling.checks import check_count, check_number
 
 ClassLabels = torch.Tensor | np.ndarray | Sequence[int | str] | int | str | None
 _MOST_NAMES = 20  # in messages
@@ -51,16 +50,7 @@ def check_default_guidance_scale(value: float | None, num_classes: int | None) -
         return
     if num_classes is None:
         raise ValueError("`default_guidance_scale` needs classes, but the network has none: leave it out.")
-    check_guidance_scale("default_guidance_scale", value)
-
-
-def check_guidance_scale(name: str, value: float) -> None:
-    """
-    Raises:
-        ValueError: not a finite number.
-    """
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number, 1 for no guidance, got {value!r}.")
+    check_number("default_guidance_scale", value)
 
 
 def count_images(batch_size: int | None, class_labels: ClassLabels) -> int:

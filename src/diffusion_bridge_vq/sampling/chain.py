@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..models.masks import expand_mask
-from .checks import check_count
+from .checks import check_count, check_finite, check_generator, check_latents, check_shape
 from .inpainting import InpaintingStepper
 from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
 
@@ -61,9 +61,13 @@ def sample_latents(
         `torch.Tensor`: z_0 of the given shape.
 
     Raises:
-        ValueError: the scheduler doesn't fit (`check_scheduler`), or `latents` has another shape,
-            or there are too few or too many steps, or a stock scheduler, which is a solver itself, is given another.
+        TypeError: something else than a tensor where one is expected.
+        ValueError: the scheduler doesn't fit ([`check_scheduler`]); `latents` of another shape, empty, or with NaN;
+            labels, guidance or a generator that don't fit; too few or too many steps; a solver for a stock scheduler,
+            which is a solver itself.
     """
+    shape = check_shape(shape)
+    check_generator(generator, shape[0])
     noise = _start_noise(latents, shape, generator, device, dtype)
     stepper = make_stepper(
         unet,
@@ -125,7 +129,12 @@ def inpaint_latents(
     """
     for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
         check_count(name, value)
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"`mask` must be a torch.Tensor, got {type(mask).__name__}.")
+    check_latents("known_latents", known_latents, finite=False)
     unknown = expand_mask(mask.to(known_latents.device), known_latents.shape, "latents")
+    check_finite("known_latents", known_latents.masked_fill(unknown, 0.0))
+    check_generator(generator, len(known_latents))
     noise = _start_noise(latents, known_latents.shape, generator, known_latents.device, known_latents.dtype)
     stepper = make_stepper(
         unet,
@@ -156,9 +165,24 @@ def _walk_back(
     for i in progress_bar(stepper.walk):
         sample = stepper.step(i, sample)
         if callback is not None:
-            replaced = callback(i, stepper.timesteps[i], sample)
-            sample = sample if replaced is None else replaced
+            sample = _replace(sample, callback(i, stepper.timesteps[i], sample))
     return stepper.finish(sample)
+
+
+def _replace(sample: torch.Tensor, replaced: torch.Tensor | None) -> torch.Tensor:
+    """What a callback returned, as the samples are."""
+    if replaced is None:
+        return sample
+    if not isinstance(replaced, torch.Tensor):
+        raise TypeError(
+            f"A callback must return the latents as a torch.Tensor, or None to leave them, got "
+            f"{type(replaced).__name__}."
+        )
+    if replaced.shape != sample.shape:
+        raise ValueError(
+            f"A callback returned latents of shape {tuple(replaced.shape)}, expected {tuple(sample.shape)}."
+        )
+    return replaced.to(sample)
 
 
 def _start_noise(
@@ -172,6 +196,5 @@ def _start_noise(
     device = torch.device(device or "cpu")
     if latents is None:
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
-    if latents.shape != torch.Size(shape):
-        raise ValueError(f"`latents` has shape {tuple(latents.shape)}, expected {tuple(shape)}.")
+    check_latents("latents", latents, shape)
     return latents.to(device, dtype)

@@ -1,12 +1,14 @@
 """What is refused before a chain begins."""
 
-import inspect
 import math
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
+import numpy as np
+import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.stock_schedulers import check_options, find_stock_scheduler
 
 
 def check_count(name: str, value: int, most: int | None = None) -> None:
@@ -14,15 +16,115 @@ def check_count(name: str, value: int, most: int | None = None) -> None:
     Raises:
         ValueError: `value` isn't a whole number, is below 1 or above `most`.
     """
-    if not isinstance(value, SupportsIndex) or value < 1 or (most is not None and value > most):
+    whole = isinstance(value, SupportsIndex) and not isinstance(value, (bool, torch.Tensor, np.ndarray))
+    if not whole or value < 1 or (most is not None and value > most):
         limits = "of at least 1" if most is None else f"in 1..{most}"
         raise ValueError(f"`{name}` must be a whole number {limits}, got {value!r}.")
 
 
+def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """
+    Raises:
+        ValueError: `value` isn't a finite number, or outside of [low, high].
+    """
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        limits = "" if low == -math.inf else f" in [{low:g}, {high:g}]"
+        raise ValueError(f"`{name}` must be a finite number{limits}, got {value!r}.")
+
+
+def check_shape(shape: Any) -> tuple[int, ...]:
+    """
+    The shape as integers.
+
+    Raises:
+        ValueError: not (B, d, ...) with at least one position, or sides that aren't whole numbers of at least 1.
+    """
+    if not isinstance(shape, (tuple, list)) or len(shape) < 3:
+        raise ValueError(f"`shape` must be (B, d, h, w) or (B, d, N), got {shape!r}.")
+    for side in shape:
+        check_count("shape", side)
+    return tuple(int(side) for side in shape)
+
+
+def check_latents(name: str, latents: Any, shape: tuple[int, ...] | None = None, finite: bool = True) -> None:
+    """
+    Raises:
+        TypeError: not a tensor.
+        ValueError: another shape, no images or positions at all, no floating-point numbers, or NaN or infinite ones.
+    """
+    if not isinstance(latents, torch.Tensor):
+        hint = "; `torch.from_numpy` makes one of an array" if isinstance(latents, np.ndarray) else ""
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(latents).__name__}{hint}.")
+    if shape is not None and tuple(latents.shape) != tuple(shape):
+        raise ValueError(f"`{name}` has shape {tuple(latents.shape)}, expected {tuple(shape)}.")
+    if latents.ndim < 3 or latents.numel() == 0:
+        raise ValueError(f"`{name}` must be (B, d, h, w) or (B, d, N), not empty, got {tuple(latents.shape)}.")
+    if not latents.is_floating_point():
+        raise ValueError(f"`{name}` must have floating-point numbers, got {latents.dtype}: use `{name}.float()`.")
+    if finite:
+        check_finite(name, latents)
+
+
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: some values are NaN or infinite.
+    """
+    if values.is_meta:  # has no values
+        return
+    bad = ~values.isfinite()
+    if bool(bad.any()):
+        raise ValueError(f"`{name}` has {int(bad.sum())} of {values.numel()} values that are NaN or infinite.")
+
+
+def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
+    """
+    Raises:
+        TypeError: not a tensor.
+        ValueError: not one whole number per image, numbers out of range, none for a network that needs them, or some
+            for a network without classes.
+    """
+    num_embeds = getattr(getattr(unet, "config", None), "num_class_embeds", None)
+    if class_labels is None:
+        if num_embeds is not None:
+            raise ValueError(
+                f"The network has classes: give `class_labels`, one per image; {num_embeds - 1} is no class."
+            )
+        return
+    if not isinstance(class_labels, torch.Tensor):
+        raise TypeError(f"`class_labels` must be a torch.Tensor, got {type(class_labels).__name__}.")
+    whole = not class_labels.is_floating_point() and not class_labels.is_complex() and class_labels.dtype != torch.bool
+    if not whole or tuple(class_labels.shape) != (num_images,):
+        raise ValueError(
+            f"`class_labels` must be {num_images} integers, one per image, got shape {tuple(class_labels.shape)} of "
+            f"{class_labels.dtype}."
+        )
+    if num_embeds is None or class_labels.is_meta:
+        return
+    if not bool(((class_labels >= 0) & (class_labels < num_embeds)).all()):
+        raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 1}, got {class_labels.tolist()}.")
+
+
+def check_generator(generator: Any, num_images: int) -> None:
+    """
+    Raises:
+        ValueError: not a generator, a list of other things, or of another length than the batch.
+    """
+    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
+    if not all(isinstance(one, torch.Generator) for one in generators):
+        raise ValueError(
+            f"`generator` must be a torch.Generator or a list of them, got {generator!r}; a seed becomes one by "
+            "`torch.Generator().manual_seed(seed)`."
+        )
+    if isinstance(generator, list) and len(generator) != num_images:
+        raise ValueError(f"Got {len(generator)} generators for a batch of {num_images}; give one per image or one.")
+
+
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """
-    Refuse a stock scheduler that doesn't follow the bridge's betas, or that was swapped in by `from_config` from a
-    bridge with another stationary variance than 1.
+    Refuse a stock scheduler that samples another law, or that was swapped in by `from_config` from a bridge with
+    another stationary variance than 1.
 
     Such a scheduler keeps betas, theta and eta in its config without following them. With s = 1 the swap is right as
     it is.
@@ -33,8 +135,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     if isinstance(scheduler, OUBridgeScheduler):
         return
     name, config = type(scheduler).__name__, scheduler.config
-    if "trained_betas" not in inspect.signature(type(scheduler).__init__).parameters:
-        raise ValueError(f"{name} has noise levels of its own and can't follow the bridge's; take another scheduler.")
+    stock = find_stock_scheduler(type(scheduler), config.get("prediction_type", "epsilon"))
     s = config.get("eta", math.sqrt(2.0)) / math.sqrt(2 * config.get("theta", 1.0))
     if abs(s - 1) > 1e-6:
         raise ValueError(
@@ -43,19 +144,31 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
             f"`OUBridgeScheduler.from_config(pipe.scheduler.config).to_diffusers({name})` instead of "
             f"`{name}.from_config(pipe.scheduler.config)`."
         )
-    for option in ("clip_sample", "thresholding"):
-        if config.get(option, False):
-            raise ValueError(f"{name} has {option}=True, which cuts latents to [-1, 1]; make it with {option}=False.")
+    check_options(type(scheduler), config, stock.spacings)
 
 
-def check_steps_differ(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     """
+    Refuse steps of a stock scheduler that coincide or begin far from noise.
+
+    "leading" steps, at 0, T // n, 2 (T // n), ..., begin far below T where n doesn't divide it. Samples then keep too
+    much of the noise that they start from.
+
     Raises:
-        ValueError: some of a stock scheduler's steps lie on one noise level.
+        ValueError: with what to take instead.
     """
+    num_train, name = scheduler.config.num_train_timesteps, type(scheduler).__name__
+    spacing = scheduler.config.get("timestep_spacing")
     if len(scheduler.timesteps.unique()) < num_inference_steps:
         raise ValueError(
-            f"{type(scheduler).__name__} can't place {num_inference_steps} steps on the "
-            f"{scheduler.config.num_train_timesteps} noise levels with "
-            f"timestep_spacing={scheduler.config.get('timestep_spacing')!r}: some would coincide. Take fewer."
+            f"{name} can't place {num_inference_steps} steps on the {num_train} noise levels with "
+            f"timestep_spacing={spacing!r}: some would coincide. Take fewer."
+        )
+    first = int(scheduler.timesteps[0])
+    signal = float(scheduler.alphas_cumprod[first].sqrt())
+    if first + num_train // num_inference_steps < 0.95 * num_train and signal > 0.1:
+        raise ValueError(
+            f"{name} would begin its {num_inference_steps} steps at noise level {first} of {num_train}, where "
+            f"{signal:.0%} of z_0 is left, so its samples would be wrong. Take a number of steps that divides "
+            f"{num_train}, or make it with timestep_spacing='trailing'."
         )

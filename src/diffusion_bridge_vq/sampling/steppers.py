@@ -6,16 +6,18 @@ The ways to walk from noise to z_0, one small class each. To add one, write a cl
 import copy
 import inspect
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
 import torch
+from diffusers import DDIMParallelScheduler, DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..models.denoiser import call_network
 from ..schedulers import OUBridgeScheduler
-from .checks import check_count, check_scheduler, check_steps_differ
+from .checks import check_count, check_labels, check_number, check_scheduler, check_steps
 from .solver_coefficients import solver_coefficients
 
 Solver = Literal["ancestral", "dpmsolver++", "ddim"]
@@ -133,17 +135,24 @@ class StockStepper(Stepper):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.scheduler = copy.copy(self.scheduler)  # whose number of steps `step` changes
         self.centre, self.shift = 0.0 * self.z_star, self.z_star
         # networks that predict z_0 say z* + x_0
         self._offset = self.z_star if self.scheduler.config.prediction_type == "sample" else 0.0
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         self._options = {"generator": self.generator} if takes_generator else {}
+        self._next = [*self.timesteps[1:].tolist(), -1]
         self._fresh: SchedulerMixin | None = None
         self._saved: SchedulerMixin | None = None
 
     def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
         t = self.timesteps[i]
         output = self.predict(i, self.scheduler.scale_model_input(sample, t)) - self._offset
+        if isinstance(self.scheduler, (DDIMScheduler, DDIMParallelScheduler)):
+            # their step ends at t - T // num_inference_steps, which the next timestep must be also where n doesn't
+            # divide T
+            num_train = self.scheduler.config.num_train_timesteps
+            self.scheduler.num_inference_steps = Fraction(num_train, int(t) - self._next[i])
         return self.scheduler.step(output, t, sample, **self._options).prev_sample
 
     def remember(self) -> None:
@@ -196,9 +205,13 @@ def make_stepper(
     """
     check_scheduler(scheduler)
     check_count("num_inference_steps", num_inference_steps, scheduler.config.num_train_timesteps)
+    check_number("guidance_scale", guidance_scale)
+    check_labels(class_labels, len(noise), unet)
+    if guidance_scale != 1.0 and class_labels is None:
+        raise ValueError(f"`guidance_scale` {guidance_scale} needs `class_labels`; without classes leave it at 1.")
     if isinstance(scheduler, OUBridgeScheduler):
         name = solver or default_solver(scheduler, inpainting)
-        if name not in SOLVERS:
+        if not isinstance(name, str) or name not in SOLVERS:
             *others, last = SOLVERS
             raise ValueError(f"`solver` must be {', '.join(others)} or {last}, got {name!r}.")
         stepper = SOLVERS[name]
@@ -211,7 +224,7 @@ def make_stepper(
     else:
         stepper = StockStepper
         scheduler.set_timesteps(num_inference_steps)
-        check_steps_differ(scheduler, num_inference_steps)
+        check_steps(scheduler, num_inference_steps)
 
     def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return call_network(unet, x, timestep, class_labels, guidance_scale)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .bridge_settings import is_number
+
 
 def make_betas(
     num_train_timesteps: int,
@@ -19,7 +21,10 @@ def make_betas(
         ValueError: an unknown schedule, numbers outside of [0, 1], or `trained_betas` of another length than T.
     """
     if trained_betas is not None:
-        betas = np.asarray(trained_betas, dtype=np.float64)
+        try:
+            betas = np.asarray(trained_betas, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"`trained_betas` must be a list of numbers: {error}.") from error
         if betas.shape != (num_train_timesteps,):
             got = len(betas) if betas.ndim == 1 else f"shape {betas.shape}"
             raise ValueError(
@@ -31,14 +36,14 @@ def make_betas(
         return betas
     if beta_schedule == "squaredcos_cap_v2":
         return _cosine_betas(num_train_timesteps)
-    if beta_schedule not in ("linear", "scaled_linear"):
+    if not isinstance(beta_schedule, str) or beta_schedule not in ("linear", "scaled_linear"):
         raise ValueError(
             f"`beta_schedule` must be linear, scaled_linear or squaredcos_cap_v2, got {beta_schedule!r}; "
             "give other schedules as `trained_betas`."
         )
     for name, value in (("beta_start", beta_start), ("beta_end", beta_end)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{name}` must lie in [0, 1], got {value}.")
+        if not is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1], got {value!r}.")
     if beta_schedule == "linear":
         return np.linspace(beta_start, beta_end, num_train_timesteps)
     return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2

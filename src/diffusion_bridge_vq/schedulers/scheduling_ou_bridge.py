@@ -2,7 +2,6 @@
 The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the reverse step. It never sees a network.
 """
 
-import inspect
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .bridge_settings import check_settings
+from .coefficients import BridgeCoefficients, check_order, check_samples, check_single, widen
 from .noise_schedules import make_betas
-from .timestep_spacing import place_timesteps
+from .stock_schedulers import SUPPORTED, make_stock_scheduler
+from .timestep_spacing import choose_timesteps
 
 
 @dataclass
@@ -32,7 +34,7 @@ class OUBridgeSchedulerOutput(BaseOutput):
     pred_original_sample: torch.Tensor | None = None
 
 
-class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
+class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     r"""
     The Ornstein-Uhlenbeck process dZ = -theta (Z - z*) dt + eta dW (eq. 3 of Cohen et al., ICML 2022) and its bridge.
 
@@ -79,11 +81,11 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             network's errors at lower noise add up, and how large they are is a matter of its training.
 
     Raises:
-        ValueError: theta, eta, clip_sample_range or lambda_max_clipped not positive, z* not finite, betas as none can
-            be, or an unknown name.
+        ValueError: a setting that isn't a number, out of its range or an unknown name, z* that isn't finite, or betas
+            that no process has.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    _compatibles = sorted(SUPPORTED)
     order = 1
 
     @register_to_config
@@ -105,26 +107,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         lambda_max_clipped: float = 2.5,
     ):
-        for name, value in (
-            ("theta", theta),
-            ("eta", eta),
-            ("clip_sample_range", clip_sample_range),
-            ("lambda_max_clipped", lambda_max_clipped),
-        ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"`{name}` must be a positive number, got {value}.")
-        if num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
-        for name, choice, choices in (
-            ("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction")),
-            ("variance_type", variance_type, ("fixed_small", "fixed_large", "zero")),
-            ("timestep_spacing", timestep_spacing, ("linspace", "leading", "trailing")),
-        ):
-            if choice not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {choice!r}.")
-
-        if not np.isfinite(z_star).all():
-            raise ValueError(f"`z_star` must be a finite number or one per channel, got {z_star}.")
+        check_settings(dict(self.config))
         betas = make_betas(num_train_timesteps, beta_schedule, beta_start, beta_end, trained_betas)
         abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
         if abar[1] == 1 or abar[-2] == 0:
@@ -159,11 +142,6 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
     # ------------------------------------------------------------------------------------------------ the process
 
     @property
-    def stationary_std(self) -> float:
-        """s = eta / sqrt(2 theta), the standard deviation of the law at the noisy end."""
-        return self.config.eta / math.sqrt(2 * self.config.theta)
-
-    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial noise: s. The mean is z*, see [`sample_prior`]."""
         return self.stationary_std
@@ -177,7 +155,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Draw z_T ~ N(z*, s^2 I) (first line of Algorithm 2), of the given shape (B, d, ...)."""
         noise = randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
-        return (self._z_star(noise) + self.stationary_std * _wide(noise)).to(noise.dtype)
+        return (self._z_star(noise) + self.stationary_std * widen(noise)).to(noise.dtype)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int
@@ -193,13 +171,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: shapes differ, a timestep outside the schedule, or as many as fit neither.
         """
-        if noise.shape != original_samples.shape:
-            raise ValueError(
-                f"`noise` has shape {tuple(noise.shape)}, expected that of `original_samples`, "
-                f"{tuple(original_samples.shape)}."
-            )
+        check_samples(original_samples=original_samples, noise=noise)
         abar = self._alpha_bar(timesteps, original_samples)
-        z, z_star = _wide(original_samples), self._z_star(original_samples)
+        z, z_star = widen(original_samples), self._z_star(original_samples)
         signal, sigma = abar.sqrt().to(z.dtype), (self.stationary_std * (1 - abar).sqrt()).to(z.dtype)
         return (z_star + signal * (z - z_star) + sigma * noise).to(original_samples.dtype)
 
@@ -228,9 +202,15 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
         Returns:
             `(mean, std)`: mean in the shape of `sample`; std broadcasts against it.
+
+        Raises:
+            ValueError: shapes differ, a timestep outside the schedule, or a `prev_timestep` that isn't smaller.
         """
+        check_samples(sample=sample, original_sample=original_sample)
+        self._check_timesteps(timestep, lowest=0)
+        check_order(timestep, prev_timestep)
         c_original, c_sample, std = self._bridge_coefficients(timestep, prev_timestep, sample)
-        z_star, z_t, z_0 = self._z_star(sample), _wide(sample), _wide(original_sample)
+        z_star, z_t, z_0 = self._z_star(sample), widen(sample), widen(original_sample)
         mean = z_star + c_original.to(z_t.dtype) * (z_0 - z_star) + c_sample.to(z_t.dtype) * (z_t - z_star)
         return mean.to(sample.dtype), std.to(sample.dtype)
 
@@ -271,7 +251,7 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         It penalises latents that are large against s; its expectation is what the start from noise at T costs.
         """
         abar = self._abar[-1].item()
-        squared = (_wide(original_samples) - self._z_star(original_samples)).square() / self.stationary_std**2
+        squared = (widen(original_samples) - self._z_star(original_samples)).square() / self.stationary_std**2
         return 0.5 * (abar * (squared - 1) - math.log1p(-abar))
 
     def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
@@ -284,15 +264,17 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
         """x_t = (z_t - z*) / m_t: unit variance at every t if the latents have unit variance around z*."""
+        check_samples(sample=sample)
         m = self._scale(timestep, sample)
-        return ((_wide(sample) - self._z_star(sample)) / m).to(sample.dtype)
+        return ((widen(sample) - self._z_star(sample)) / m).to(sample.dtype)
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | int) -> torch.Tensor:
         """
         v = sqrt(abar') eps - sqrt(1 - abar') (z_0 - z*), in the coordinates x (Salimans and Ho 2022); `sample` is z_0.
         """
+        check_samples(sample=sample, noise=noise)
         signal, sigma = self._vp_coefficients(timesteps, sample)
-        return (signal * noise - sigma * (_wide(sample) - self._z_star(sample))).to(sample.dtype)
+        return (signal * noise - sigma * (widen(sample) - self._z_star(sample))).to(sample.dtype)
 
     def predict_original_sample(
         self, model_output: torch.Tensor, timestep: torch.Tensor | int, sample: torch.Tensor
@@ -300,7 +282,8 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         """
         z_0 from what the network returned at (`sample` = z_t, `timestep`), by `prediction_type`; clipped if asked.
         """
-        z_t, z_star, output = _wide(sample), self._z_star(sample), _wide(model_output)
+        check_samples(sample=sample, model_output=model_output)
+        z_t, z_star, output = widen(sample), self._z_star(sample), widen(model_output)
         if self.config.prediction_type == "sample":
             z_0 = output
         else:
@@ -340,27 +323,9 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
             ValueError: both or none given, a number outside 1..T, timesteps not descending or (with `steps_offset`,
                 too) outside 0..T-1, an unknown spacing.
         """
-        num_train = self.config.num_train_timesteps
         spacing = timestep_spacing or self.config.timestep_spacing
-        if spacing not in ("linspace", "leading", "trailing", "logsnr"):
-            raise ValueError(f"`timestep_spacing` must be linspace, leading, trailing or logsnr, got {spacing!r}.")
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("Give `num_inference_steps` or `timesteps`, one of the two.")
-        if timesteps is not None:
-            chosen = np.asarray(timesteps, dtype=np.int64)
-            if chosen.ndim != 1 or len(chosen) == 0 or (np.diff(chosen) >= 0).any():
-                raise ValueError(f"`timesteps` must be in descending order, got {list(timesteps)}.")
-        else:
-            n = int(num_inference_steps)  # type: ignore[arg-type]
-            if not 1 <= n <= num_train:
-                raise ValueError(
-                    f"`num_inference_steps` must lie in 1..{num_train} (num_train_timesteps), "
-                    f"got {num_inference_steps}."
-                )
-            log_snr = 0.5 * self.signal_to_noise(torch.arange(num_train)).log().numpy()
-            chosen = place_timesteps(n, spacing, self.config.steps_offset, log_snr, self.config.lambda_max_clipped)
-        if chosen[0] >= num_train or chosen[-1] < 0:  # also where `steps_offset` leads to
-            raise ValueError(f"`timesteps` must lie in 0..{num_train - 1}, got {chosen[0]}..{chosen[-1]}.")
+        log_snr = 0.5 * self.signal_to_noise(torch.arange(len(self))).log().numpy()
+        chosen = choose_timesteps(num_inference_steps, timesteps, spacing, log_snr, self.config)
         self.custom_timesteps = timesteps is not None
         self.num_inference_steps = len(chosen)
         self.timesteps = torch.from_numpy(chosen.copy()).to(device)
@@ -399,16 +364,13 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: a timestep outside the schedule, or shapes that differ.
         """
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"`model_output` has shape {tuple(model_output.shape)}, expected that of `sample`, "
-                f"{tuple(sample.shape)}."
-            )
+        check_samples(sample=sample, model_output=model_output)
+        check_single(timestep)
+        self._check_timesteps(timestep, lowest=0)
         t = int(timestep)
-        self._check_timesteps(t, lowest=0)
         prev_t = self.previous_timestep(t)
-        pred_original_sample = self.predict_original_sample(model_output, t, _wide(sample))
-        prev_sample, std = self.bridge_posterior(pred_original_sample, _wide(sample), t, prev_t)
+        pred_original_sample = self.predict_original_sample(model_output, t, widen(sample))
+        prev_sample, std = self.bridge_posterior(pred_original_sample, widen(sample), t, prev_t)
         if prev_t >= 0 and self.config.variance_type != "zero":
             if self.config.variance_type == "fixed_large":
                 std = self.stationary_std * (1 - self._abar[t + 1] / self._abar[prev_t + 1]).sqrt()
@@ -430,109 +392,22 @@ class OUBridgeScheduler(SchedulerMixin, ConfigMixin):
         numbers. `sample_latents` and the pipelines read z* there and return z.
 
         Args:
-            scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...
-            **kwargs: further arguments of that class, e.g. `algorithm_type="sde-dpmsolver++"`.
+            scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...:
+                those of `_compatibles`, of which some are only for eps-networks.
+            **kwargs: further arguments of that class, e.g. `algorithm_type="sde-dpmsolver++"`. `timestep_spacing`
+                defaults to the config's, or to one with which the class is right.
 
         Raises:
-            ValueError: the class doesn't take `trained_betas`.
+            TypeError: not the class of a scheduler, or an argument that it doesn't take.
+            ValueError: a class that samples another law with this network, with the reason; or options with which it
+                does.
         """
-        accepted = inspect.signature(scheduler_class.__init__).parameters
-        if "trained_betas" not in accepted:
-            raise ValueError(
-                f"{scheduler_class.__name__} doesn't take `trained_betas`, so it can't follow this noise schedule; "
-                "use a variance-preserving one such as DPMSolverMultistepScheduler, UniPCMultistepScheduler or "
-                "DDIMScheduler."
-            )
         abar = self._abar / (self._abar + self.stationary_std**2 * (1 - self._abar))  # abar'
         betas = (1 - abar[1:] / abar[:-1]).clamp(max=1 - 2**-24)
         # "fixed_small" is the variance that every class knows, and its config leads back to a bridge
-        shared = {k: v for k, v in self.config.items() if not k.startswith("_")} | {"variance_type": "fixed_small"}
-        shared |= {"trained_betas": betas.tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
-        scheduler = scheduler_class(**{k: v for k, v in (shared | kwargs).items() if k in accepted or k in kwargs})
-        scheduler.register_to_config(**{k: v for k, v in shared.items() if k not in accepted}, _use_default_values=[])
-        return scheduler
+        settings = {k: v for k, v in self.config.items() if not k.startswith("_")} | {"variance_type": "fixed_small"}
+        settings |= {"trained_betas": betas.tolist(), "theta": 1.0, "eta": math.sqrt(2.0)}
+        return make_stock_scheduler(scheduler_class, settings, kwargs)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-    # ----------------------------------------------------------------------------------------------- coefficients
-
-    def _bridge_coefficients(
-        self, timestep: torch.Tensor | int, prev_timestep: torch.Tensor | int, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        abar_t, abar_s = self._alpha_bar(timestep, sample), self._alpha_bar(prev_timestep, sample)
-        a = abar_t / abar_s
-        c_original = abar_s.sqrt() * (1 - a) / (1 - abar_t)
-        c_sample = a.sqrt() * (1 - abar_s) / (1 - abar_t)
-        std = self.stationary_std * ((1 - abar_s) * (1 - a) / (1 - abar_t)).sqrt()
-        return c_original, c_sample, std
-
-    def _vp_coefficients(
-        self, timestep: torch.Tensor | int, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """sqrt(abar') and sqrt(1 - abar'): signal and noise in x_t."""
-        abar = self._alpha_bar(timestep, sample)
-        m = (abar + self.stationary_std**2 * (1 - abar)).sqrt()
-        dtype = _wide_dtype(sample.dtype)
-        return (abar.sqrt() / m).to(dtype), (self.stationary_std * (1 - abar).sqrt() / m).to(dtype)
-
-    def _scale(self, timestep: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
-        """m_t = sqrt(abar_t + s^2 (1 - abar_t))."""
-        abar = self._alpha_bar(timestep, sample)
-        return (abar + self.stationary_std**2 * (1 - abar)).sqrt().to(_wide_dtype(sample.dtype))
-
-    def _alpha_bar(self, timesteps: torch.Tensor | int, sample: torch.Tensor) -> torch.Tensor:
-        """
-        abar at the timesteps, float64: a number for one timestep on the host, else (B, 1, ...) beside `sample`.
-        """
-        self._check_timesteps(timesteps, lowest=-1)
-        if isinstance(timesteps, torch.Tensor) and timesteps.numel() not in (1, sample.shape[0]):
-            raise ValueError(
-                f"timesteps must be one for all {sample.shape[0]} samples or one for each, got {timesteps.numel()}."
-            )
-        if isinstance(timesteps, torch.Tensor) and (timesteps.ndim > 0 or timesteps.device.type != "cpu"):
-            # reshaped first: an index without dimensions would be fetched from the device
-            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device).reshape(-1) + 1]
-            return abar.reshape(-1, *[1] * (sample.ndim - 1))
-        return self._abar[int(timesteps) + 1]
-
-    def _z_star(self, sample: torch.Tensor) -> torch.Tensor | float:
-        """z*, a number or (1, d, 1, ...) beside `sample`."""
-        z_star = self.config.z_star
-        if not isinstance(z_star, (list, tuple)):
-            return float(z_star)
-        if sample.ndim < 2 or sample.shape[1] != len(z_star):
-            raise ValueError(
-                f"`z_star` has {len(z_star)} values, one per channel, but the sample has shape {tuple(sample.shape)}."
-            )
-        table = self._table("z_star", torch.tensor(z_star, dtype=torch.float64), sample.device)
-        return table.to(_wide_dtype(sample.dtype)).reshape(1, -1, *[1] * (sample.ndim - 2))
-
-    def _table(self, name: str, table: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The table on `device`, copied there once, so that a training step never waits for the host."""
-        key = (name, device)
-        if key not in self._on_device:
-            self._on_device[key] = table.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        return self._on_device[key]
-
-    def _check_timesteps(self, timesteps: torch.Tensor | int, lowest: int) -> None:
-        """Values on a device aren't looked at: that would wait for it."""
-        if isinstance(timesteps, torch.Tensor):
-            if timesteps.device.type != "cpu" or timesteps.numel() == 0:
-                return
-            low, high = int(timesteps.min()), int(timesteps.max())
-        else:
-            low = high = int(timesteps)
-        if low < lowest or high >= len(self._abar) - 1:
-            raise ValueError(
-                f"timesteps must lie in {lowest}..{len(self._abar) - 2}, got {low if low == high else (low, high)}."
-            )
-
-
-def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _wide(sample: torch.Tensor) -> torch.Tensor:
-    """`sample` in float32 at least."""
-    return sample.to(_wide_dtype(sample.dtype))
