@@ -1,6 +1,7 @@
 """Forms of pixels: images of any mode -> 8 bits, and uint8 <-> [-1, 1]."""
 
 import re
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,12 +19,13 @@ _TRANSPOSITIONS = {
 }
 
 
-def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
+def to_eight_bits(image: Image.Image, channels: int, background: Literal["white", "black"] = "white") -> Image.Image:
     """
     An image of any mode as the models see it: upright (EXIF), transparent pixels white, 16-bit gray scaled to 8 bits.
 
     Args:
         channels (`int`): 1 for mode "L", 3 for "RGB".
+        background (`str`, *optional*, defaults to `"white"`): what transparent pixels become.
 
     Raises:
         ValueError: 32-bit pixels, which have no known range.
@@ -39,11 +41,11 @@ def to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")
     image = _turn_upright(image)
     if wide:
-        return _scale_16_bits(image).convert("L" if channels == 1 else "RGB")
+        return _scale_16_bits(image, background).convert("L" if channels == 1 else "RGB")
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else _with_scaled_transparency(image, stored)
         rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, background), rgba)
     if image.mode == "LAB":  # which Pillow converts to RGB only
         image = image.convert("RGB")
     mode = "L" if channels == 1 else "RGB"
@@ -64,8 +66,8 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     return turned
 
 
-def _scale_16_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray -> mode "L", a transparent value -> white."""
+def _scale_16_bits(image: Image.Image, background: str) -> Image.Image:
+    """16-bit gray -> mode "L", a transparent value -> the background."""
     values = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {})  # of TIFF
     peak = 4095 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 65535
@@ -74,7 +76,7 @@ def _scale_16_bits(image: Image.Image) -> Image.Image:
         gray = 255 - gray
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        gray[values == transparent] = 255
+        gray[values == transparent] = 255 if background == "white" else 0
     return Image.fromarray(gray)
 
 

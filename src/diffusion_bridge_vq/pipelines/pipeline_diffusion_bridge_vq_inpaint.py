@@ -2,20 +2,18 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput
-from PIL import Image
 
-from ..data.pixels import to_eight_bits
 from ..models import bridge_start_latents
 from ..sampling.chain import inpaint_latents
-from ..sampling.checks import check_count
+from ..sampling.checks import check_count, check_number
 from ..sampling.steppers import Solver, Spacing
 from .bridge import BridgePipeline, StepCallback
 from .class_labels import ClassLabels
+from .image_inputs import read_images, read_masks
 
 
 class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
@@ -80,8 +78,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 white, [`to_eight_bits`]), numpy (H, W, C) or (B, H, W, C), tensors (C, H, W) or (B, C, H, W); floats
                 in [0, 1] or uint8.
             mask_image (the same types): white (1, or 255 of uint8 and PIL) where pixels are hidden and to be drawn,
-                black (0) where they are known; one for all images or one each. Numpy (H, W), (H, W, 1) or (B, H, W,
-                1), tensors (H, W), (1, H, W) or (B, 1, H, W).
+                black (0) or transparent where they are known; one for all images or one each. Numpy (H, W), (H, W, 1)
+                or (B, H, W, 1), tensors (H, W), (1, H, W) or (B, 1, H, W).
             num_inference_steps (`int`): steps of the reverse chain, 1 to `num_train_timesteps`.
             num_completions (`int`): independent completions of each image; those of one image are neighbours in the
                 output.
@@ -115,11 +113,10 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 white; a number outside its range; and what [`DiffusionBridgeVQPipeline`] raises.
         """
         check_count("num_completions", num_completions)
-        if not 0 <= composite_strength <= 1:
-            raise ValueError(f"`composite_strength` must lie in [0, 1], got {composite_strength}.")
+        check_number("composite_strength", composite_strength, 0, 1)
         if composite_strength and output_type == "latent":
             raise ValueError("`composite_strength` mixes pixels; with `output_type='latent'` leave it at 0.")
-        pixels = self._read(image, "image", self.vqvae.config.in_channels)
+        pixels = read_images(image, "image", self.vqvae.config.in_channels, *self._image_size())
         hidden = self.read_mask(mask_image, len(pixels))
         total = len(pixels) * num_completions
         self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
@@ -148,6 +145,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self._steps,
         )
+        self._check_drawn(z_0)
         if output_type == "latent":
             images: Any = z_0
         else:
@@ -160,47 +158,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
 
     def read_mask(self, mask_image: PipelineImageInput, num_images: int) -> torch.Tensor:
         """`mask_image` as the call takes it -> (num_images, 1, H, W) bool on the CPU, True where hidden."""
-        mask = self._read(mask_image, "mask_image", channels=1)
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError(
-                "`mask_image` must be black (known) and white (hidden) only; round it first, e.g. "
-                "`mask_image.convert('L').point(lambda v: 255 * (v > 127))`."
-            )
-        if len(mask) not in (1, num_images):
-            raise ValueError(f"Got {len(mask)} masks for {num_images} images; give one per image or one for all.")
-        return mask.expand(num_images, -1, -1, -1) > 0
+        return read_masks(mask_image, num_images, *self._image_size())
 
-    def _read(self, images: PipelineImageInput, name: str, channels: int) -> torch.Tensor:
-        """-> (B, C, H, W) float32 in [0, 1] on the CPU."""
-        height, width = (side * self.vqvae.downsampling_factor for side in self._latent_size())
-        items = [_to_tensor(item, channels) for item in (images if isinstance(images, list) else [images])]
-        if not items or any(item.numel() == 0 for item in items):
-            raise ValueError(f"`{name}` is empty.")
-        for item in items:
-            if item.shape[1:] != (channels, height, width):
-                size = " x ".join(str(side) for side in item.shape[2:])
-                raise ValueError(
-                    f"`{name}` must be {height} x {width} with {channels} channel(s), as the model's images (it isn't "
-                    f"resized here), got {size} with {item.shape[1]}."
-                )
-        batch = torch.cat(items)
-        if not bool(((batch >= 0) & (batch <= 1)).all()):
-            raise ValueError(
-                f"`{name}` must have values in [0, 1] or be uint8, got {batch.min():.3g} to {batch.max():.3g}."
-            )
-        return batch
-
-
-def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, channels: int) -> torch.Tensor:
-    """One image or a batch, in any of the accepted forms -> (n, C, H, W) float32; uint8 is divided by 255."""
-    if isinstance(image, Image.Image):
-        image = np.asarray(to_eight_bits(image, channels))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim > 2 else image[..., None])).movedim(-1, -3)
-    if not isinstance(image, torch.Tensor) or not 2 <= image.ndim <= 4:
-        raise ValueError(
-            "Images and masks must be PIL images, numpy arrays (H, W, C) or (B, H, W, C), tensors (C, H, W) or "
-            f"(B, C, H, W), or a list of them, got {getattr(image, 'shape', type(image).__name__)}."
-        )
-    values = image.cpu().float() / (255 if image.dtype == torch.uint8 else 1)
-    return values[(None,) * (4 - image.ndim)]  # (H, W) and (C, H, W) too -> (1, C, H, W)
+    def _image_size(self) -> tuple[int, int]:
+        height, width = self._latent_size()
+        return height * self.vqvae.downsampling_factor, width * self.vqvae.downsampling_factor
