@@ -140,7 +140,8 @@ def check_order(timestep: torch.Tensor | int, prev_timestep: torch.Tensor | int)
     pair = (timestep, prev_timestep)
     if any(isinstance(each, torch.Tensor) and each.device.type != "cpu" for each in pair):
         return
-    if not bool((torch.as_tensor(prev_timestep) < torch.as_tensor(timestep)).all()):
+    gaps = torch.as_tensor(timestep) - torch.as_tensor(prev_timestep)
+    if gaps.numel() and int(gaps.min()) <= 0:
         raise ValueError(f"`prev_timestep` must be smaller than `timestep`, got {prev_timestep} and {timestep}.")
 
 
