@@ -15,7 +15,7 @@ from torch import nn
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior
 from ..models.bounded_loading import check_values
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
-from ..sampling.checks import check_generator
+from ..sampling.checks import check_generators
 from ..schedulers import OUBridgeScheduler
 from .class_labels import (
     find_label_ids,
@@ -227,7 +227,7 @@ class VQPipeline(DiffusionPipeline):
     def _check_output(
         num_images: int, generator: torch.Generator | list[torch.Generator] | None, output_type: str
     ) -> None:
-        check_generator(generator, num_images)
+        check_generators(generator, num_images)
         VQPipeline._check_output_type(output_type)
 
     @staticmethod

@@ -36,7 +36,7 @@ def read_masks(masks: PipelineImageInput, num_images: int, height: int, width: i
     Raises:
         ValueError: no masks, another size or number, other values than black and white, or uint8 values of 0 and 1.
     """
-    items = _to_list(masks)
+    items = _list_images(masks)
     for item in items:
         _check_white(item)
     batch = _read(items, "mask_image", 1, height, width, "black")
@@ -57,7 +57,7 @@ def read_masks(masks: PipelineImageInput, num_images: int, height: int, width: i
 def _read(
     images: PipelineImageInput, name: str, channels: int, height: int, width: int, background: Background
 ) -> torch.Tensor:
-    items = [_to_tensor(item, channels, background) for item in _to_list(images)]
+    items = [_to_tensor(item, channels, background) for item in _list_images(images)]
     if not items or any(item.numel() == 0 for item in items):
         raise ValueError(f"`{name}` is empty.")
     for item in items:
@@ -75,7 +75,7 @@ def _read(
     return batch
 
 
-def _to_list(images: Any) -> list[Any]:
+def _list_images(images: Any) -> list[Any]:
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 

@@ -8,7 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..models.masks import expand_mask
-from .checks import check_count, check_finite, check_generator, check_latents, check_shape
+from .checks import check_count, check_finite, check_generators, check_latents, check_shape
 from .inpainting import InpaintingStepper
 from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
 
@@ -67,7 +67,7 @@ def sample_latents(
             which is a solver itself.
     """
     shape = check_shape(shape)
-    check_generator(generator, shape[0])
+    check_generators(generator, shape[0])
     noise = _start_noise(latents, shape, generator, device, dtype)
     stepper = make_stepper(
         unet,
@@ -134,7 +134,7 @@ def inpaint_latents(
     check_latents("known_latents", known_latents, finite=False)
     unknown = expand_mask(mask.to(known_latents.device), known_latents.shape, "latents")
     check_finite("known_latents", known_latents.masked_fill(unknown, 0.0))
-    check_generator(generator, len(known_latents))
+    check_generators(generator, len(known_latents))
     noise = _start_noise(latents, known_latents.shape, generator, known_latents.device, known_latents.dtype)
     stepper = make_stepper(
         unet,

@@ -106,7 +106,7 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
         raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 1}, got {class_labels.tolist()}.")
 
 
-def check_generator(generator: Any, num_images: int) -> None:
+def check_generators(generator: Any, num_images: int) -> None:
     """
     Raises:
         ValueError: not a generator, a list of other things, or of another length than the batch.
