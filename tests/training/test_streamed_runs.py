@@ -74,3 +74,4 @@ def test_workers_that_fill_no_batch_are_named(tmp_path):
     write_shards(tmp_path / "shards", count=30)
     with pytest.raises(ValueError, match=r"no batch of 16 images .* 3 workers .* fewer `num_workers`"):
         train(config(VQConfig, tmp_path / "run", **RUN, dataset=str(tmp_path / "shards"), num_workers=3))
+    assert not (tmp_path / "run" / "checkpoints").exists()  # nothing was learned

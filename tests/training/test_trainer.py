@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig, Trainer, VQConfig, train
 from diffusion_bridge_vq.training import trainer as trainer_module
+from diffusion_bridge_vq.training.fault_tolerance.endings import Endings
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -97,8 +98,8 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
         return inputs
 
     if log_every > 1:
-        look = Trainer.stop_if_not_finite
-        monkeypatch.setattr(Trainer, "stop_if_not_finite", lambda self, done: done % 5 or look(self, done))
+        look = Endings.if_not_finite
+        monkeypatch.setattr(Endings, "if_not_finite", lambda self, done: done % 5 or look(self, done))
     overrides = {"max_train_steps": 20, "log_every": log_every, "checkpoint_every": 5}
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "inputs", poisoned)

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .config import RunConfig
 from .data import Batch, Images, TrainingBatches, make_loader, model_inputs
 from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
+from .fault_tolerance.endings import Endings
 from .fault_tolerance.non_finite import NonFiniteDetector
 from .fault_tolerance.preflight import describe_memory
 from .fault_tolerance.run_state import RunState
@@ -103,6 +104,7 @@ class Trainer:
         self.state = RunState(
             config, accelerator, data, modules, moments, self.lr_scheduler, self.data, self.usage, self.schedule
         )
+        self.endings = Endings(accelerator, self.state, self.detector)
         self.id2label = None if classes is None else dict(enumerate(classes))
         self.steps_done = 0
 
@@ -137,7 +139,7 @@ class Trainer:
                     profiler.step()
                 self.bar.update()
                 ended = self.finish_step(self.steps_done, reason)
-        self.check_all_trained()
+        self.endings.if_untrained(self.steps_done, self.untrained())
         components = self.monitor.components("cpu")
         accelerator.end_training()  # of the process group, too
         return components
@@ -181,19 +183,7 @@ class Trainer:
             if self.data.main_process_reads:
                 raise  # the others wait for its batch, and can't save with it
         if self.request.anywhere(error is not None):
-            if part > 0:
-                self.state.rewind()
-                self.detector.restore()
-            saved = self.state.save(self.steps_done)
-            self.accelerator.end_training()
-            text = f"The state after step {self.steps_done} is saved in {saved}."
-            if error is None:
-                raise ValueError(f"Another process can't read its data. {text}")
-            if isinstance(error, (ValueError, OSError)):
-                kind = OSError if isinstance(error, OSError) else ValueError
-                raise kind(f"{str(error).rstrip('.')}. {text}") from error
-            error.add_note(text)
-            raise error
+            self.endings.by_unreadable_data(self.steps_done, error, begun=part > 0)
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
@@ -223,28 +213,16 @@ class Trainer:
         self.lr_scheduler.step()
         self.ema.update_parameters(self.trained, self.schedule.ema_decay(before, after))
 
-    def check_all_trained(self) -> None:
-        """
-        Raises:
-            ValueError: the run ended before something that it saves was trained; the state is saved first.
-        """
+    def untrained(self) -> list[str]:
+        """Names of what the run saves, but has not trained at all; what `init_from` gave is trained."""
         start = RunFolder(self.config.init_from) if self.config.init_from is not None else None
-        untrained = [
+        return [
             name
             for name, part in self.trained.named_children()
             if name in self.objective.saved
             and not self.update.has_trained(part)
             and (start is None or start.find_component(name) is None)
         ]
-        if not untrained:
-            return
-        saved = self.state.save(self.steps_done)
-        self.accelerator.end_training()
-        raise ValueError(
-            f"The run ended after step {self.steps_done}, before {' and '.join(untrained)} had been trained at all: "
-            f"it has no result. The state is saved in {saved}. Take more `max_train_time` or `max_train_steps` (or "
-            "other fractions of the phases), and go on with `resume`."
-        )
 
     # ---------------------------------------------------------------------------------------- what a step may write
 
@@ -257,7 +235,7 @@ class Trainer:
         """
         if isinstance(reason, signal.Signals):
             self.look(done, False)
-            self._exit(done, reason)
+            self.endings.by_signal(done, reason)
         if reason:
             self.accelerator.print(f"`max_train_time` is over after step {done}.")
         config, monitor = self.config, self.monitor
@@ -270,10 +248,10 @@ class Trainer:
         draw = last or due(config.image_every)
         evaluate, save = due(config.evaluation_interval), due(config.checkpoint_every)
         if validate or draw or evaluate or save:
-            self.stop_if_not_finite(done)
+            self.endings.if_not_finite(done)
         if save:
             self.state.save(done)
-        with nullcontext() if save else self._saving_on_failure(done):
+        with nullcontext() if save else self.endings.saving_on_failure(done):
             if validate:
                 self.log.write(monitor.validate(), done)
             if draw:
@@ -289,36 +267,13 @@ class Trainer:
         score = rule is not None and (last or done % rule.every == 0)
         log = last or done % self.config.log_every == 0
         if score or log or self.accelerator.device.type == "cpu":  # on other devices looking costs a wait
-            self.stop_if_not_finite(done)
+            self.endings.if_not_finite(done)
         if score:
             self.log.write(self.monitor.held_out_score(), done)
             last = last or self.monitor.exhausted
         if last or log:
             self._log_losses(done)
         return last
-
-    def stop_if_not_finite(self, done: int) -> None:
-        """
-        All processes call it: after a bad step of any, the state before it is saved as that of step `done`, and the
-        run ends.
-
-        Raises:
-            FloatingPointError: naming the step and the values.
-        """
-        failure = self.detector.failure()
-        found = torch.tensor(0 if failure is None else 1, device=self.accelerator.device)
-        if not int(self.accelerator.reduce(found, reduction="sum")):
-            return
-        saved = self.state.save(done)
-        self.accelerator.end_training()
-        if failure is None:
-            raise FloatingPointError(f"Another process met a loss that isn't a finite number. State saved in {saved}.")
-        values = ", ".join(f"{name} = {value:.4g}" for name, value in failure.values.items())
-        raise FloatingPointError(
-            f"Step {failure.step + 1} gave {', '.join(failure.culprits)} not finite or too large ({values}). "
-            f"Nothing was learned from it: the state before that step is in {saved}. `resume` goes on from there with "
-            "the next batches; if it happens again, with a lower learning rate, or in bf16 instead of fp16."
-        )
 
     def try_phases(self) -> None:
         """One step from each part of the run, for a dry run: what takes most memory, or fails, may come late."""
@@ -342,26 +297,6 @@ class Trainer:
         written = self.log.write(values | self.log.speed(done), done)
         losses = {name: value for name, value in written.items() if name.startswith("loss/")}
         self.bar.set_postfix({name.split("/")[1][:5]: f"{value:.3f}" for name, value in losses.items()})
-
-    @contextmanager
-    def _saving_on_failure(self, done: int) -> Iterator[None]:
-        """What only looks at the run may fail, by lack of memory or connection: nothing that was learned is lost."""
-        try:
-            yield
-        except Exception as error:
-            if self.accelerator.num_processes == 1:  # several can't save when only the main one has failed
-                text = f"The state after step {done} is saved in {self.state.save(done)}."
-                error.add_note(text)
-                self.accelerator.print(text)
-            raise
-
-    def _exit(self, done: int, received: signal.Signals) -> None:
-        saved = self.state.save(done)
-        self.accelerator.end_training()
-        self.accelerator.print(
-            f"{received.name}: stopped after step {done}, saved {saved}; `resume` goes on from there."
-        )
-        raise SystemExit(128 + received)
 
     @torch.no_grad()
     def _place_codebook(self) -> None:
