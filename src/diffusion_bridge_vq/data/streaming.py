@@ -3,20 +3,21 @@
 import inspect
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from tarfile import TarError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from .decoding import BrokenImageError, Record, decode_image, reason
 from .folders import local_folder
 from .images import decode_ahead, short_hash
+from .row_groups import RowGroups, shuffled
 from .shards import find_shards
 from .sources import check_arguments
-from .tables import find_image_column, find_label_column, first_line, read_classes, stream_table
+from .tables import FEW_SHARDS, find_image_column, find_label_column, first_line, read_classes, stream_table
 
 if TYPE_CHECKING:
     import datasets
@@ -88,6 +89,7 @@ def stream_images(
         seed=seed,
         buffer_size=buffer_size,
         files=described,
+        parquet=files if all(file.endswith(".parquet") for file in files) else [],
     )
 
 
@@ -115,6 +117,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             ids.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         files (`list`): what is known of the dataset's files, for the fingerprint.
+        parquet (`list[str]`, *optional*): the files of the split, if all are parquet files.
 
     Raises:
         ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.
@@ -136,15 +139,19 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         seed: int,
         buffer_size: int,
         files: list[Any],
+        parquet: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self._parquet, self._seed, self._buffer_size = list(parquet), seed, buffer_size
+        self._shared: tuple[RowGroups, int, int] | None = None
         self.image_shape = (channels, resolution, resolution)
         self._image_column = image_column
         # The tar file, of webdataset shards.
         self._url_column = "__url__" if "__url__" in stream.features else None
         described = [files, self.image_shape, stream.features.to_dict()]
         columns = [image_column, *label[:1], *([self._url_column] if self._url_column else [])]
-        stream = stream.select_columns(list(dict.fromkeys(columns)))
+        self._columns = list(dict.fromkeys(columns))
+        stream = stream.select_columns(self._columns)
         _, first = next(self._rows(stream), (0, None))
         if first is None:
             raise ValueError(f"split {str(stream.split)!r} of {name!r} is empty; choose another or add images to it")
@@ -177,14 +184,36 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         """Choose the order of the next iteration."""
         self._stream.set_epoch(epoch)
 
+    def share(self, index: int, count: int) -> bool:
+        """
+        From now on iterate one of `count` equal shares alone, and read nothing else. Workers of a DataLoader divide it
+        further. Less than one image for each worker of each process is left out, others in each epoch.
+
+        Returns:
+            `bool`: whether that is possible. Other files than parquet files don't say how many images they hold.
+        """
+        if not self._parquet:
+            return False
+        groups = RowGroups(self._parquet, self._columns, whole_files=len(self._parquet) >= FEW_SHARDS)
+        self._shared = (groups, index, count)
+        return True
+
     def head(self, count: int) -> list[dict[str, Tensor]]:
         """The first `count` items as they are stored, fewer of a shorter stream, without filling the buffer."""
         return list(itertools.islice(self._items(self._unshuffled), count))
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return self._items(self._stream)
+        return self._items(self._stream if self._shared is None else self._rows_of_share())
 
-    def _rows(self, stream: "datasets.IterableDataset") -> Iterator[tuple[int, dict[str, Any]]]:
+    def _rows_of_share(self) -> Iterator[dict[str, Any]]:
+        assert self._shared is not None
+        groups, index, count = self._shared
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        place, seed = index * workers + worker, [self._seed, self._stream.epoch]
+        return shuffled(groups.share(place, count * workers, seed), self._buffer_size, [*seed, place])
+
+    def _rows(self, stream: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         from huggingface_hub.errors import HTTPError
         from pyarrow import ArrowException
 
@@ -192,6 +221,8 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         try:
             for row in stream:
                 record: Record | None = row[self._image_column]
+                if isinstance(record, bytes):  # a column of another library, as it is in the file
+                    record = row[self._image_column] = {"bytes": record, "path": None}
                 if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
                     record["bytes"] = _read(record["path"])
                 yield number, row
@@ -216,7 +247,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         for number, item in enumerate(decode_ahead(lambda numbered: self._item(*numbered), rows)):
             yield f"{part:05}-{number:08}", item
 
-    def _items(self, stream: "datasets.IterableDataset") -> Iterator[dict[str, Tensor]]:
+    def _items(self, stream: Iterable[dict[str, Any]]) -> Iterator[dict[str, Tensor]]:
         for number, row in self._rows(stream):
             yield self._item(number, row)
 

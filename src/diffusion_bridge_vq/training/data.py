@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from accelerate import Accelerator
-from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
 from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
@@ -73,7 +73,14 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
         first = len(images.head(batch))
         if first < batch:
             raise ValueError(too_few.format(first))
-        return Loaded(DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers))
+        shared = accelerator.num_processes > 1 and images.share(accelerator.process_index, accelerator.num_processes)
+        if accelerator.num_processes > 1 and not shared:
+            accelerator.print(
+                f"Process 0 reads and decodes {images.name} for all processes: tar and image files don't say how many "
+                "images they hold. From parquet files each process reads its own share."
+            )
+        loader = DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers)
+        return Loaded(_keep_whole(loader, accelerator) if shared else loader)
     total = images.num_images if isinstance(images, EncodedImages) else len(images)
     training: Sequence[int] = range(total)
     held_out: Sequence[int] | None = None
@@ -96,6 +103,14 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
         DataLoader(Subset(images, training), batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
         None if held_out is None else DataLoader(Subset(images, held_out), batch_size=config.batch_size, **workers),
     )
+
+
+def _keep_whole(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
+    """The loader as Accelerate prepares it, which would divide among processes what is divided already."""
+    options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
+    prepared: Any = prepare_data_loader(loader, accelerator.device, non_blocking=True, **options)
+    prepared._is_accelerate_prepared = True
+    return prepared
 
 
 def _encode(config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset) -> EncodedImages:
