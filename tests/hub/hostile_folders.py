@@ -250,6 +250,8 @@ CASES: dict[str, tuple[str, Change, str]] = {
         stock_scheduler("DDIMScheduler", num_train_timesteps="20"),
         "an integer of at least 1 .* got '20'",
     ),
+    "nested z_star": ("bridge", scheduler(z_star=[[1]]), "`z_star`"),
+    "z_star of two channels": ("bridge", scheduler(z_star=[0, 0]), "`z_star`"),
     "unet for other noise levels": (
         "code",
         scheduler(num_train_timesteps=19),

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import VectorQuantizer as StockVectorQuantizer
 from reference_quantizer import TYPES, rows_of, squared_distances, with_codebook
-from tiny_models import make_autoencoder, make_images
 
-from diffusion_bridge_vq.models import QUANTIZERS, GumbelSoftmaxQuantizer, GumbelVQModel, VectorQuantizer, blockwise
-from diffusion_bridge_vq.models.quantizer import copy_gradient
+from diffusion_bridge_vq.models import QUANTIZERS, GumbelSoftmaxQuantizer, blockwise
 
 SHAPES = [(2, 3, 4, 5), (2, 3, 7)]
 CHI_SQUARE = 25.74  # the 99.99 % quantile at five degrees of freedom
@@ -270,29 +268,3 @@ def test_bad_input():
         q.initialize_codebook(torch.zeros(1, 3, 2), "random")
     with pytest.raises(ValueError, match=r"is empty, its shape is \(0, 3, 2\)"):
         q.initialize_codebook(torch.zeros(0, 3, 2))
-
-
-def test_a_new_quantizer_is_a_subclass_and_a_registry_line(monkeypatch, tmp_path):
-    """What CONTRIBUTING.md promises: the autoencoder builds, trains, saves and loads it."""
-
-    class FrozenQuantizer(VectorQuantizer):
-        """Nearest code of a codebook that never moves."""
-
-        learns_by_gradient = False
-
-        def assign(self, rows):
-            z_q, codes = self.nearest(rows)
-            z_q = z_q.detach()
-            return copy_gradient(rows, z_q), F.mse_loss(rows, z_q), codes
-
-    monkeypatch.setitem(QUANTIZERS, "frozen", FrozenQuantizer)
-    model = make_autoencoder(quantizer_type="frozen")
-    before = model.quantize.embedding.weight.clone()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    out = model(make_images())
-    (out.sample.square().mean() + out.commit_loss).backward()
-    optimizer.step()
-    assert model.encoder.conv_in.weight.grad.abs().max() > 0
-    assert torch.equal(model.quantize.embedding.weight, before) and model.quantize.usage() > 0
-    model.save_pretrained(tmp_path)
-    assert type(GumbelVQModel.from_pretrained(tmp_path).quantize) is FrozenQuantizer

@@ -209,13 +209,17 @@ class CodeUNet2DModel(SafeLoadingMixin, UNet2DModel):
         return (snr * (1 + snr)).sqrt() * F.linear(x, c) - 0.5 * snr * c.square().sum(dim=-1)
 
 
-def check_process(unet: torch.nn.Module, vqvae: VQModel, scheduler: SchedulerMixin) -> None:
+def check_process(unet: UNet2DModel, vqvae: VQModel, scheduler: SchedulerMixin) -> None:
     """
-    Check that a [`CodeUNet2DModel`] belongs to an autoencoder and a scheduler; other networks fit any.
+    Check that a scheduler's z* has the network's channels, and that a [`CodeUNet2DModel`] belongs to autoencoder and
+    scheduler; other networks fit any.
 
     Raises:
-        ValueError: it was made for another number of codes or noise levels.
+        ValueError: another number of channels, codes or noise levels.
     """
+    z_star, channels = scheduler.config.get("z_star", 0.0), unet.config.in_channels
+    if isinstance(z_star, (list, tuple)) and not (len(z_star) == channels and all(map(Number().accepts, z_star))):
+        raise ValueError(f"`z_star` of the scheduler must be a number or one per channel, {channels}, got {z_star}.")
     if not isinstance(unet, CodeUNet2DModel):
         return
     for name, own, other, where in (
