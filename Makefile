@@ -2,6 +2,7 @@
 # make sample draw from the checkpoints that are in the repository, without training
 # make test   all tests
 # make test-page  the demo page, in headless Chromium (Debian: `apt-get install chromium`)
+# make test-lowest   all tests with the lowest versions that setup.py claims
 # make lint   ruff, mypy and codespell
 # make docs   the documentation site, into site/
 # make package  wheel and sdist into dist/, and the wheel tried in an environment of its own
@@ -17,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c co
 test test-page: export OMP_NUM_THREADS = 1
 test test-page: export MKL_NUM_THREADS = 1
 
-.PHONY: demo sample test test-page lint docs package clean
+.PHONY: demo sample test test-page test-lowest lint docs package clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
@@ -35,6 +36,14 @@ test: $(VENV)/.stamp-test
 
 test-page: $(VENV)/page/.stamp
 	$(VENV)/page/bin/python -m pytest -q tests/page tests/test_app.py tests/test_space.py
+
+# The lowest versions that setup.py claims, in an environment of its own; torch first, as below.
+test-lowest: export OMP_NUM_THREADS = 1
+test-lowest:
+	$(PYTHON) -m venv $(VENV)/lowest
+	$(VENV)/lowest/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(VENV)/lowest/bin/python -m pip install -q --disable-pip-version-check -c constraints-lowest.txt -e ".[test]"
+	$(VENV)/lowest/bin/python -m pytest -n 2
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check

@@ -26,7 +26,7 @@ ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 DEEPSPEED = ["deepspeed>=0.19.8"]
 TEST = [
     "pytest>=8",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.6.1",
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "ruff>=0.12",
@@ -49,24 +49,25 @@ setup(
     package_data={"diffusion_bridge_vq": ["py.typed", "*.md", "data/*.safetensors", "page/static/*"]},
     entry_points={"console_scripts": ["dbvq = diffusion_bridge_vq.__main__:main"]},
     python_requires=">=3.11",
+    # The lowest versions that the tests pass with together: `make test-lowest`, constraints-lowest.txt.
     install_requires=[
-        "torch>=2.11",
+        "torch>=2.13",
         "diffusers>=0.40",
         "transformers>=5",
         "accelerate>=1.15",  # older ones don't resume an epoch exactly
-        "datasets>=4.0",
-        "huggingface-hub>=1.0,<3",
+        "datasets>=4.2",
+        "huggingface-hub>=1.23,<3",
         "safetensors>=0.8",
-        "jinja2",  # model cards
-        "numpy",
-        "pillow",
-        "psutil",
-        "pyarrow",
-        "pyyaml",
+        "jinja2>=3.1",  # model cards
+        "numpy>=2.0",
+        "pillow>=11",
+        "psutil>=6",
+        "pyarrow>=21",
+        "pyyaml>=6.0.1",
         "filelock>=3.12",
-        "fsspec",
-        "tqdm",
-        "tensorboard",
+        "fsspec>=2024.6",
+        "tqdm>=4.66.3",
+        "tensorboard>=2.18",
     ],
     extras_require={
         "plots": PLOTS,

@@ -87,9 +87,19 @@ def test_every_mode_that_a_file_can_have(kind, mode):
     value, gray, rgb = PIXELS[mode]
     file = io.BytesIO()
     image_of(mode, value).save(file, kind)
+    if (kind, mode) == ("TIFF", "YCbCr") and not _can_be_read(file):
+        pytest.skip("this version of Pillow writes such files, but can't read them (13.0 can)")
     record = {"bytes": file.getvalue(), "path": None}
     assert abs(decode_image(record, 2, 1).astype(int) - gray).max() <= 1
     assert abs(decode_image(record, 2, 3).astype(int) - np.reshape(rgb, (3, 1, 1))).max() <= 1
+
+
+def _can_be_read(file: io.BytesIO) -> bool:
+    try:
+        Image.open(file).load()
+    except OSError:
+        return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------ PNG, byte by byte

@@ -57,7 +57,7 @@ def main() -> None:
         "--composite-strength", type=finite_number, default=0.0, help="1 keeps known pixels as they are"
     )
     parser.add_argument(
-        "--chain-steps", type=whole_number(0), default=8, help="columns of the sheet of the chain; 0 for none"
+        "--chain-steps", type=whole_number(0, 1000), default=8, help="columns of the sheet of the chain; 0 for none"
     )
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")

@@ -52,7 +52,7 @@ def main() -> None:
         "--tile-size", type=whole_number(1, 4096), default=64, help="pixels that small images are enlarged to"
     )
     parser.add_argument(
-        "--chain-steps", type=whole_number(0), default=0, help="columns of chain.png (Figure 9); 0 for none"
+        "--chain-steps", type=whole_number(0, 1000), default=0, help="columns of chain.png (Figure 9); 0 for none"
     )
     parser.add_argument("--output", type=local_path, default="samples.png")
     args = parser.parse_args()
