@@ -27,6 +27,7 @@ DEEPSPEED = ["deepspeed>=0.19.8"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6.1",
+    "hypothesis>=6.170.17",
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "ruff>=0.12",

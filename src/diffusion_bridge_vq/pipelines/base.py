@@ -15,8 +15,8 @@ from torch import nn
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior
 from ..models.bounded_loading import check_values
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
-from ..sampling.checks import check_generators
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.arguments import check_generators
 from .class_labels import (
     find_label_ids,
 )

@@ -175,6 +175,7 @@ class BridgePipeline(VQPipeline):
         output_type: str,
         tensor_inputs: list[str],
     ) -> None:
+        check_process(self.unet, self.vqvae, self.scheduler)  # which may be another than at first
         self._check_output(num_images, generator, output_type)
         known = self._callback_tensor_inputs
         if not isinstance(tensor_inputs, (list, tuple)) or any(name not in known for name in tensor_inputs):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..sampling import to_latents
+from ..schedulers.bridge_settings import is_whole
 from .bridge import BridgePipeline
 
 
@@ -33,8 +34,11 @@ class DenoisingChain:
     """
 
     def __init__(self, steps: Sequence[int], output_type: str = "pil"):
+        if not isinstance(steps, Sequence) or isinstance(steps, str) or not all(map(is_whole, steps)):
+            raise ValueError(f"`steps` must be a list of whole numbers, got {steps!r}.")
         if not steps:
             raise ValueError("`steps` is empty: name at least one step to look at.")
+        BridgePipeline._check_output_type(output_type)
         self.steps, self.output_type = list(steps), output_type
         self._images: dict[int, Any] = {}  # by position in `steps`
 

@@ -59,7 +59,7 @@ def _read(
 ) -> torch.Tensor:
     items = [_to_tensor(item, channels, background) for item in _list_images(images)]
     if not items or any(item.numel() == 0 for item in items):
-        raise ValueError(f"`{name}` is empty.")
+        raise ValueError(f"`{name}` is empty: give at least one.")
     for item in items:
         if item.shape[1:] != (channels, height, width):
             size = " x ".join(str(side) for side in item.shape[2:])

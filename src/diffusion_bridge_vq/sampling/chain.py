@@ -8,7 +8,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from ..models.masks import expand_mask
-from .checks import check_count, check_finite, check_generators, check_latents, check_shape
+from ..schedulers.arguments import check_generators, check_shape
+from .checks import check_count, check_finite, check_latents
 from .inpainting import InpaintingStepper
 from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
 
@@ -66,7 +67,7 @@ def sample_latents(
             labels, guidance or a generator that don't fit; too few or too many steps; a solver for a stock scheduler,
             which is a solver itself.
     """
-    shape = check_shape(shape)
+    shape = check_shape(shape, fewest=3)
     check_generators(generator, shape[0])
     noise = _start_noise(latents, shape, generator, device, dtype)
     stepper = make_stepper(

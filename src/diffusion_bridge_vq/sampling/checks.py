@@ -33,20 +33,6 @@ def check_number(name: str, value: Any, low: float = -math.inf, high: float = ma
         raise ValueError(f"`{name}` must be a finite number{limits}, got {value!r}.")
 
 
-def check_shape(shape: Any) -> tuple[int, ...]:
-    """
-    The shape as integers.
-
-    Raises:
-        ValueError: not (B, d, ...) with at least one position, or sides that aren't whole numbers of at least 1.
-    """
-    if not isinstance(shape, (tuple, list)) or len(shape) < 3:
-        raise ValueError(f"`shape` must be (B, d, h, w) or (B, d, N), got {shape!r}.")
-    for side in shape:
-        check_count("shape", side)
-    return tuple(int(side) for side in shape)
-
-
 def check_latents(name: str, latents: Any, shape: tuple[int, ...] | None = None, finite: bool = True) -> None:
     """
     Raises:
@@ -104,21 +90,6 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
         return
     if not bool(((class_labels >= 0) & (class_labels < num_embeds)).all()):
         raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 1}, got {class_labels.tolist()}.")
-
-
-def check_generators(generator: Any, num_images: int) -> None:
-    """
-    Raises:
-        ValueError: not a generator, a list of other things, or of another length than the batch.
-    """
-    generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
-    if not all(isinstance(one, torch.Generator) for one in generators):
-        raise ValueError(
-            f"`generator` must be a torch.Generator or a list of them, got {generator!r}; a seed becomes one by "
-            "`torch.Generator().manual_seed(seed)`."
-        )
-    if isinstance(generator, list) and len(generator) != num_images:
-        raise ValueError(f"Got {len(generator)} generators for a batch of {num_images}; give one per image or one.")
 
 
 def check_scheduler(scheduler: SchedulerMixin) -> None:

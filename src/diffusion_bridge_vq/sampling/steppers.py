@@ -210,12 +210,13 @@ def make_stepper(
     if guidance_scale != 1.0 and class_labels is None:
         raise ValueError(f"`guidance_scale` {guidance_scale} needs `class_labels`; without classes leave it at 1.")
     if isinstance(scheduler, OUBridgeScheduler):
-        name = solver or default_solver(scheduler, inpainting)
+        name = default_solver(scheduler, inpainting) if solver is None else solver
         if not isinstance(name, str) or name not in SOLVERS:
             *others, last = SOLVERS
             raise ValueError(f"`solver` must be {', '.join(others)} or {last}, got {name!r}.")
         stepper = SOLVERS[name]
-        scheduler.set_timesteps(num_inference_steps, timestep_spacing=timestep_spacing or stepper.spacing)
+        spacing = stepper.spacing if timestep_spacing is None else timestep_spacing
+        scheduler.set_timesteps(num_inference_steps, timestep_spacing=spacing)
     elif solver is not None or timestep_spacing is not None:
         raise ValueError(
             f"`solver` and `timestep_spacing` are for an OUBridgeScheduler; {type(scheduler).__name__} is a solver "

@@ -1,5 +1,6 @@
 """Noise schedulers."""
 
-from .scheduling_ou_bridge import OUBridgeScheduler, OUBridgeSchedulerOutput
+from .scheduler_output import OUBridgeSchedulerOutput
+from .scheduling_ou_bridge import OUBridgeScheduler
 
 __all__ = ["OUBridgeScheduler", "OUBridgeSchedulerOutput"]

@@ -82,67 +82,23 @@ class BridgeCoefficients:
             self._on_device[key] = table.to(device, torch.float32 if device.type == "mps" else torch.float64)
         return self._on_device[key]
 
-    def _check_timesteps(self, timesteps: torch.Tensor | int, lowest: int) -> None:
-        """Values on a device aren't looked at: that would wait for it."""
+    def _check_timesteps(self, timesteps: torch.Tensor | int, lowest: int, tensor: bool = False) -> None:
+        """Values on a device aren't looked at: that would wait for it. With `tensor` a number isn't enough."""
         if isinstance(timesteps, torch.Tensor):
             if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
                 raise ValueError(f"timesteps must be whole numbers, got {timesteps.dtype}.")
             if timesteps.device.type != "cpu" or timesteps.numel() == 0:
                 return
             low, high = int(timesteps.min()), int(timesteps.max())
-        elif is_whole(timesteps):
+        elif is_whole(timesteps) and not tensor:
             low = high = int(timesteps)
         else:
-            raise ValueError(f"timesteps must be whole numbers, got {timesteps!r}.")
+            form = "a tensor of whole numbers" if tensor else "whole numbers"
+            raise ValueError(f"timesteps must be {form}, got {timesteps!r}.")
         if low < lowest or high >= len(self._abar) - 1:
             raise ValueError(
                 f"timesteps must lie in {lowest}..{len(self._abar) - 2}, got {low if low == high else (low, high)}."
             )
-
-
-def check_samples(**samples: torch.Tensor) -> None:
-    """
-    Raises:
-        TypeError: one isn't a tensor.
-        ValueError: one has no batch and channels, or no floating-point numbers, or shapes differ.
-    """
-    (first, reference), *_ = samples.items()
-    for name, each in samples.items():
-        if not isinstance(each, torch.Tensor):
-            raise TypeError(f"`{name}` must be a torch.Tensor, got {type(each).__name__}.")
-        if each.ndim == 0 or not each.is_floating_point():
-            raise ValueError(
-                f"`{name}` must be (B, d, ...) with floating-point numbers, got shape {tuple(each.shape)} of "
-                f"{each.dtype}."
-            )
-        if each.shape != reference.shape:
-            raise ValueError(
-                f"`{name}` has shape {tuple(each.shape)}, expected that of `{first}`, {tuple(reference.shape)}."
-            )
-
-
-def check_single(timestep: torch.Tensor | int) -> None:
-    """
-    Raises:
-        ValueError: several timesteps.
-    """
-    if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
-        raise ValueError(f"`timestep` must be one for all samples, got {timestep.numel()}.")
-
-
-def check_order(timestep: torch.Tensor | int, prev_timestep: torch.Tensor | int) -> None:
-    """
-    Values on a device aren't looked at.
-
-    Raises:
-        ValueError: `prev_timestep` isn't smaller than `timestep`.
-    """
-    pair = (timestep, prev_timestep)
-    if any(isinstance(each, torch.Tensor) and each.device.type != "cpu" for each in pair):
-        return
-    gaps = torch.as_tensor(timestep) - torch.as_tensor(prev_timestep)
-    if gaps.numel() and int(gaps.min()) <= 0:
-        raise ValueError(f"`prev_timestep` must be smaller than `timestep`, got {prev_timestep} and {timestep}.")
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -54,3 +54,24 @@ def _cosine_betas(num_train_timesteps: int, max_beta: float = 0.999) -> np.ndarr
     u = np.arange(num_train_timesteps + 1) / num_train_timesteps
     abar = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - abar[1:] / abar[:-1], max_beta)
+
+
+def make_alpha_bar(betas: np.ndarray, prediction_type: str) -> np.ndarray:
+    """
+    (T + 1,) alpha-bar at paper time 0..T.
+
+    Raises:
+        ValueError: betas that no process has, or that an eps-network can't follow.
+    """
+    abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    if abar[1] == 1 or abar[-2] == 0:
+        raise ValueError(
+            "The betas must have their first above 0 and all but the last below 1, so that noise is added and "
+            f"something of z_0 is left before the last step; got {betas[0]}, and alpha-bar = {abar[-2]} before it."
+        )
+    if abar[-1] == 0 and prediction_type == "epsilon":
+        raise ValueError(
+            "A last beta of 1 leaves noise alone, from which `prediction_type` 'epsilon' can't tell z_0: take "
+            "'sample' or 'v_prediction', or less than 1."
+        )
+    return abar

@@ -3,35 +3,21 @@ The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the r
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from .arguments import check_generators, check_order, check_samples, check_shape, check_single
 from .bridge_settings import check_settings
-from .coefficients import BridgeCoefficients, check_order, check_samples, check_single, widen
-from .noise_schedules import make_betas
+from .coefficients import BridgeCoefficients, widen
+from .noise_schedules import make_alpha_bar, make_betas
+from .scheduler_output import OUBridgeSchedulerOutput
 from .stock_schedulers import SUPPORTED, make_stock_scheduler
 from .timestep_spacing import choose_timesteps
-
-
-@dataclass
-class OUBridgeSchedulerOutput(BaseOutput):
-    """
-    Output of [`OUBridgeScheduler.step`].
-
-    Args:
-        prev_sample (`torch.Tensor`): the sample one step nearer to the clean end, in the shape and dtype of `sample`.
-        pred_original_sample (`torch.Tensor`): the clean sample z_0 that the network predicts from `sample`.
-    """
-
-    prev_sample: torch.Tensor
-    pred_original_sample: torch.Tensor | None = None
 
 
 class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
@@ -109,17 +95,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     ):
         check_settings(dict(self.config))
         betas = make_betas(num_train_timesteps, beta_schedule, beta_start, beta_end, trained_betas)
-        abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
-        if abar[1] == 1 or abar[-2] == 0:
-            raise ValueError(
-                "The betas must have their first above 0 and all but the last below 1, so that noise is added and "
-                f"something of z_0 is left before the last step; got {betas[0]}, and alpha-bar = {abar[-2]} before it."
-            )
-        if abar[-1] == 0 and prediction_type == "epsilon":
-            raise ValueError(
-                "A last beta of 1 leaves noise alone, from which `prediction_type` 'epsilon' can't tell z_0: take "
-                "'sample' or 'v_prediction', or less than 1."
-            )
+        abar = make_alpha_bar(betas, prediction_type)
 
         # JSON and numpy inputs (tuples, arrays) are kept as lists, so that the config can be saved. No value counts
         # as a default: `from_config` of another class drops those, and stock DDIM would then clip latents to [-1, 1].
@@ -154,7 +130,9 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """Draw z_T ~ N(z*, s^2 I) (first line of Algorithm 2), of the given shape (B, d, ...)."""
-        noise = randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
+        shape = check_shape(shape)
+        check_generators(generator, shape[0])
+        noise = randn_tensor(shape, generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
         return (self._z_star(noise) + self.stationary_std * widen(noise)).to(noise.dtype)
 
     def add_noise(
@@ -208,6 +186,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         """
         check_samples(sample=sample, original_sample=original_sample)
         self._check_timesteps(timestep, lowest=0)
+        self._check_timesteps(prev_timestep, lowest=-1)
         check_order(timestep, prev_timestep)
         c_original, c_sample, std = self._bridge_coefficients(timestep, prev_timestep, sample)
         z_star, z_t, z_0 = self._z_star(sample), widen(sample), widen(original_sample)
@@ -233,7 +212,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor`: float64 (float32 where the device has no float64), the shape of `timesteps`.
         """
-        self._check_timesteps(timesteps, lowest=0)
+        self._check_timesteps(timesteps, lowest=0, tensor=True)
         abar = self._table("abar", self._abar, timesteps.device)
         abar_t, abar_prev = abar[timesteps + 1], abar[timesteps]
         # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1 = 1 - abar_1, see above
@@ -250,13 +229,14 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
         It penalises latents that are large against s; its expectation is what the start from noise at T costs.
         """
+        check_samples(original_samples=original_samples)
         abar = self._abar[-1].item()
         squared = (widen(original_samples) - self._z_star(original_samples)).square() / self.stationary_std**2
         return 0.5 * (abar * (squared - 1) - math.log1p(-abar))
 
     def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
         """abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, float64, in the shape of `timesteps`."""
-        self._check_timesteps(timesteps, lowest=0)
+        self._check_timesteps(timesteps, lowest=0, tensor=True)
         abar = self._table("abar", self._abar, timesteps.device)[timesteps + 1]
         return abar / (self.stationary_std**2 * (1 - abar))
 
@@ -323,7 +303,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             ValueError: both or none given, a number outside 1..T, timesteps not descending or (with `steps_offset`,
                 too) outside 0..T-1, an unknown spacing.
         """
-        spacing = timestep_spacing or self.config.timestep_spacing
+        spacing = self.config.timestep_spacing if timestep_spacing is None else timestep_spacing
         log_snr = 0.5 * self.signal_to_noise(torch.arange(len(self))).log().numpy()
         chosen = choose_timesteps(num_inference_steps, timesteps, spacing, log_snr, self.config)
         self.custom_timesteps = timesteps is not None
@@ -332,6 +312,8 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
     def previous_timestep(self, timestep: torch.Tensor | int) -> int:
         """The timestep that follows `timestep` in the reverse chain; -1 (the clean end) after the last."""
+        check_single(timestep)
+        self._check_timesteps(timestep, lowest=0)
         t = int(timestep)
         if self.num_inference_steps is None:
             return t - 1
@@ -365,6 +347,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             ValueError: a timestep outside the schedule, or shapes that differ.
         """
         check_samples(sample=sample, model_output=model_output)
+        check_generators(generator, len(sample))
         check_single(timestep)
         self._check_timesteps(timestep, lowest=0)
         t = int(timestep)
