@@ -182,8 +182,8 @@ def test_without_labels_it_is_skipped(tmp_path, capsys):
     [
         (torch.tensor([0, 1, 0]), 2, "one entry per row, 4, got 3"),
         (torch.tensor([0, 1, 0, 2]), 2, r"in 0\.\.1, got 0\.\.2"),
-        (torch.tensor([0, 1, 0, 1]), 3, "each of 3 once; missing: 2"),
-        (torch.tensor([0, 0, 0, 0]), 1, "at least two classes"),
+        (torch.tensor([0, 1, 0, 1]), 3, "3 classes needs a training image, but 2 have one"),
+        (torch.tensor([0, 0, 0, 0]), 1, "`num_classes` must be at least 2"),
     ],
 )
 def test_training_sets_that_are_refused(labels, classes, message):

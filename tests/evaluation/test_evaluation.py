@@ -329,7 +329,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="measure something first"):
         write_report(tmp_path)
     splits = [load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test")]
-    with pytest.raises(ValueError, match="297 images, but 298"):
+    with pytest.raises(ValueError, match="297 images, fewer than 298"):
         RealImages("digits", *splits, 298, "inception", "cpu")
     for option, value in {"num_images": 0, "num_inference_steps": 0, "solver": "euler", "extractor": "vgg"}.items():
         with pytest.raises(ValueError, match=f"`{option}` must be .*, got .?{value}"):

@@ -89,6 +89,11 @@ def good_calls() -> dict:
         ),
         "frechet_distance": (ev.frechet_distance, {"features": rows, "reference": other}),
         "load_extractor": (ev.load_extractor, {"name": "efficientnet-lite0", "device": "cpu"}),
+        "novelty": (ev.novelty, {"samples": rows, "train": other, "test": rows, "quantile": 0.1}),
+        "train_classifier": (
+            ev.train_classifier,
+            {"features": rows, "labels": torch.arange(9) % 2, "num_classes": 2},
+        ),
         "paper_mask": (paper_mask, {"name": "center", "height": 4, "width": 4}),
         "paper_tables": (ev.paper_tables, {"results": []}),
         "all_results": (all_results, {"results": []}),
@@ -160,6 +165,23 @@ def test_results_that_make_no_sense(tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_models_and_images_of_another_kind():
+    config, store = ev.EvaluationConfig(), ev.SampleStore(Path("figures.safetensors"))
+    with pytest.raises(TypeError, match="`evaluated` must be of type GumbelVQModel or VQPipeline, got None"):
+        ev.ModelOutputs("model", None, None, store, config)
+    with pytest.raises(TypeError, match="`train` must be of type ImageDataset, got a Tensor"):
+        ev.RealImages("images", torch.zeros(5, 3, 8, 8), torch.zeros(5, 3, 8, 8), 1, "inception", "cpu")
+    with pytest.raises(TypeError, match="`outputs` must be of type ModelOutputs, got None"):
+        ev.run_metrics(("kl",), None, Path())
+    with pytest.raises(ValueError, match=r"Metrics are .*, got speed\."):
+        ev.run_metrics(("speed",), None, Path())
+
+
 def test_fingerprints_are_of_components():
-    with pytest.raises(TypeError, match="`components` must be a ConfigMixin, got 'cat'"):
+    with pytest.raises(TypeError, match="`components` must be of type ConfigMixin, got 'cat'"):
         ev.fingerprint("cat")
+
+
+def test_a_number_of_codes_that_would_take_all_memory():
+    with pytest.raises(ValueError, match="`num_codes` must be at most 16777216, got 1099511627776"):
+        ev.code_usage(torch.zeros(3, dtype=torch.long), 2**40)

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 
 
-def check_count(name: str, value: Any, lowest: int = 1) -> None:
+def check_count(name: str, value: Any, lowest: int = 1, highest: int = 2**63 - 1) -> None:
     """
     Raises:
         TypeError: `value` isn't a whole number.
-        ValueError: it is below `lowest`, or too large for a 64-bit integer.
+        ValueError: it is below `lowest` or above `highest`.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be a whole number, got {_describe(value)}.")
-    if not lowest <= value < 2**63:
-        raise ValueError(f"`{name}` must be at least {lowest} and below 2^63, got {value}.")
+    if not lowest <= value <= highest:
+        limit = f"at least {lowest}" if value < lowest else f"at most {highest}"
+        raise ValueError(f"`{name}` must be {limit}, got {value}.")
 
 
 def check_number(name: str, value: Any, lowest: float, *, inclusive: bool = True) -> None:
@@ -114,12 +115,16 @@ def check_generator(generator: Any, batch: int | None = None) -> None:
 
 def check_model(name: str, value: Any, kind: Any, *, in_eval_mode: bool = False) -> None:
     """
+    Args:
+        kind (`type` or a tuple of them): what it must be.
+
     Raises:
         TypeError: `value` isn't a `kind`.
         ValueError: a network in training mode.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"`{name}` must be a {kind.__name__}, got {_describe(value)}.")
+        kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
+        raise TypeError(f"`{name}` must be of type {kinds}, got {_describe(value)}.")
     if in_eval_mode and value.training:
         raise ValueError(f"`{name}` is in training mode; call `.eval()` first.")
 

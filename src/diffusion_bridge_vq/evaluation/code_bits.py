@@ -44,7 +44,7 @@ def bridge_code_bits(
 
     Args:
         unet (`nn.Module`): in eval mode.
-        scheduler ([`OUBridgeScheduler`]): the network is asked at its noise levels.
+        scheduler ([`OUBridgeScheduler`]): the network is called at its noise levels.
         quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         codes (`torch.Tensor`): of real images, (n, h, w) or (n, N), n at least 2.
         generator (`torch.Generator`, *optional*): source of the noise.

@@ -6,6 +6,7 @@ from .arguments import check_codes, check_count, check_tensor
 
 # Jeffreys' prior: half an observation of every code.
 _PSEUDO_COUNT = 0.5
+_MOST_CODES = 2**24  # so that a wrong number is an error and not an allocation of gigabytes
 
 
 def code_kl(codes: torch.Tensor, reference_codes: torch.Tensor, num_codes: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ def code_perplexity(codes: torch.Tensor, num_codes: int) -> float:
 
 def count_codes(codes: torch.Tensor, num_codes: int) -> torch.Tensor:
     """How often each code occurs, (K,) int64."""
-    check_count("num_codes", num_codes)
+    check_count("num_codes", num_codes, highest=_MOST_CODES)
     check_codes("codes", codes, num_codes, "(...)", range(65))
     return torch.bincount(codes.flatten().long(), minlength=num_codes)
 

@@ -34,7 +34,7 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
     if not config.evaluate_every:
         return None
     real = _real_images(config)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process downloads weights and looks at their features
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process downloads the weights, and finds the number of features
         (one,) = extract(load_extractor(config.evaluate_extractor), real.test[:1])
         if config.evaluate_images <= len(one):
             raise ValueError(

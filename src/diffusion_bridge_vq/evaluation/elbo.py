@@ -17,8 +17,8 @@ from .arguments import check_count, check_floats, check_generator, check_labels,
 
 class BridgeELBO(NamedTuple):
     """
-    -ELBO and its terms in bits per dimension of the images (lower is better), and the decoder variance that they
-    stand for.
+    -ELBO and its terms in bits per dimension of the images (lower is better), and the variance of the decoder that
+    they are computed with.
     """
 
     total: float

@@ -1,4 +1,4 @@
-"""Short hashes of models and tensors, by which results of different ones are told apart."""
+"""Short hashes of models and tensors, to tell results of different ones apart."""
 
 import json
 from typing import Any

@@ -15,7 +15,7 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     to 4e-5 with the same of rank 300 or more.
 
     The estimate is too large by an amount that falls as 1 / n and depends on the features: compare figures of one n
-    and one extractor only, and put both beside every figure.
+    and one extractor only, and report both with every figure.
 
     Args:
         features (`torch.Tensor`), reference (`torch.Tensor`): (n, d) and (m, d) float, one row per image.

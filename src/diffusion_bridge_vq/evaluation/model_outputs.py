@@ -11,7 +11,8 @@ from diffusers import DiffusionPipeline
 from ..data.images import short_hash
 from ..data.pixels import to_bytes, to_pixels
 from ..models import GumbelVQModel
-from .arguments import check_count
+from ..pipelines.base import VQPipeline
+from .arguments import check_count, check_model
 from .config import EvaluationConfig
 from .fingerprints import fingerprint
 from .priors import EvaluatedPrior, evaluated_prior
@@ -22,13 +23,13 @@ from .sample_store import SampleStore
 class ModelOutputs:
     """
     Codes and reconstructions of the test images, and samples. Each is made once, when it is first used; samples are
-    kept on disk.
+    stored on disk.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
         evaluated: a pipeline, or an autoencoder ([`GumbelVQModel`]) alone, on the device of `real`.
         real ([`RealImages`]): what it is compared with.
-        store ([`SampleStore`]): where samples are kept.
+        store ([`SampleStore`]): where samples are stored.
         config ([`EvaluationConfig`]): `num_images` and `extractor` are those of `real`.
         batch_size (`int`): images per call of the networks.
 
@@ -37,6 +38,7 @@ class ModelOutputs:
         weights (`str`): the model's fingerprint.
 
     Raises:
+        TypeError: another kind of object than the one named above.
         ValueError: a guidance scale that the model can't use.
     """
 
@@ -49,6 +51,9 @@ class ModelOutputs:
         config: EvaluationConfig,
         batch_size: int = 64,
     ):
+        check_model("evaluated", evaluated, (GumbelVQModel, VQPipeline))
+        check_model("real", real, RealImages)
+        check_model("config", config, EvaluationConfig)
         check_count("batch_size", batch_size)
         self.model, self.real, self.store, self.config, self.batch_size = model, real, store, config, batch_size
         self._prior: EvaluatedPrior | None = None

@@ -26,8 +26,8 @@ class EvaluatedPrior:
         abilities (`frozenset[str]`): which of "samples", "masked_bits", "code_bits" and "elbo" it has.
 
     Raises:
-        ValueError: a guidance scale for a model without classes; more steps than noise levels, where they are asked
-            for.
+        ValueError: a guidance scale for a model without classes; more steps than noise levels, where steps
+            matter.
     """
 
     abilities = frozenset({"samples", "masked_bits", "code_bits"})
@@ -128,7 +128,7 @@ class BridgePrior(EvaluatedPrior):
     @property
     def drawing_facts(self) -> dict[str, Any]:
         steps, levels = self.config.num_inference_steps, self.pipe.scheduler.config.num_train_timesteps
-        if steps > levels:  # said before any image is looked at
+        if steps > levels:  # raised before features of real images are computed
             raise ValueError(f"`num_inference_steps` is {steps}, but {self.model} has {levels} noise levels.")
         return self._facts
 

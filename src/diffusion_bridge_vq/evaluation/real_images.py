@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data import ImageDataset
-from .arguments import as_device, check_count
+from .arguments import as_device, check_count, check_model
 from .features import extract, load_extractor
 from .fingerprints import fingerprint_tensors
 
@@ -36,7 +36,7 @@ class RealImages:
         num_images (`int`): of each split, at least 1.
         extractor (`str`): see [`load_extractor`].
         device (`torch.device`): of extractor and models.
-        features_dir (`Path`, *optional*): where the features of training images are kept.
+        features_dir (`Path`, *optional*): where the features of training images are stored.
 
     Attributes:
         class_names (`list[str]`, *optional*): of the train split; labels of both splits are numbers in this list.
@@ -56,13 +56,13 @@ class RealImages:
         device: torch.device | str,
         features_dir: Path | None = None,
     ):
+        for name, split in (("train", train), ("test", test)):
+            check_model(name, split, ImageDataset)
         check_count("num_images", num_images)
         self.dataset, self.device, self.extractor_name = dataset, as_device(device), extractor
         for split in (train, test):
             if num_images > len(split):
-                raise ValueError(
-                    f"{split.name} has {len(split)} images, but {num_images} are asked for: lower `num_images`."
-                )
+                raise ValueError(f"{split.name} has {len(split)} images, fewer than {num_images}: lower `num_images`.")
         self._train_split, self._features_dir = train, features_dir
         self.train = _take(train, num_images).images
         self.test, test_labels = _take(test, num_images)
@@ -91,7 +91,7 @@ class RealImages:
 
     def training_features(self, images: torch.Tensor) -> torch.Tensor:
         """
-        [`features`] of many images. Parts of 1,024 images are kept in `features_dir`, so that an evaluation that was
+        [`features`] of many images. Parts of 1,024 images are stored in `features_dir`, so that an evaluation that was
         stopped, or another one in the same folder, computes only what is missing.
 
         Raises:

@@ -13,7 +13,7 @@ from ..figures import nearest_sheets, plot_kl_maps, sample_sheets
 from ..models import GumbelVQModel
 from ..pipelines import load_pipeline
 from ..run_folder import RunFolder
-from .arguments import as_device, check_count
+from .arguments import as_device, check_count, check_model
 from .config import EvaluationConfig
 from .metrics import METRICS
 from .model_outputs import ModelOutputs
@@ -64,6 +64,7 @@ def evaluate_pipelines(
             and what the metrics raise.
     """
     config = config or EvaluationConfig()
+    check_model("config", config, EvaluationConfig)
     if not isinstance(folders, Mapping):
         raise TypeError(f"`folders` must be {{model: folder}}, got {type(folders).__name__}.")
     check_count("batch_size", batch_size)
@@ -115,6 +116,7 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
         ValueError: a results.json of another program, and what the metrics raise.
     """
     _check_names(names)
+    check_model("outputs", outputs, ModelOutputs)
     path, real = output_dir / RESULTS_FILE, outputs.real
     for name in names:
         metric = METRICS[name]
