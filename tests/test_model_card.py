@@ -204,3 +204,26 @@ def test_a_private_data_set_is_not_named(run):
     assert "anna-meier" not in card and "hf_abcdefgh" not in card
     assert "a data set that isn't named" in card
     assert "images of portraits." in str(make_model_card(run, "user/model", dataset_name="portraits"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("model_index.json", "_class_name"),
+        ("vqvae/config.json", "sample_size"),
+        ("unet/config.json", "_class_name"),
+        ("scheduler/scheduler_config.json", "_class_name"),
+    ],
+)
+def test_a_configuration_that_lacks_something_is_named(run, file, key):
+    """They ended in a KeyError."""
+    path = run / "pipeline" / file
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+    with pytest.raises(ValueError, match=Path(file).name):
+        make_model_card(run, "user/model")
+
+
+@pytest.mark.parametrize("source", [None, "", 3])
+def test_a_source_that_is_no_name(run, source):
+    with pytest.raises(TypeError, match="`source` must be a text"):
+        make_model_card(run, source)

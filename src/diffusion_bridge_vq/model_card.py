@@ -132,8 +132,19 @@ def make_model_card(
         raise ValueError(f"There is no pipeline in {folder}: the run isn't over, or it trained an autoencoder alone.")
     results = _own_results(run, evaluated_as)
     is_bridge = "unet" in run.index
-    vqvae = read_json(run.pipeline / "vqvae" / GumbelVQModel.config_name)
-    network = read_json(run.pipeline / ("unet" if is_bridge else "prior") / PixelCNNPrior.config_name)
+    for name, given in (("source", source), ("license", license), ("dataset_name", dataset_name)):
+        if not (isinstance(given, str) and given) and (name == "source" or given is not None):
+            raise TypeError(f"`{name}` must be a text, got {given!r}.")
+    if not isinstance(run.index.get("_class_name"), str):
+        raise ValueError(f"{run.pipeline / INDEX_NAME} names no class of pipeline: save the pipeline again.")
+    vqvae = _read_config(
+        run.pipeline / "vqvae" / GumbelVQModel.config_name,
+        *("in_channels", "sample_size", "block_out_channels", "latent_channels", "num_vq_embeddings"),
+        "quantizer_type",
+    )
+    network = _read_config(
+        run.pipeline / ("unet" if is_bridge else "prior") / PixelCNNPrior.config_name, "_class_name"
+    )
     dataset = run.config.get("dataset")
     of_dataset = f" of {dataset}" if dataset and dataset != UNNAMED_DATASET else ""
     num_classes = (network.get("num_class_embeds") or 1) - 1
@@ -182,6 +193,14 @@ def make_model_card(
 # ------------------------------------------------------------------------------------------------- reading a run
 
 
+def _read_config(path: Path, *needed: str) -> dict[str, Any]:
+    config = read_json(path)
+    missing = [name for name in needed if name not in config]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: save the pipeline again.")
+    return config
+
+
 def _own_results(run: RunFiles, evaluated_as: str | None) -> list[dict[str, Any]]:
     """The newest of each measurement of this model, as it was when the run ended."""
     last_step = run.metrics[-1]["step"] if run.metrics else None
@@ -221,7 +240,7 @@ def _describe_components(run: RunFiles, vqvae: dict[str, Any], network: dict[str
     ]
     if "unet" not in run.index:
         return [*lines, f"**Prior** (`PixelCNNPrior`, {_count_weights(run.pipeline / 'prior')}) over the codes."]
-    bridge = read_json(run.pipeline / "scheduler" / "scheduler_config.json")
+    bridge = _read_config(run.pipeline / "scheduler" / "scheduler_config.json", "_class_name")
     shown = ("num_train_timesteps", "beta_schedule", "prediction_type", "theta", "eta")
     settings = ", ".join(f"{key} {bridge[key]}" for key in shown if key in bridge)
     lines.append(f"**Prior** (`{network['_class_name']}`, {_count_weights(run.pipeline / 'unet')}) on the latents.")
