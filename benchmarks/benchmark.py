@@ -1,5 +1,5 @@
 """
-How fast the package is: beside the bare network, other samplers and the device's limits, in one run on one device.
+How fast the package is, compared with the bare network, other samplers and the limits of the device.
 
     python benchmarks/benchmark.py --output outputs/benchmark.json
     python benchmarks/benchmark.py --cifar10 path/to/cifar10 --only loading
@@ -11,14 +11,14 @@ How fast the package is: beside the bare network, other samplers and the device'
    Both sides have the same weights and noise, so that results must agree: "difference" is relative to the largest
    value. They take turns, and the ratio is the median over pairs: other work on the machine slows both.
 3. Memory of quantizing latents in float32: the peak above latents and codebook. It includes z_q and, in "train"
-   (forward and backward), the gradients of latents and codebook, which nobody can save; they stand beside it. On CUDA
-   it is the allocator's peak. On Linux each case has a fresh process: a single sample first, then the peak resident
+   (forward and backward), the gradients of latents and codebook, which nobody can save; they are given
+   next to it. On CUDA it is the allocator's peak. On Linux each case has a fresh process: a single sample first, then the peak resident
    set (VmHWM, set back through /proc/self/clear_refs) minus the resident set just before.
 4. Waits of the host for the device in a training step, in the loop over sampling steps and in a whole call of
    `sample_latents`, by PyTorch's check: "ok", or its message. CUDA only.
 5. Loading: the steps of `train` (end-to-end, all terms) on batches of a DataLoader, as `train` makes it, against the
    same steps on one batch that is there already. Images are in memory, decoded on access by workers, or streamed from
-   parquet files through workers. Both sides take turns, each with untimed steps first: loading shall neither profit
+   parquet files through workers. Both sides take turns, each with untimed steps first: loading must neither profit
    from batches that were made during the other's steps, nor slow these.
 6. Training: images a second of the prior's step as `train` does it (from its loader, latents cached on the device:
    those of the embedded digits, whatever the preset), in either layout of memory, compiled with --compile, and of
@@ -28,10 +28,10 @@ How fast the package is: beside the bare network, other samplers and the device'
    diffusers' own DPM-Solver++, stock DDPMPipeline and DDIMPipeline on the same U-Net, and a PixelCNN, cached and
    naive (one forward pass for each position), at several batch sizes; on a CPU also in bfloat16 and with linear
    layers in int8, and with --pipeline the share of codes that are as in float32, 64 images from the same noise.
-   Beside it the floor: the U-Net's FLOPs at the peak rate, or its weights read once a step, by --peak-tflops and
+   Next to it the floor: the U-Net's FLOPs at the peak rate, or its weights read once a step, by --peak-tflops and
    --bandwidth-gbs.
 8. Growth with batch, steps and side of the latent grid (sampling), and with codes and positions (quantizing), each
-   alone; the exponent between the two largest values, and a log-log plot beside the JSON.
+   alone; the exponent between the two largest values, and a log-log plot next to the JSON.
 
 6, 7 and 8 take --budget seconds each at the most, and about one call more: a row that would go over it is skipped,
 and says so.
@@ -70,7 +70,7 @@ SECTIONS = ("overhead", "quantizer", "waits", "loading", "training", "samplers",
 
 @errors_as_lines()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the package costs beside the bare network.")
+    parser = argparse.ArgumentParser(description="What the package costs compared with the bare network.")
     parser.add_argument("--preset", choices=PRESETS, help="U-Net and batch; default: cifar10 on CUDA, else digits")
     parser.add_argument("--batch-size", type=whole_number(1), help="default: the preset's")
     parser.add_argument(

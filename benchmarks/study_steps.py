@@ -78,7 +78,7 @@ def study(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline).to(device)
     pipe.set_progress_bar_config(disable=True)
-    judge = Judge(pipe, args)
+    measure = SampleMeasure(pipe, args)
     facts = {"weights": fingerprint(*pipe.components.values()), "dataset": args.dataset, "split": args.split}
     facts["features"] = args.features
 
@@ -92,7 +92,7 @@ def study(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
         return all((name, *own) in done for name in TITLES)
 
     if not is_done("real", "all", 0, 0):
-        add("real", "all", 0, 0, judge.floor(args.num_images))
+        add("real", "all", 0, 0, measure.floor(args.num_images))
     levels = pipe.scheduler.config.num_train_timesteps
     for steps in sorted(args.steps):
         for seed in args.seeds:
@@ -103,7 +103,7 @@ def study(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
                     call = {"solver": solver, "num_inference_steps": steps}
                     if spacing != "all":
                         call["timestep_spacing"] = spacing
-                    values = judge(draw_codes(pipe, args.num_images, args.batch_size, seed, **call))
+                    values = measure(draw_codes(pipe, args.num_images, args.batch_size, seed, **call))
                     add(solver, spacing, steps, seed, values)
                     shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
                     print(f"{steps:5} steps, {solver:12} {spacing:9} seed {seed}: {shown}", flush=True)
@@ -120,7 +120,7 @@ def draw_codes(pipe: DiffusionBridgeVQPipeline, n: int, batch_size: int, seed: i
     return torch.cat(codes)
 
 
-class Judge:
+class SampleMeasure:
     """Holds maps of codes against those of the training images."""
 
     @torch.no_grad()

@@ -119,7 +119,7 @@ def make_model_card(
         source (`str`): what people pass to `from_pretrained`: "user/model", or a folder.
         license (`str`, *optional*): of the weights, by the Hub's name, e.g. "apache-2.0".
         evaluated_as (`str`, *optional*): the model's name in results.json, if that has several.
-        samples (`str`, *optional*): path of a picture beside the card.
+        samples (`str`, *optional*): path of a picture in the folder of the card.
         carries_code (`bool`): the repository has code for people without the package.
         dataset_name (`str`, *optional*): what to call the data set. Without it, and without a `dataset_name` in the
             run's settings, only a data set of the Hub is named.
@@ -271,7 +271,7 @@ def _describe_data(config: dict[str, Any]) -> str:
 def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     found = [(key, config[key]) for key in _SHOWN_SETTINGS if config.get(key) is not None]
     found += [(key, config[key]) for key in _SHOWN_WEIGHTS if config.get(key)]
-    if config.get("perceptual_weight"):  # whose features: no judge of this model should be that network
+    if config.get("perceptual_weight"):  # named, because a metric should use another network
         found.append(("perceptual_features", config.get("perceptual_features", "efficientnet-lite0")))
     return found
 
@@ -281,15 +281,15 @@ def _describe_cost(run: RunFiles) -> str:
     if not run.metrics:
         return ""
     last = run.metrics[-1]
-    told = [f"{int(last['step']):,} steps"]
+    parts = [f"{int(last['step']):,} steps"]
     if "batch_size" in run.config:
-        told.append(f"batch {run.config['batch_size']} per process")
+        parts.append(f"batch {run.config['batch_size']} per process")
     if "train/seconds" in last:
-        told.append(f"{last['train/seconds']:,.0f} s, pictures and evaluations included")
+        parts.append(f"{last['train/seconds']:,.0f} s, pictures and evaluations included")
     machine = run.config.get("machine")  # of runs that write it
     if isinstance(machine, dict):
-        told += [f"{key} {value}" for key, value in machine.items()]
-    return ", ".join(told) + "."
+        parts += [f"{key} {value}" for key, value in machine.items()]
+    return ", ".join(parts) + "."
 
 
 def _last_metrics(metrics: list[dict[str, float]]) -> str:

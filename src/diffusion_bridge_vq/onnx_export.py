@@ -29,7 +29,7 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     variance. `timestep` is i = t - 1. `prediction` is eps, z_0 or v by `prediction_type` in scheduler_config.json,
     which has theta, eta, z* and the betas (or the schedule that they come from) too. The last class is the null class
     of guidance. Grids that the U-Net can't halve are padded and cropped inside. Weights stand in the graph's file; above
-    1.5 GiB beside it, in FILE.data.
+    1.5 GiB in a second file, FILE.data.
 
     Args:
         pipe ([`DiffusionBridgeVQPipeline`] or [`DiffusionBridgeVQInpaintPipeline`]): in float32.

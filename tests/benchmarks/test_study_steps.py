@@ -85,23 +85,23 @@ def test_other_images_are_another_study(script, command, tmp_path, monkeypatch):
 
 
 def test_images_that_are_the_training_images(script, command, tmp_path, monkeypatch):
-    """The judge finds no distance between a set and itself, and more between sets of which one has fewer codes."""
+    """The measure finds no distance between a set and itself, and more between sets of which one has fewer codes."""
     monkeypatch.setattr(sys, "argv", [*command, "--steps", "2", "--solvers", "ddim", "--spacings", "trailing"])
-    judges, init = [], script.Judge.__init__
+    measures, init = [], script.SampleMeasure.__init__
 
     def kept(self, *args):
         init(self, *args)
-        judges.append(self)
+        measures.append(self)
 
-    monkeypatch.setattr(script.Judge, "__init__", kept)
+    monkeypatch.setattr(script.SampleMeasure, "__init__", kept)
     script.main()
-    (judge,) = judges
-    assert judge.codes.shape == (1500, 4, 4)
-    same = judge(judge.codes)
-    assert abs(same["frechet"]) < 1e-4 * judge.reference.var() and same["kl"] == pytest.approx(0, abs=1e-12)
-    apart = judge(torch.where(torch.rand(1500, 4, 4) < 0.5, judge.codes[0, 0, 0], judge.codes))
-    floor = judge.floor(1500)
-    halves = judge.codes[::2], judge.codes[1::2]
-    between = frechet_distance(*(judge.pipe.vqvae.decode_codes(half).flatten(1) for half in halves))
+    (measure,) = measures
+    assert measure.codes.shape == (1500, 4, 4)
+    same = measure(measure.codes)
+    assert abs(same["frechet"]) < 1e-4 * measure.reference.var() and same["kl"] == pytest.approx(0, abs=1e-12)
+    apart = measure(torch.where(torch.rand(1500, 4, 4) < 0.5, measure.codes[0, 0, 0], measure.codes))
+    floor = measure.floor(1500)
+    halves = measure.codes[::2], measure.codes[1::2]
+    between = frechet_distance(*(measure.pipe.vqvae.decode_codes(half).flatten(1) for half in halves))
     assert floor["frechet"] == pytest.approx(between / 2)  # sets of twice the size
     assert apart["frechet"] > 2 * floor["frechet"] > 0 and apart["kl"] > 2 * floor["kl"] > 0

@@ -147,7 +147,7 @@ HOSTILE = {
     "null": (index(vqvae=[None, None]), r"\[None, None\] for vqvae"),
     "nested": (index(vqvae=[["os"], {"system": 1}]), "for vqvae, expected"),
     "climbing component": (index(**{"../../evil": ["diffusers", "UNet2DModel"]}), r"has \['../../evil'\]"),
-    "climbing shard": (climbing_shard, "doesn't name the shards beside it"),
+    "climbing shard": (climbing_shard, "doesn't name the shards in its folder"),
     "code as index": (replace(INDEX, CODE), "model_index.json isn't JSON"),
     "list as index": (replace(INDEX, b"[]"), "must hold a JSON object, got list"),
     "deep index": (replace(INDEX, b'{"a":' + b"[" * 200_000), "isn't JSON"),

@@ -187,7 +187,7 @@ def _read_image_folder(folder: Path, split: str) -> "datasets.Dataset":
     if not first:
         raise ValueError(
             f"{str(folder)!r} holds no images; expected image files, parquet files or tar shards (also in data/), "
-            "or train.csv, val.csv, test.csv beside images/"
+            "or train.csv, val.csv, test.csv next to images/"
         )
     _present(split, splits, folder)
 

@@ -17,7 +17,7 @@ from .decoding import BrokenImageError, Record, decode_image, reason
 
 # Up to this size a decoded set is held in memory; a larger one is decoded on access.
 IN_MEMORY_BYTES = 2 * 1024**3
-# A set that is broken throughout shall not fill the terminal.
+# A set in which every image is broken must not fill the terminal.
 MAX_NAMED = 10
 # Images per task of the thread pool: enough to hide its overhead, few enough for a smooth bar.
 CHUNK = 64
@@ -215,7 +215,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             more = f"; and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
             raise BrokenImageError(
                 f"{len(broken)} of {self._size} images can't be decoded: {'; '.join(broken[:MAX_NAMED])}{more}. "
-                "Remove or replace them; a run that shall be resumed needs them replaced under their names."
+                "Remove or replace them; a run that is to be resumed needs them replaced under their names."
             )
         return images
 

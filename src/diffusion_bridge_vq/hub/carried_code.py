@@ -23,7 +23,7 @@ def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]],
     Args:
         pipeline_class (`str`): name of the class in `code_name`.
         components (`Mapping`): name -> module and class, as in model_index.json; diffusers' own need no file.
-        code_name (`str`): of the module beside pipeline.py, without ".py".
+        code_name (`str`): of the module next to pipeline.py, without ".py".
     """
     files = {
         # one name for all classes: diffusers runs pipeline.py of several repositories in one namespace

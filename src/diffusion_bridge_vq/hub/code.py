@@ -23,8 +23,8 @@ _FREE_NAMES = {"logger"}  # may stand in several modules: the last one serves al
 
 def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     """
-    All code that a pipeline's repository carries: path -> content. diffusers runs it, if told to trust it, and gets
-    pipelines that draw the same images as the package's.
+    All code that a pipeline's repository carries: path -> content. diffusers runs it with `trust_remote_code=True`.
+    These pipelines draw the same images as the package's.
 
     Args:
         pipeline_class (`type`): one of this package.

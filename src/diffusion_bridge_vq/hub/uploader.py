@@ -1,4 +1,4 @@
-"""Uploads beside training."""
+"""Uploads while a run trains."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ def upload_while_training(
 ) -> Iterator[None]:
     """
     While it is entered, what a run writes (grids, metrics, settings, evaluation) goes to the Hub in the background;
-    when it is left in peace, all of it with the pipeline, as in [`push_run`].
+    on normal exit, all of it with the pipeline, as in [`push_run`].
 
     The run never waits for the Hub and never fails because of it: what goes wrong is a warning, and the next upload
     brings what is missing. On processes other than the first it does nothing. `huggingface_hub.CommitScheduler` would

@@ -1,5 +1,5 @@
 """
-How far decoded images are from real ones: L_rec, and the perceptual and adversarial terms of VQGAN beside it.
+How far decoded images are from real ones: L_rec, and the perceptual and adversarial terms of VQGAN.
 
 The squared error alone is a Gaussian decoder, whose best answer to doubt is a blur; against real images that blur is
 the floor of every prior. Neither term is in the paper.
@@ -31,7 +31,7 @@ class PerceptualLoss(nn.Module):
     Distance of images in the features of a frozen EfficientNet-Lite0: the mean over four resolutions and all positions
     of ||f / |f| - f' / |f'|||^2 (LPIPS, Zhang et al. 2018, eq. 1, with every w_l = 1).
 
-    Judge what was trained with it by another network: `evaluation.load_extractor("efficientnet-lite2")`.
+    Evaluate models that were trained with it by another network: `evaluation.load_extractor("efficientnet-lite2")`.
 
     Raises:
         ValueError: the extra `eval`, which brings the weights, isn't installed.
@@ -69,7 +69,7 @@ class LPIPSLoss(nn.Module):
     name, and keeps. Both are read with `weights_only`. torchvision's own constructors unpickle whatever the file
     holds, so they make the network without weights.
 
-    Judge what was trained with it by another network, as with [`PerceptualLoss`].
+    Evaluate models that were trained with it by another network, as with [`PerceptualLoss`].
 
     Raises:
         ValueError: torchmetrics or torchvision isn't installed, or the weights can't be had, with what to do instead.
@@ -134,7 +134,7 @@ class ReconstructionLoss(nn.Module):
 
     Args:
         channels (`int`): C of the images.
-        l1_weight (`float`): weight of the absolute error beside the squared one.
+        l1_weight (`float`): weight of the absolute error, added to the squared one.
         perceptual_weight (`float`), adversarial_weight (`float`): 0 leaves the term, and its network, out.
         perceptual_features (`str`): "efficientnet-lite0" for [`PerceptualLoss`], "lpips" for [`LPIPSLoss`].
         adversarial_from (`int`): first step with the adversarial term.
@@ -174,8 +174,8 @@ class ReconstructionLoss(nn.Module):
             losses["perceptual"] = self.perceptual_weight * self.perceptual(images, reconstructions)
         if self.discriminator is not None and self.adversarial:
             constants = {name: weight.detach() for name, weight in self.discriminator.named_parameters()}
-            judged = torch.func.functional_call(self.discriminator, constants, (reconstructions,))
-            losses["adversarial"] = -self.adversarial_weight * judged.float().mean()
+            logits = torch.func.functional_call(self.discriminator, constants, (reconstructions,))
+            losses["adversarial"] = -self.adversarial_weight * logits.float().mean()
             real, decoded = self.discriminator(torch.cat([images, reconstructions.detach()])).float().chunk(2)
             losses["discriminator"] = (F.relu(1 - real).mean() + F.relu(1 + decoded).mean()) / 2
         return losses

@@ -103,7 +103,7 @@ def check_files(
             model = cls.from_config(config, **overrides or {})
     except _TooLargeError as error:
         raise ValueError(
-            f"{folder / cls.config_name} describes a model with more than {error}, but the weights beside it are "
+            f"{folder / cls.config_name} describes a model with more than {error}, but the weights there are "
             f"{saved[0]:,} tensors with {saved[1]:,} numbers. The two don't belong together: copy both from the same "
             "model."
         ) from None

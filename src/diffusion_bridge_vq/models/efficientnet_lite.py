@@ -1,6 +1,6 @@
 """
 EfficientNet-Lite (Tan and Le 2019, without squeeze-and-excitation, with ReLU6) with ImageNet weights: features that
-judge images, and maps that a perceptual loss compares. Never judge by the network that was trained against.
+measure images, and maps that a perceptual loss compares. Never measure with the network that was trained against.
 """
 
 import importlib.resources

@@ -84,13 +84,13 @@ def read_shapes(folder: Path, variant: str | None = None) -> Shapes | None:
 
 def _read_shards(index: Path) -> Shapes:
     placed = read_json(index).get("weight_map")
-    beside = set(list_names(index.parent))
+    present = set(list_names(index.parent))
     if (
         not isinstance(placed, dict)
         or not placed
-        or not all(isinstance(s, str) and s in beside for s in placed.values())
+        or not all(isinstance(s, str) and s in present for s in placed.values())
     ):
-        raise ValueError(f"{index} doesn't name the shards beside it.")
+        raise ValueError(f"{index} doesn't name the shards in its folder.")
     shards: dict[str, set[str]] = {}
     for name, shard in placed.items():
         shards.setdefault(shard, set()).add(name)

@@ -28,7 +28,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
 
     Args:
         vqvae ([`GumbelVQModel`]): the autoencoder.
-        unet (`UNet2DModel`): the eps-network on latents (B, d, h, w); with `num_class_embeds` it is
+        unet (`UNet2DModel`): the denoiser on latents (B, d, h, w); with `num_class_embeds` it is
             class-conditional, its last class being the null class of guidance.
         scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
         id2label (`dict[int, str]`, *optional*): a name for each class, so that calls take names.

@@ -61,7 +61,7 @@ def make_alpha_bar(betas: np.ndarray, prediction_type: str) -> np.ndarray:
     (T + 1,) alpha-bar at paper time 0..T.
 
     Raises:
-        ValueError: betas that no process has, or that an eps-network can't follow.
+        ValueError: invalid betas, or betas that a network can't follow if it predicts the noise.
     """
     abar = np.concatenate([[1.0], np.cumprod(1 - betas)])
     if abar[1] == 1 or abar[-2] == 0:

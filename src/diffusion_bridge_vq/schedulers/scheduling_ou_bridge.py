@@ -51,7 +51,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         beta_schedule (`str`): "linear", "scaled_linear" or "squaredcos_cap_v2".
         trained_betas (`list[float]`, *optional*): the T betas themselves, in [0, 1], instead of a schedule. Of all
             schedules, the first must be above 0, and all but the last below 1. A last one of 1 leaves noise alone
-            (zero terminal SNR), from which an eps-network can't tell z_0.
+            (zero terminal SNR), from which a network that predicts the noise can't find z_0.
         theta (`float`): pull towards z*, > 0.
         eta (`float`): strength of the noise, > 0. s = eta / sqrt(2 theta) is the stationary standard deviation.
         z_star (`float` or `list[float]`): mean of the stationary law; a list gives one value per channel.
@@ -331,7 +331,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         """
         One reverse step, by the bridge between the predicted z_0 and z_t.
 
-        For neighbours and an eps-network the mean is
+        For neighbouring timesteps and a predicted noise the mean is
         mu_theta = z* + (z_t - z* - s beta_t / sqrt(1 - abar_t) eps_theta) / sqrt(alpha_t).
         The paper prints 1 / sqrt(abar_t) in front (section 3.2) and 1 - alpha_t under the root (Algorithm 2); both
         contradict its own bridge. Algorithm 2 also adds no noise: that is `variance_type="zero"`.
@@ -376,7 +376,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
         Args:
             scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...:
-                those of `_compatibles`, of which some are only for eps-networks.
+                those of `_compatibles`, of which some need a network that predicts the noise.
             **kwargs: further arguments of that class, e.g. `algorithm_type="sde-dpmsolver++"`. `timestep_spacing`
                 defaults to the config's, or to one with which the class is right.
 

@@ -55,7 +55,7 @@ def _small_unet(channels: tuple[int, ...], latent_channels: int) -> dict[str, An
     )
 
 
-# The paper's process: DDPM's linear schedule, s = 1, eps-network.
+# The paper's process: DDPM's linear schedule, s = 1, predicts the noise.
 _PAPER_BRIDGE = {"beta_schedule": "linear", "prediction_type": "epsilon"}
 
 

@@ -50,7 +50,7 @@ export function completeChapter({ picture, layer, panel }, open) {
   const own = model.classes.includes(picture.class_name) ? picture.class_name : "none";
   const classes =
     model.classes.length &&
-    chips("Class", [["none", "no class"], ...model.classes.map((name) => [name, name])], own, "What the drawn part shall show. “no class” leaves it open.");
+    chips("Class", [["none", "no class"], ...model.classes.map((name) => [name, name])], own, "What the drawn part should show. “no class” leaves it open.");
   const { defaults } = model;
   const count = number("num_completions", defaults.num_completions, { hint: "Each is drawn on its own." });
   const seed = number("seed", defaults.seed, { hint: "The same seed draws the same completions." });

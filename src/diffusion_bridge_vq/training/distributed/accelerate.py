@@ -28,7 +28,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
     if AcceleratorState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state()  # of an earlier run in this process, which may have another precision
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # several processes on CPUs find each other only if told
+        cpu=not torch.accelerator.is_available(),  # without it, several processes on CPUs do not find each other
         mixed_precision=config.mixed_precision,
         # steps are counted in batches, wherever an epoch ends
         gradient_accumulation_plugin=GradientAccumulationPlugin(

@@ -101,7 +101,7 @@ class _WholeMoments:
     Args:
         zero (`DeepSpeedZeroOptimizer`): what `accelerator.prepare` made of AdamW.
         parameters (`list[nn.Parameter]`): all that it trains, in AdamW's order.
-        keep (`bool`): whether this process wants the moments; else its `state_dict` has none.
+        keep (`bool`): whether this process keeps the moments; otherwise its `state_dict` has none.
     """
 
     def __init__(self, zero: Any, parameters: list[torch.nn.Parameter], keep: bool):
