@@ -12,8 +12,8 @@ How fast the package is, compared with the bare network, other samplers and the 
    value. They take turns, and the ratio is the median over pairs: other work on the machine slows both.
 3. Memory of quantizing latents in float32: the peak above latents and codebook. It includes z_q and, in "train"
    (forward and backward), the gradients of latents and codebook, which nobody can save; they are given
-   next to it. On CUDA it is the allocator's peak. On Linux each case has a fresh process: a single sample first, then the peak resident
-   set (VmHWM, set back through /proc/self/clear_refs) minus the resident set just before.
+   next to it. On CUDA it is the allocator's peak. On Linux each case has a fresh process: a single sample first, then
+   the peak resident set (VmHWM, set back through /proc/self/clear_refs) minus the resident set just before.
 4. Waits of the host for the device in a training step, in the loop over sampling steps and in a whole call of
    `sample_latents`, by PyTorch's check: "ok", or its message. CUDA only.
 5. Loading: the steps of `train` (end-to-end, all terms) on batches of a DataLoader, as `train` makes it, against the
