@@ -21,58 +21,72 @@ from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBrid
 from diffusion_bridge_vq.training import PriorConfig, PriorObjective
 
 
-@pytest.mark.slow
-def test_every_section_has_finite_figures(tmp_path):
-    root, output = Path(__file__).parents[2], tmp_path / "benchmark.json"
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    """What the benchmark writes with tiny settings."""
+    root, output = Path(__file__).parents[2], tmp_path_factory.mktemp("benchmark") / "benchmark.json"
     arguments = ["--cpu", "--batch-size=8", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
     arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
-    arguments += ["--peak-tflops=1", "--bandwidth-gbs=10"]
+    arguments += ["--peak-tflops=1", "--bandwidth-gbs=10", "--quantizer-shape", "2", "8", "2", "2", "16"]
     done = subprocess.run(
-        [
-            sys.executable,
-            root / "benchmarks" / "benchmark.py",
-            *arguments,
-            "--quantizer-shape",
-            "2",
-            "8",
-            "2",
-            "2",
-            "16",
-        ],
+        [sys.executable, root / "benchmarks" / "benchmark.py", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(output.read_text())
+    return json.loads(output.read_text())
+
+
+def test_both_sides_of_the_overhead_compute_the_same(report):
+    """From the same weights and noise."""
     assert set(report["overhead"]) == {"training_step", "sample_latents", "pipeline"}
     for row in report["overhead"].values():
+        assert row["difference"] < 1e-4
         assert row["package_ms"] > 0 and row["bare_ms"] > 0 and math.isfinite(row["ratio"])
-        assert row["difference"] < 1e-4  # the same weights, noise and arithmetic on both sides
-    loading = report["loading"]
-    assert set(loading) == {f"digits {kind}" for kind in ("in memory", "on access", "streamed")}
-    for row in loading.values():
+
+
+def test_loading_is_compared_for_each_source(report):
+    assert set(report["loading"]) == {f"digits {kind}" for kind in ("in memory", "on access", "streamed")}
+    for row in report["loading"].values():
         low, high = row["speed_quartiles"]
         assert row["loaded_ms"] > 0 and row["fixed_ms"] > 0 and 0 < low <= row["speed"] <= high < math.inf
+
+
+def test_memory_is_measured_for_each_quantizer(report):
     kinds = {f"{kind} {mode}" for kind in ("gumbel", "ste", "ema") for mode in ("eval", "train")}
     assert set(report["quantizer_memory"]) == (kinds if Path("/proc/self/clear_refs").exists() else set())
-    assert [row["step"] for row in report["training"]] == [
-        "package",
-        "package, channels last",
-        "diffusers' example",
-    ]
+
+
+def test_training_is_compared_with_the_example_of_diffusers(report):
+    assert [row["step"] for row in report["training"]] == ["package", "package, channels last", "diffusers' example"]
     for row in report["training"]:
         assert "skipped" in row or (row["images_per_second"] > 0 and math.isfinite(row["ratio"]))
-    samplers = {row["sampler"]: row for row in report["samplers"]}
-    assert {"bridge, bfloat16", "bridge, linear layers int8"} <= set(samplers)
-    assert {"bridge", "stock DDPMPipeline, no decoding", "PixelCNN, cached", "PixelCNN, naive"} <= set(samplers)
-    for row in report["samplers"] + report["growth"]:
-        assert "skipped" in row or row["seconds"] > 0  # by how busy the machine is
-    for row in report["samplers"]:
-        if "floor_seconds" in row:  # two steps of the network at 1 TFLOP/s, or its weights at 10 GB/s
-            assert row["times_the_floor"] == row["seconds"] / row["floor_seconds"] > 1
-            assert row["floor_seconds"] == max(row["gflops"] / 1e3, row["weights_gb"] / 10)
+
+
+def test_samplers_have_a_time_or_are_skipped(report):
+    """It depends on how busy the machine is."""
+    samplers = {row["sampler"] for row in report["samplers"]}
+    assert {"bridge", "bridge, bfloat16", "bridge, linear layers int8"} <= samplers
+    assert {"stock DDPMPipeline, no decoding", "PixelCNN, cached", "PixelCNN, naive"} <= samplers
+    assert all("skipped" in row or row["seconds"] > 0 for row in report["samplers"])
+
+
+def test_the_floor_is_arithmetic_or_memory(report):
+    """Two steps of the network at 1 TFLOP/s, or its weights at 10 GB/s."""
+    rows = [row for row in report["samplers"] if "floor_seconds" in row]
+    assert rows
+    for row in rows:
+        assert row["floor_seconds"] == max(row["gflops"] / 1e3, row["weights_gb"] / 10)
+        assert row["times_the_floor"] == row["seconds"] / row["floor_seconds"] > 1
+
+
+def test_growth_has_five_axes(report):
     assert {row["axis"] for row in report["growth"]} == {"batch", "steps", "grid", "codes", "positions"}
+    assert all("skipped" in row or row["seconds"] > 0 for row in report["growth"])
+
+
+def test_a_cpu_has_no_waits_to_count(report):
     assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"
 
 

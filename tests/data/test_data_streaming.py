@@ -1,78 +1,19 @@
 """Streams against the rows that were written, and a resumed epoch against the whole one."""
 
 import io
-import json
-import tarfile
 from collections import Counter
 
 import datasets
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from gray_images import GREY, flat, values
+from gray_images import GREY, values
 from PIL import Image
+from shard_files import SIZES, encoded, overwrite_labels, sample, write_parquet, write_tar
 from torch.utils.data import DataLoader, IterableDataset
 
 from diffusion_bridge_vq.data import BrokenImageError, load_images, stream_images
-
-SIZES = (7, 13, 22)  # rows of the files: workers end at different times
-NAMES = datasets.ClassLabel(names=["even", "odd", "never"])
-
-
-def encoded(value):
-    buffer = io.BytesIO()
-    flat(value).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_parquet(path, images, labels=None, feature=NAMES, **options):
-    columns, features = {"image": images}, {"image": datasets.Image()}
-    if labels is not None:
-        columns["label"], features["label"] = labels, feature
-    path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path, **options)
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-
-
-def sample(key, value, kind="png"):
-    """A digit's image with both kinds of label."""
-    described = {"label": 5 * value, "name": f"n{value % 3}"}
-    return [
-        (f"{key}.{kind}", encoded(value)),
-        (f"{key}.cls", str(value % 3).encode()),
-        (f"{key}.json", json.dumps(described).encode()),
-    ]
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    """Three files; every image has a gray value of its own, 0..41, and its parity as label."""
-    start = 0
-    for number, size in enumerate(SIZES):
-        rows = range(start, start + size)
-        records = [{"bytes": encoded(value), "path": None} for value in rows]
-        write_parquet(tmp_path / "gray" / f"train-{number}.parquet", records, [v % 2 for v in rows], batch_size=5)
-        start += size
-    return tmp_path / "gray"
-
-
-@pytest.fixture
-def tars(tmp_path):
-    for shard in range(2):
-        members = [member for i in range(6) for member in sample(f"{shard}-{i}", 6 * shard + i)]
-        write_tar(tmp_path / "shards" / f"train-{shard:04}.tar", members)
-    return tmp_path / "shards"
 
 
 def test_the_head_is_what_is_stored_first(parquet):
@@ -278,68 +219,6 @@ def test_a_label_without_class_is_named(tmp_path):
         load_images(str(tmp_path), **GREY)
     with pytest.raises(ValueError, match=r"image 2 of .*no label in 'label' but 3, of 3 classes"):
         list(stream_images(str(tmp_path), buffer_size=1, **GREY))
-
-
-def overwrite_labels(file, labels):
-    """With any numbers, which `datasets` wouldn't write."""
-    table = pq.read_table(file)
-    place = table.schema.get_field_index("label")
-    pq.write_table(table.set_column(place, table.schema.field(place), pa.array(labels, pa.int64())), file)
-
-
-@pytest.mark.parametrize("source", [load_images, stream_images])
-def test_damaged_shards_are_named(tmp_path, source, parquet, tars):
-    """Before anything is read."""
-    (parquet / "train-1.parquet").write_bytes((parquet / "train-1.parquet").read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"train-1\.parquet' isn't a parquet file, or is cut off"):
-        source(str(parquet), **GREY)
-    (parquet / "train-1.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train-1\.parquet' isn't a parquet file, or is cut off"):
-        source(str(parquet), **GREY)
-    whole = (tars / "train-0001.tar").read_bytes()
-    for size in (3 * 1024 + 512 + 1, 3 * 2 * 1024):  # inside of a member, and between two
-        (tars / "train-0001.tar").write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=r"train-0001\.tar' is cut off: it has no end mark"):
-            source(str(tars), **GREY)
-    (tars / "train-0001.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train-0001\.tar' isn't a tar file, or has no content"):
-        source(str(tars), **GREY)
-
-
-@pytest.mark.parametrize("source", [load_images, stream_images])
-def test_shards_that_contradict_each_other(tmp_path, source):
-    row = [{"bytes": encoded(1), "path": None}]
-    write_parquet(tmp_path / "train-0.parquet", row, [0], datasets.ClassLabel(names=["cat", "dog"]))
-    write_parquet(tmp_path / "train-1.parquet", row, [0], datasets.ClassLabel(names=["dog", "cat"]))
-    with pytest.raises(ValueError, match=r"column 'label' of .*train-1\.parquet' are dog, cat, but cat, dog"):
-        source(str(tmp_path), **GREY)
-    table = pq.read_table(tmp_path / "train-0.parquet")
-    pq.write_table(table.append_column("image", table.column("image")), tmp_path / "train-1.parquet")
-    with pytest.raises(ValueError, match=r"train-1\.parquet' has several columns named image"):
-        source(str(tmp_path), **GREY)
-
-
-@pytest.mark.parametrize("source", [load_images, stream_images])
-def test_shards_without_rows(tmp_path, source):
-    for number, rows in enumerate(([], [{"bytes": encoded(5), "path": None}], [])):
-        write_parquet(tmp_path / "some" / f"train-{number}.parquet", rows, [0] * len(rows))
-    write_parquet(tmp_path / "none" / "train.parquet", [], [])
-    write_tar(tmp_path / "tars" / "train-0.tar", sample("a", 5))
-    write_tar(tmp_path / "tars" / "train-1.tar", [])
-    assert values(source(str(tmp_path / "some"), **GREY)) == values(source(str(tmp_path / "tars"), **GREY)) == [5]
-    with pytest.raises(ValueError, match=r"split 'train' of .*none.* is empty; choose another"):
-        source(str(tmp_path / "none"), **GREY)
-
-
-@pytest.mark.parametrize("source", [load_images, stream_images])
-def test_members_of_a_tar_file_may_be_in_folders(tmp_path, source):
-    members = [(f"{name}/{member}", data) for name in ("a", "b") for member, data in sample("é", ord(name))]
-    write_tar(tmp_path / "train.tar", members)
-    with tarfile.open(tmp_path / "train.tar", "a") as archive:
-        folder = tarfile.TarInfo("c")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-    assert sorted(values(source(str(tmp_path), label_column="cls", **GREY))) == [97, 98]
 
 
 def test_a_replaced_image_keeps_the_fingerprint(tmp_path):

@@ -13,23 +13,18 @@ import torch
 from datasets import Dataset, Features
 from diffusers import UNet2DModel
 from PIL import Image
-from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline, make_pipeline
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNVQPipeline
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
-    METRICS,
     EvaluationConfig,
     ModelOutputs,
     RealImages,
     SampleStore,
     append_result,
-    bridge_code_bits,
-    code_kl,
     code_metrics,
     evaluate_pipelines,
-    frechet_distance,
     pixelcnn_nll,
     read_results,
     real_images,
@@ -66,52 +61,6 @@ def outputs_of(model, pipe, real, folder, config, batch_size=16) -> ModelOutputs
 
 def results(folder) -> dict:
     return {r["name"]: r for r in read_results(folder / "results.json")}
-
-
-def test_bridge(real, tmp_path, monkeypatch):
-    monkeypatch.setattr(code_metrics, "TIMING_REPEATS", 1)
-    monkeypatch.setattr(code_metrics, "ELBO_TIMESTEPS", 2)
-    pipe = make_gray_pipeline()
-    settings = EvaluationConfig(num_inference_steps=3, num_nll_samples=2, solver="ddim", seed=5)
-    outputs = outputs_of("bridge", pipe, real, tmp_path, settings)
-    run_metrics(METRICS, outputs, tmp_path, preset="tiny")
-    found = results(tmp_path)
-    drawn = dict.fromkeys(("fid", "kl", "timing", "class_accuracy", "novelty"), ("ddim", 3)) | {
-        "nll": ("ancestral", 3)
-    }
-    for result in found.values():
-        assert (result["model"], result["dataset"], result["preset"]) == ("bridge", "digits", "tiny")
-        assert result["seed"] == 5 and result["n"] > 0 and "torch" in result["versions"]
-        assert (result.get("solver"), result.get("steps")) == drawn.get(result["metric"], (None, None))
-    # by hand: test images -> codes -> reconstructions, samples of the same seed
-    x = real.test.float() / 127.5 - 1
-    codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(x).latents)
-    with torch.no_grad():
-        decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(codes), force_not_quantize=True).sample
-    reconstructions = (decoded.clamp(-1, 1).add(1) * 127.5).round().byte()
-    assert torch.equal(outputs.reconstructions, reconstructions)
-    features = real.extractor(reconstructions)
-    expected = frechet_distance(features, real.extractor(real.test))
-    assert found["frechet_reconstruction"]["value"] == pytest.approx(expected, rel=1e-5)
-    train = pipe.vqvae.encode_codes(pipe.vqvae.encode(real.train.float() / 127.5 - 1).latents)
-    with torch.no_grad():
-        decoded = pipe.vqvae.decode(pipe.vqvae.decode_codes(train), force_not_quantize=True).sample
-    floor = frechet_distance(real.extractor((decoded.clamp(-1, 1).add(1) * 127.5).round().byte()), features)
-    assert found["frechet_floor"]["value"] == pytest.approx(floor, rel=1e-5)
-    samples = real.extractor(outputs.samples)
-    assert found["frechet"]["value"] == pytest.approx(frechet_distance(samples, features), rel=1e-5)
-    assert found["kl"]["value"] == pytest.approx(code_kl(outputs.sampled_codes(N), codes, 16).mean().item())
-    kept = load_file(tmp_path / "figures.safetensors")
-    assert {name for name in kept if name.endswith("/bridge")} == {
-        f"{kind}/bridge" for kind in ("samples", "nearest", "kl", "kl_floor")
-    }
-    assert torch.equal(kept["samples/bridge"], outputs.samples)
-    assert found["nll_joint"]["value"] <= found["nll"]["value"]  # Jensen
-    assert found["psnr"]["n"] == N and found["seconds_per_sample"]["value"] > 0
-    assert {"elbo_total", "elbo_prior", "nll_top_left", "precision", "recall", "kl_floor"} <= found.keys()
-    own = pipe.unet, pipe.scheduler, pipe.vqvae.quantize
-    bits = bridge_code_bits(*own, codes, torch.Generator().manual_seed(5), batch_size=16)
-    assert found["code_bits"]["value"] == pytest.approx(bits.mean().item())
 
 
 def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
