@@ -48,7 +48,7 @@ class DenoisingObjective(Objective):
         self.vqvae, self.noise = vqvae, noise
 
     @classmethod
-    def from_config(cls, config: DenoisingConfig, num_classes):
+    def from_config(cls, config: DenoisingConfig, num_classes, class_names):
         return cls(build_autoencoder(config), config.noise)
 
     def forward(self, images, class_labels=None):
@@ -129,7 +129,7 @@ class ScaleObjective(Objective):
         self.vqvae, self.scale = vqvae.requires_grad_(False).eval(), nn.Linear(1, 1, bias=False)
 
     @classmethod
-    def from_config(cls, config, num_classes):
+    def from_config(cls, config, num_classes, class_names):
         return cls(build_autoencoder(config))
 
     def encode(self, images):
