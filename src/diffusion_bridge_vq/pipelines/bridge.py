@@ -10,8 +10,8 @@ from torch import nn
 
 from ..models import GumbelVQModel, check_channels
 from ..models.code_unet import check_process
+from ..sampling.arguments import check_count, check_latents, check_number
 from ..sampling.chain import Callback, sample_latents
-from ..sampling.checks import check_count, check_latents, check_number
 from .base import VQPipeline, logger
 from .class_labels import (
     ClassLabels,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..sampling.checks import check_count, check_number
+from ..sampling.arguments import check_count, check_number
 
 ClassLabels = torch.Tensor | np.ndarray | Sequence[int | str] | int | str | None
 _MOST_NAMES = 20  # in messages

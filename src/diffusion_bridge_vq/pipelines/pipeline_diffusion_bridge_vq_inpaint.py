@@ -8,8 +8,8 @@ from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput
 
 from ..models import bridge_start_latents
+from ..sampling.arguments import check_count, check_number
 from ..sampling.chain import inpaint_latents
-from ..sampling.checks import check_count, check_number
 from ..sampling.steppers import Solver, Spacing
 from .bridge import BridgePipeline, StepCallback
 from .class_labels import ClassLabels

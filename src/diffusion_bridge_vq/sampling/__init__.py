@@ -1,7 +1,7 @@
 """The reverse chain: the one place where network and scheduler meet when sampling."""
 
+from .arguments import check_count
 from .chain import Callback, inpaint_latents, sample_latents
-from .checks import check_count
 from .steppers import SOLVERS, Solver, Spacing, Stepper, default_solver, to_latents
 
 __all__ = [

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..models.masks import expand_mask
 from ..schedulers.arguments import check_generators, check_shape
-from .checks import check_count, check_finite, check_latents
+from .arguments import check_count, check_finite, check_latents
 from .inpainting import InpaintingStepper
 from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
 

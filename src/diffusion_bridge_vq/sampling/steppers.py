@@ -17,7 +17,7 @@ from torch import nn
 
 from ..models.denoiser import call_network
 from ..schedulers import OUBridgeScheduler
-from .checks import check_count, check_labels, check_number, check_scheduler, check_steps
+from .arguments import check_count, check_labels, check_number, check_scheduler, check_steps
 from .solver_coefficients import solver_coefficients
 
 Solver = Literal["ancestral", "dpmsolver++", "ddim"]

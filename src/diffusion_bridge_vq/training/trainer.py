@@ -234,12 +234,12 @@ class Trainer:
             SystemExit: `reason` is a signal.
         """
         if isinstance(reason, signal.Signals):
-            self.look(done, False)
+            self.log_and_score(done, False)
             self.endings.by_signal(done, reason)
         if reason:
             self.accelerator.print(f"`max_train_time` is over after step {done}.")
         config, monitor = self.config, self.monitor
-        last = self.look(done, done == config.max_train_steps or bool(reason))
+        last = self.log_and_score(done, done == config.max_train_steps or bool(reason))
 
         def due(every: int) -> bool:
             return every > 0 and (last or done % every == 0)
@@ -261,8 +261,8 @@ class Trainer:
                 self.log.write(found, done)
         return last
 
-    def look(self, done: int, last: bool) -> bool:
-        """The part that is quick or changes the run's state: losses, and early stopping. Returns as `finish_step`."""
+    def log_and_score(self, done: int, last: bool) -> bool:
+        """Log the losses, and take the score of early stopping. Returns whether it was the last step."""
         rule = self.objective.early_stopping
         score = rule is not None and (last or done % rule.every == 0)
         log = last or done % self.config.log_every == 0
