@@ -167,3 +167,20 @@ def test_classes_of_ones_own():
     assert "trained_betas" in inspect.signature(Other.__init__).parameters
     with pytest.raises(ValueError, match="Other isn't known to sample"):
         make_bridge().to_diffusers(Other)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prediction_type": "v_prediction"},
+        {"num_train_timesteps": 500},
+        {"trained_betas": None},
+        {"trained_betas": [0.01] * 1000},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    ],
+)
+def test_options_cannot_change_what_the_network_was_trained_for(options):
+    """They were taken, and samples were wrong without a word."""
+    scheduler = OUBridgeScheduler(prediction_type="sample")
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` of the scheduler follows from the bridge"):
+        scheduler.to_diffusers(DDIMScheduler, **options)

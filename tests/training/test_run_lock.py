@@ -5,10 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from tiny_run import config
 
 from diffusion_bridge_vq.run_folder import RunFolder
+from diffusion_bridge_vq.training import VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
 
 HOLDER = """
@@ -83,3 +87,21 @@ def test_an_exception_releases_the_folder(tmp_path):
         raise RuntimeError
     with run_lock(RunFolder(tmp_path), wait_seconds=0):
         pass
+
+
+def test_a_run_that_ends_while_another_waits_keeps_its_result(tmp_path):
+    folder, held = RunFolder(tmp_path), threading.Event()
+
+    def other_run() -> None:
+        with run_lock(folder):
+            held.set()
+            time.sleep(1)
+            folder.pipeline.mkdir()
+
+    thread = threading.Thread(target=other_run)
+    thread.start()
+    held.wait()
+    with pytest.raises(ValueError, match="already holds pipeline"):
+        train(config(VQConfig, tmp_path))
+    thread.join()
+    assert not folder.metrics.exists()

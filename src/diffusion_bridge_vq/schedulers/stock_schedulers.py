@@ -69,6 +69,15 @@ REFUSED = {
 _ADVICE = "Take another one, such as DPMSolverMultistepScheduler, UniPCMultistepScheduler or DDIMScheduler."
 
 
+# What no option may change: the network was trained for it.
+_FIXED = ("prediction_type", "num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def find_stock_scheduler(scheduler_class: type[SchedulerMixin], prediction_type: str) -> StockScheduler:
     """
     How a scheduler of diffusers, or a class derived from one, samples the bridge's law.
@@ -140,6 +149,12 @@ def make_stock_scheduler(
         TypeError, ValueError: see [`find_stock_scheduler`] and [`check_options`].
     """
     stock = find_stock_scheduler(scheduler_class, settings["prediction_type"])
+    for name in _FIXED:
+        if name in options and options[name] != settings.get(name):
+            raise ValueError(
+                f"`{name}` of the scheduler follows from the bridge and the network that was trained with it: it is "
+                f"{_shorten(settings.get(name))}, got {_shorten(options[name])}. Leave it out."
+            )
     accepted = inspect.signature(scheduler_class.__init__).parameters
     settings = settings | {"timestep_spacing": stock.choose_spacing(settings["timestep_spacing"])}
     scheduler = scheduler_class(**{k: v for k, v in (settings | options).items() if k in accepted or k in options})

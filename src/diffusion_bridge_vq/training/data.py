@@ -67,7 +67,9 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     workers: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": accelerator.device.type == "cuda"}
     workers["worker_init_fn"] = outlive_first_signal
     batch = config.batch_size * accelerator.num_processes
-    too_few = f"{images.name} has {{}} images to train on, fewer than one batch of {batch}."
+    too_few = (
+        f"{images.name} has {{}} images to train on, fewer than one batch of {batch}. Take a smaller `batch_size`."
+    )
     if isinstance(images, StreamedImages):
         accelerator.print(f"a stream of {images.name}")
         first = len(images.head(batch))

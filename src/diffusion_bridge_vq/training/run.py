@@ -48,7 +48,11 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
     with ExitStack() as stack:
 
         def hold_folder() -> None:
-            on_main_process(accelerator, lambda: stack.enter_context(run_lock(run)))
+            def hold_and_check() -> None:
+                stack.enter_context(run_lock(run))
+                check_output_dir(config)  # again: another run may have ended while this one waited
+
+            on_main_process(accelerator, hold_and_check)
 
         on_main_process(accelerator, lambda: check_output_dir(config))
         if not (folder_is_new or config.dry_run):

@@ -141,6 +141,9 @@ class Trainer:
                 ended = self.finish_step(self.steps_done, reason)
         self.endings.if_untrained(self.steps_done, self.untrained())
         components = self.monitor.components("cpu")
+        # DistributedDataParallel goes before the process group: freed after it, its last reference to it may deadlock
+        self.model = self.synchronized = None  # type: ignore[assignment]
+        accelerator.free_memory()
         accelerator.end_training()  # of the process group, too
         return components
 
