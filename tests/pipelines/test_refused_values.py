@@ -27,6 +27,7 @@ def generate(pipe, **kwargs):
         ({"class_labels": "cat"}, ValueError, "has no class names, got 'cat'"),
         ({"callback_on_step_end_tensor_inputs": "latents"}, ValueError, "must be a list with names .* got 'latents'"),
         ({"callback_on_step_end": lambda p, i, t, k: k["latents"]}, TypeError, "must return a dict.*got Tensor"),
+        ({"callback_on_step_end": 5}, TypeError, "must be a function of .* got int"),
         ({"callback_on_step_end": lambda p, i, t, k: {"latents": 3}}, TypeError, "as a torch.Tensor.*got int"),
         ({"callback_on_step_end": lambda p, i, t, k: {"latents": NOISE[:1]}}, ValueError, "latents of shape"),
         ({"batch_size": True}, ValueError, "`batch_size` must be a whole number"),

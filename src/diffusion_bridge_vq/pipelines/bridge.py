@@ -156,6 +156,11 @@ class BridgePipeline(VQPipeline):
         """The user's callback in the form that the sampling loop calls."""
         if callback is None:
             return None
+        if not callable(callback):
+            raise TypeError(
+                "`callback_on_step_end` must be a function of (pipe, step, timestep, kwargs), got "
+                f"{type(callback).__name__}."
+            )
 
         def on_step(step: int, timestep: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
             returned = callback(self, step, timestep, dict.fromkeys(tensor_inputs, latents))
