@@ -184,3 +184,28 @@ def test_options_cannot_change_what_the_network_was_trained_for(options):
     scheduler = OUBridgeScheduler(prediction_type="sample")
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` of the scheduler follows from the bridge"):
         scheduler.to_diffusers(DDIMScheduler, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),  # asked for fewer steps
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("UniPCMultistepScheduler", {"predict_x0": False}),  # NaN
+        ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+        ("SASolverScheduler", {"lower_order_final": False}),
+        ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}),  # a standard deviation of .4 instead of 1
+        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}),
+        ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}),
+    ],
+)
+def test_options_with_which_a_class_samples_another_law(name, options):
+    with pytest.raises(ValueError, match=rf"{name} samples another law, or fails, with {next(iter(options))}="):
+        make_bridge("epsilon").to_diffusers(scheduler_class(name), **options)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"])
+def test_karras_sigmas_where_the_law_stays_right(name):
+    bridge = make_bridge("sample")
+    mean, std = errors(draw(bridge, bridge.to_diffusers(scheduler_class(name), use_karras_sigmas=True), 20))
+    assert mean < 0.07 and std < 0.18, (mean, std)

@@ -73,6 +73,22 @@ _ADVICE = "Take another one, such as DPMSolverMultistepScheduler, UniPCMultistep
 _FIXED = ("prediction_type", "num_train_timesteps", "trained_betas", "beta_start", "beta_end", "beta_schedule")
 
 
+# Options with which a scheduler samples another law, or fails, at the numbers of steps that people use.
+_RIGHT_OPTIONS: dict[str, Any] = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "interpolation_type": "linear",
+}
+_BETWEEN_LEVELS = ("EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
+_ANY_SIGMAS = {"use_karras_sigmas": _BETWEEN_LEVELS, "use_exponential_sigmas": _BETWEEN_LEVELS}
+_RIGHT_OPTIONS_OF: dict[str, dict[str, Any]] = {
+    "UniPCMultistepScheduler": {"predict_x0": True, "lower_order_final": True, "solver_type": "bh2"},
+    "SASolverScheduler": {"lower_order_final": True},
+}
+
+
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -126,6 +142,12 @@ def check_options(scheduler_class: type[SchedulerMixin], config: Any, spacings: 
     for option in ("rescale_betas_zero_snr", "use_flow_sigmas"):
         if config.get(option, False):
             raise ValueError(f"{name} has {option}=True, which changes the noise levels; make it with {option}=False.")
+    for option, right in _RIGHT_OPTIONS.items():
+        if config.get(option, right) != right and name not in _ANY_SIGMAS.get(option, ()):
+            raise ValueError(f"{name} samples another law, or fails, with {option}={config[option]!r}: leave it out.")
+    for option, right in _RIGHT_OPTIONS_OF.get(name, {}).items():
+        if config.get(option, right) != right:
+            raise ValueError(f"{name} samples another law, or fails, with {option}={config[option]!r}: leave it out.")
     spacing = config.get("timestep_spacing", spacings[0])
     if spacing not in spacings:
         raise ValueError(
