@@ -260,7 +260,7 @@ def test_the_configurations_are_accelerates():
         assert config.distributed_type == engine.get(name, DistributedType.MULTI_GPU)
         assert config.num_processes % config.num_machines == 0 and config.num_processes > 1
     assert {name for name, config in found.items() if config.use_cpu} == {"cpu_2.yaml"}
-    table = (CONFIGS / "README.md").read_text()
+    table = (ROOT / "docs" / "how-to" / "several-processes.md").read_text()
     assert all(f"`{name}`" in table for name in found)
 
 
