@@ -102,7 +102,7 @@ def test_a_swap_changes_most_where_it_is(left):
 
 
 def test_completions_have_no_seam(left):
-    """The rows beside the edge differ as the decoder's own rows do; put back exactly, the given ones differ more."""
+    """The rows next to the edge differ as the decoder's own rows do; put back exactly, the given ones differ more."""
     completions = arrays(left["completions"])
     assert (completions.reshape(3, 6, 16, 16)[:, 1:, 8:] != completions.reshape(3, 6, 16, 16)[:, :1, 8:]).any()
     given = left["digits"][::3, 0].numpy().repeat(6, axis=0).astype(int)

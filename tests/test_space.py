@@ -52,7 +52,7 @@ def make_space(folder: Path) -> dict[str, str]:
 
 
 def test_the_folder_is_enough(tmp_path):
-    """Without an installed package, app.py finds the one beside it, with its data."""
+    """Without an installed package, app.py finds the one in its folder, with its data."""
     env = make_space(folder := tmp_path / "space")
     command = [sys.executable, "-c", START]  # -c puts the folder first in the path
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)

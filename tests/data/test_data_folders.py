@@ -1,4 +1,4 @@
-"""Folders of images in all their layouts, and CSV lists beside them."""
+"""Folders of images in all their layouts, and CSV lists next to them."""
 
 import csv
 import os

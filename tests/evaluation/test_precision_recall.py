@@ -77,7 +77,7 @@ def test_repeated_rows_lie_in_their_own_balls(k, scale):
 
 
 def test_rounding_is_no_reason_to_be_covered():
-    """A point beside a ball of radius 0, at a distance that float32 features can have."""
+    """A point next to a ball of radius 0, at a distance that float32 features can have."""
     rows = torch.rand(40, 300)
     near = rows + 1e-5
     assert precision_recall(near, rows.repeat(4, 1)).precision == 0.0

@@ -1,4 +1,4 @@
-"""Runs the `client_*.py` beside it in a process that talks to a test Hub (see `conftest.py`)."""
+"""Runs the `client_*.py` of this folder in a process that talks to a test Hub (see `conftest.py`)."""
 
 import os
 import subprocess

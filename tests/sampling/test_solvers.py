@@ -34,7 +34,7 @@ def test_twenty_steps_draw_the_exact_law(schedule, s):
     assert abs(chi_squared - 127) < 4 * math.sqrt(2 * 127)
     residual = z_0 - toy_codebook()[codes].transpose(1, 2)
     abar = scheduler.alphas_cumprod[scheduler.timesteps[-1]].item()
-    last = s**2 * (1 - abar) / abar  # variance of what the last network call sees beside z_0
+    last = s**2 * (1 - abar) / abar  # variance of what the last network call sees besides z_0
     std = NOISE_STD / math.sqrt(1 + last / NOISE_STD**2)
     assert abs(residual.std() - std) < 0.1 * std and residual.mean().abs() < 0.002
 
