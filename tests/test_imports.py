@@ -1,6 +1,7 @@
 """Imports point down only; CONTRIBUTING.md has the table of levels."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,9 @@ def test_checker_accepts_what_points_down(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
     assert violations(tmp_path) == []
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them, and their helpers, by base name: two of one name end the whole suite at collection."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert [name for name, times in names.items() if times > 1] == []
