@@ -10,14 +10,16 @@ from typing import Any, get_args
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..choices import PerceptualFeatures
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, load_efficientnet
 
 _OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0' (extra `eval`)."
 
-# Images are enlarged for the feature network: at 32 pixels a side its fourth map would have 2 x 2 positions.
-_ENLARGED = 2
+# Smaller images are enlarged to twice their size for the feature network: at 32 pixels a side its fourth map would have
+# 2 x 2 positions.
+_LARGE_ENOUGH = 64
 
 
 def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_weight: float = 0.0) -> torch.Tensor:
@@ -40,7 +42,8 @@ class PerceptualLoss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         network: Any = load_efficientnet("efficientnet-lite0")
-        network._blocks = network._blocks[:11]  # the fifth resolution isn't looked at
+        network._blocks = network._blocks[:11]  # the fifth resolution isn't used
+        _fold_batch_norms(network)
         self.network = network
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
@@ -55,9 +58,26 @@ class PerceptualLoss(nn.Module):
         return torch.stack(distances).mean()
 
     def _features(self, images: torch.Tensor) -> list[torch.Tensor]:
-        x = F.interpolate(images.expand(-1, 3, -1, -1), scale_factor=_ENLARGED, mode="bilinear")
+        x = images.expand(-1, 3, -1, -1)
+        if min(x.shape[2:]) < _LARGE_ENOUGH:
+            x = F.interpolate(x, scale_factor=2, mode="bilinear")
         x = ((x + 1) * 127.5 - PIXEL_MEAN) / PIXEL_SCALE
         return [F.normalize(f.float(), dim=1) for f in feature_maps(self.network, x)]
+
+
+def _fold_batch_norms(network: Any) -> None:
+    """Into the convolutions before them: the network is frozen, so they are constants."""
+
+    def fold(block: Any, conv: str, norm: str) -> None:
+        setattr(block, conv, fuse_conv_bn_eval(getattr(block, conv), getattr(block, norm)))
+        setattr(block, norm, nn.Identity())
+
+    fold(network, "_conv_stem", "_bn0")
+    for block in network._blocks:
+        if hasattr(block, "_expand_conv"):
+            fold(block, "_expand_conv", "_bn0")
+        fold(block, "_depthwise_conv", "_bn1")
+        fold(block, "_project_conv", "_bn2")
 
 
 class LPIPSLoss(nn.Module):
