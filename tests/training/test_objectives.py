@@ -164,6 +164,41 @@ def test_phases_of_a_stable_run():
     assert all(torch.equal(v, before[k]) for k, v in objective.vqvae.state_dict().items())  # running statistics too
 
 
+def test_decoder_mode_moves_prior_and_decoder_alone():
+    objective = e2e("decoder", joint_from=10, decoder_fraction=0.5)
+    assert set(objective(IMAGES).losses) == {"reconstruction", "codebook"}  # the autoencoder alone, as in stage 1
+    objective.set_step(10)
+    before = {k: v.clone() for k, v in objective.vqvae.state_dict().items()}
+    reconstruction, prior = (gradients(objective, term, IMAGES) for term in ("reconstruction", "prior"))
+    assert all(torch.equal(v, before[k]) for k, v in objective.vqvae.state_dict().items())  # running statistics too
+    assert [name for name, grad in reconstruction.items() if len(grad)] == ["decoder"]
+    assert [name for name, grad in prior.items() if len(grad)] == ["unet"]
+
+    alone = PriorObjective(objective.vqvae, objective.unet, objective.scheduler)  # the prior learns as in stage 2
+    assert torch.equal(gradients(alone, "prior", IMAGES)["unet"], prior["unet"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_decoder_learns_from_codes_that_the_prior_predicts(noise):
+    """Written out: half of the batch; the second image from the nearest codes of the predicted z_0."""
+    objective = e2e("decoder", decoder_fraction=0.5, decoder_noise=noise)
+    vqvae, scheduler = objective.vqvae, objective.scheduler
+    torch.manual_seed(1)
+    found = objective(IMAGES).losses["reconstruction"]
+
+    z_e = vqvae.encode(IMAGES[:2]).latents
+    torch.manual_seed(1)
+    objective.draw(IMAGES.new_empty(4, 4, 4, 4))  # of the prior's loss
+    t = torch.randint(len(scheduler) // 2, (2,)) if noise else torch.zeros(2, dtype=torch.long)
+    z_t = scheduler.add_noise(z_e, torch.randn_like(z_e), t)
+    z_0 = scheduler.predict_original_sample(objective.unet(z_t, t).sample, t, z_t)
+    start = torch.stack([z_e[0], z_0[1] if noise else z_e[1]])
+    codebook = vqvae.quantize.embedding.weight
+    z_q = codebook[torch.cdist(start.movedim(1, -1).reshape(-1, 4), codebook).argmin(1)].reshape(2, 4, 4, 4)
+    decoded = vqvae.decode(z_q.movedim(-1, 1), force_not_quantize=True).sample
+    assert found.item() == pytest.approx((decoded - IMAGES[:2]).square().mean().item(), rel=1e-5)
+
+
 def test_prior_objective_leaves_the_autoencoder_alone():
     vqvae = tiny_vqvae()
     objective = PriorObjective(vqvae, tiny_unet(), OUBridgeScheduler()).train()
@@ -215,5 +250,5 @@ def test_labels():
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="stable or paper"):
+    with pytest.raises(ValueError, match="stable, decoder or paper"):
         e2e("naive")

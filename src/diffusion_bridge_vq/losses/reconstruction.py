@@ -17,7 +17,7 @@ from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, lo
 
 _OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0' (extra `eval`)."
 
-# Smaller images are enlarged to twice their size for the feature network: at 32 pixels a side its fourth map would have
+# Smaller images are enlarged to twice their size for the feature network: of 32 pixels a side its fourth map would be
 # 2 x 2 positions.
 _LARGE_ENOUGH = 64
 

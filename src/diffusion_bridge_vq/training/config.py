@@ -9,6 +9,7 @@ from ..choices import Extractor, PerceptualFeatures, Regularization, Weighting
 from .options import (
     FRACTION,
     POSITIVE,
+    POSITIVE_FRACTION,
     PROPER_FRACTION,
     at_least,
     check_options,
@@ -290,8 +291,10 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
 
     kind = "e2e"
 
-    mode: Literal["stable", "paper"] = option(
-        "stable", "which gradients move the encoder; 'paper' is Algorithm 1: every one, in full"
+    mode: Literal["stable", "decoder", "paper"] = option(
+        "stable",
+        "what trains together: 'stable' all, the encoder by a fraction of the prior's gradient; 'decoder' prior and "
+        "decoder, on frozen codes; 'paper' is Algorithm 1: all, every gradient in full",
     )
     reconstruction_weight: float = option(1.0, "weight of L_rec against the terms per latent coordinate", at_least(0))
     regularization: Regularization = option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
@@ -300,14 +303,22 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
         0.1, "fraction of the prior's gradient that reaches the encoder (stable)", at_least(0)
     )
     ramp_fraction: float = option(0.1, "fraction of the run over which that one rises from 0 (stable)", FRACTION)
-    joint_fraction: float = option(0.0, "fraction of the run before the prior joins (stable)", FRACTION)
+    joint_fraction: float = option(0.0, "fraction of the run before the prior joins (stable, decoder)", FRACTION)
     freeze_fraction: float = option(
         1.0, "fraction of the run after which the autoencoder is frozen (stable)", FRACTION
+    )
+    decoder_fraction: float = option(
+        0.2, "fraction of each batch that trains the decoder once the prior has joined (decoder)", POSITIVE_FRACTION
+    )
+    decoder_noise: float = option(
+        0.5,
+        "noise level, as a fraction of T, up to which the prior predicts codes for the decoder (decoder)",
+        FRACTION,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.joint_fraction > self.freeze_fraction:
+        if self.mode == "stable" and self.joint_fraction > self.freeze_fraction:
             raise ValueError(
                 f"`joint_fraction` must be at most `freeze_fraction`, got {self.joint_fraction} and "
                 f"{self.freeze_fraction}: in between nothing would be trained. Give both."

@@ -18,6 +18,7 @@ class Bound(NamedTuple):
 
 POSITIVE = Bound(lambda value: value > 0, "be positive")
 FRACTION = Bound(lambda value: 0 <= value <= 1, "lie in [0, 1]")
+POSITIVE_FRACTION = Bound(lambda value: 0 < value <= 1, "lie in (0, 1]")
 PROPER_FRACTION = Bound(lambda value: 0 < value < 1, "lie between 0 and 1")
 
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DModel
 
 from ...losses import ReconstructionLoss, Regularization, Weighting, regularization_loss, terminal_loss
-from ...models import GumbelVQModel, check_channels
+from ...models import GumbelVQModel, check_channels, denoise
 from ...schedulers import OUBridgeScheduler
 from ..build import (
     build_autoencoder,
@@ -37,12 +37,17 @@ class E2EObjective(BridgeObjective):
     - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
       prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
+    - "decoder": no loss of the prior moves it. From `joint_from` on encoder and codebook are frozen, so the prior's
+      target doesn't move, and the decoder learns on with the prior: from the codes of a fraction `decoder_fraction` of
+      each batch. Every second of these images is decoded from the codes that the prior predicts from z_t, in one step
+      from a random t below `decoder_noise` T, so that the decoder learns to repair the prior's errors (the likelihood
+      of an image given a z_e^0 that the diffusion reconstructed, appendix 10).
 
     Args:
         vqvae ([`GumbelVQModel`]): trained.
         unet (`UNet2DModel`): trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
-        mode (`str`, *optional*, defaults to `"stable"`): "stable" or "paper".
+        mode (`str`, *optional*, defaults to `"stable"`): "stable", "decoder" or "paper".
         weighting (`str`, *optional*, defaults to `"simple"`): weight of L_t, see [`prior_loss`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class.
         reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
@@ -53,7 +58,10 @@ class E2EObjective(BridgeObjective):
         encoder_gradient_weight (`float`, *optional*, defaults to 0.1): see "stable".
         ramp_steps (`int`, *optional*, defaults to 0): steps over which this weight rises from 0.
         joint_from (`int`, *optional*, defaults to 0): step at which the prior joins.
-        freeze_from (`int`, *optional*): step from which the autoencoder is frozen.
+        freeze_from (`int`, *optional*): step from which the autoencoder is frozen ("stable").
+        decoder_fraction (`float`, *optional*, defaults to 0.2): see "decoder", in (0, 1].
+        decoder_noise (`float`, *optional*, defaults to 0.5): see "decoder", in [0, 1]; 0 decodes the images' own codes
+            alone.
 
     Raises:
         ValueError: an unknown mode.
@@ -67,7 +75,7 @@ class E2EObjective(BridgeObjective):
         vqvae: GumbelVQModel,
         unet: UNet2DModel,
         scheduler: OUBridgeScheduler,
-        mode: Literal["stable", "paper"] = "stable",
+        mode: Literal["stable", "decoder", "paper"] = "stable",
         weighting: Weighting = "simple",
         class_dropout: float = 0.1,
         reconstruction_weight: float = 1.0,
@@ -78,16 +86,19 @@ class E2EObjective(BridgeObjective):
         ramp_steps: int = 0,
         joint_from: int = 0,
         freeze_from: int | None = None,
+        decoder_fraction: float = 0.2,
+        decoder_noise: float = 0.5,
     ):
         super().__init__(vqvae, unet, scheduler, weighting, class_dropout)
-        if mode not in ("stable", "paper"):
-            raise ValueError(f"`mode` must be stable or paper, got {mode!r}.")
+        if mode not in ("stable", "decoder", "paper"):
+            raise ValueError(f"`mode` must be stable, decoder or paper, got {mode!r}.")
         self.mode, self.reconstruction_weight = mode, reconstruction_weight
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.discriminator = self.reconstruction.discriminator
         self.regularization, self.regularization_weight = regularization, regularization_weight
         self.encoder_gradient_weight, self.ramp_steps = encoder_gradient_weight, ramp_steps
         self.joint_from, self.freeze_from = joint_from, freeze_from
+        self.decoder_fraction, self.decoder_noise = decoder_fraction, decoder_noise
         if mode == "paper":
             vqvae.normalizer.freeze()
         # a tensor, so that a compiled forward isn't compiled again for every value
@@ -109,7 +120,7 @@ class E2EObjective(BridgeObjective):
             unet = build_unet(config, vqvae, scheduler, classes)
         check_channels(unet, vqvae)
         steps = config.max_train_steps
-        if config.mode == "stable" and round(config.joint_fraction * steps) >= steps:
+        if config.mode != "paper" and round(config.joint_fraction * steps) >= steps:
             raise ValueError(
                 f"`joint_fraction` {config.joint_fraction} of {steps} steps leaves none for the prior. Take a smaller "
                 "`joint_fraction`, or more `max_train_steps`."
@@ -129,6 +140,8 @@ class E2EObjective(BridgeObjective):
             ramp_steps=round(config.ramp_fraction * steps),
             joint_from=round(config.joint_fraction * steps),
             freeze_from=round(config.freeze_fraction * steps) if config.freeze_fraction < 1 else None,
+            decoder_fraction=config.decoder_fraction,
+            decoder_noise=config.decoder_noise,
         )
 
     @property
@@ -138,37 +151,43 @@ class E2EObjective(BridgeObjective):
     def set_step(self, step: float) -> None:
         self.reconstruction.set_step(step)
         if self.mode == "paper":
-            self.joint, self.frozen, scale = True, False, 1.0
+            self.joint, self.codes_frozen, self.frozen, scale = True, False, False, 1.0
+        elif self.mode == "decoder":
+            self.joint = self.codes_frozen = step >= self.joint_from
+            self.frozen, scale = False, 0.0
         else:
             self.joint = step >= self.joint_from
-            self.frozen = self.freeze_from is not None and step >= self.freeze_from
+            self.codes_frozen = self.frozen = self.freeze_from is not None and step >= self.freeze_from
             ramp = min(1.0, (step - self.joint_from) / self.ramp_steps) if self.ramp_steps else 1.0
             scale = self.encoder_gradient_weight * ramp if self.joint else 0.0
         self.encoder_gradient_scale.fill_(scale)
-        if self.vqvae.training != (self.training and not self.frozen):
-            self.vqvae.train(self.training and not self.frozen)
+        if self.vqvae.training != (self.training and not self.codes_frozen):
+            self.vqvae.train(self.training and not self.codes_frozen)
 
     def train(self, mode: bool = True) -> "E2EObjective":
         super().train(mode)
-        self.vqvae.train(mode and not self.frozen)
+        self.vqvae.train(mode and not self.codes_frozen)
         return self
 
     def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_frozen):
             latents = self.vqvae.encode(images).latents  # z_e^0
             z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
         losses, metrics = {}, {"latent_rms": root_mean_square(latents), "batch_perplexity": perplexity}
-        if not self.frozen:
-            for name, loss in self.reconstruction(images, self.vqvae.decode(z_q, True).sample).items():
-                losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
-            # Algorithm 1 has no codebook term: there L_t^reg moves the codes, if losses move them at all.
-            if self.mode == "stable" or not self.vqvae.quantize.learns_by_gradient:
-                losses["codebook"] = codebook
         if self.joint:
             timesteps, noise = self.draw(latents)
+        if not self.frozen:
+            if self.codes_frozen:
+                z_q = self._decoder_inputs(latents, z_q, class_labels)
+            for name, loss in self.reconstruction(images[: len(z_q)], self.vqvae.decode(z_q, True).sample).items():
+                losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
+        # Algorithm 1 has no codebook term: there L_t^reg moves the codes, if losses move them at all.
+        if not self.codes_frozen and (self.mode != "paper" or not self.vqvae.quantize.learns_by_gradient):
+            losses["codebook"] = codebook
+        if self.joint:
             z_0 = _ScaleGradient.apply(latents, self.encoder_gradient_scale)
             losses["prior"] = self.bridge_loss(z_0, timesteps, noise, class_labels)
-            if not self.frozen and self.regularization != "none":
+            if not self.codes_frozen and self.regularization != "none":
                 z_t = self.scheduler.add_noise(latents, noise, timesteps)
                 regularization = self._regularization(z_t, timesteps)
                 if self.mode == "paper":
@@ -182,6 +201,23 @@ class E2EObjective(BridgeObjective):
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
         """As the base class; None until the prior joins, since a fresh U-Net draws noise."""
         return super().draw_samples(components, count, num_inference_steps) if self.joint else None
+
+    @torch.no_grad()
+    def _decoder_inputs(
+        self, latents: torch.Tensor, z_q: torch.Tensor, class_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Code vectors of the first images of a batch; those of every second one as the prior predicts them."""
+        count = max(1, round(self.decoder_fraction * len(latents)))
+        highest = round(self.decoder_noise * len(self.scheduler))
+        if highest < 1:
+            return z_q[:count]
+        timesteps = torch.randint(highest, (count,), device=latents.device)
+        z_t = self.scheduler.add_noise(latents[:count], torch.randn_like(latents[:count]), timesteps)
+        labels = self.prior_labels(class_labels)
+        output = denoise(self.unet, self.scheduler, z_t, timesteps, None if labels is None else labels[:count])
+        predicted = self.vqvae.quantize(self.scheduler.predict_original_sample(output, timesteps, z_t))[0]
+        odd = (torch.arange(count, device=latents.device) % 2 == 1).reshape(-1, 1, 1, 1)
+        return torch.where(odd, predicted.to(z_q.dtype), z_q[:count])
 
     def _regularization(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return regularization_loss(self.scheduler, self.vqvae.quantize, z_t, timesteps, self.regularization)

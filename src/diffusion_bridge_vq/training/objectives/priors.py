@@ -62,11 +62,17 @@ class BridgeObjective(Objective):
         class_labels: torch.Tensor | None,
     ) -> torch.Tensor:
         """L_t of latents z_0 (B, d, h, w) at timesteps (B,) with noise like the latents -> ()."""
-        num_embeds = getattr(self.unet.config, "num_class_embeds", None)  # 1-D networks have no classes
-        class_labels = _drop_labels(class_labels, num_embeds, self.class_dropout if self.training else 0.0)
+        class_labels = self.prior_labels(class_labels, self.class_dropout if self.training else 0.0)
         z_t = self.scheduler.add_noise(latents, noise, timesteps)
         output = denoise(self.unet, self.scheduler, z_t, timesteps, class_labels)
         return prior_loss(self.scheduler, output, latents, noise, timesteps, self.weighting)
+
+    def prior_labels(self, class_labels: torch.Tensor | None, dropout: float = 0.0) -> torch.Tensor | None:
+        """
+        Classes (B,) for the U-Net, a fraction `dropout` of them replaced by the null class; None if it has no classes.
+        """
+        num_embeds = getattr(self.unet.config, "num_class_embeds", None)  # 1-D networks have no classes
+        return _drop_labels(class_labels, num_embeds, dropout)
 
     @torch.no_grad()
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
