@@ -26,6 +26,7 @@ LEVELS = {
     "model_card": 3,
     "hub": 3,
     "onnx_export": 3,
+    "sample_folder": 3,
     "__main__": 6,
     "commands": 5,
     "cli": 4,

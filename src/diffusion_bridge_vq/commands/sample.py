@@ -1,15 +1,24 @@
-"""Draw images from a saved pipeline and write them as one grid."""
+"""
+Draw images from a saved pipeline: as one grid, or with --output-dir as image files, each process its share.
+
+accelerate launch examples/sample.py outputs/mine/pipeline --num-images 50000 --output-dir samples
+
+After an interruption the same command goes on, with any number of processes.
+"""
 
 import argparse
 import itertools
 import math
+from datetime import timedelta
 from typing import Any
 
 import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
 from PIL import Image
 from safetensors.torch import save_file
 
 from ..cli import (
+    check_output_folder,
     check_output_image,
     class_label,
     errors_as_lines,
@@ -21,6 +30,9 @@ from ..cli import (
 from ..figures import chain_sheet
 from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
+from ..pipelines.class_labels import read_class_labels
+from ..sample_folder import draw_into_folder
+from ..sampling.steppers import default_solver
 
 CHAIN_IMAGES = 4
 
@@ -29,7 +41,7 @@ CHAIN_IMAGES = 4
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("pipeline", help="folder of a saved pipeline or of a run, or the pipeline's id on the Hub")
-    parser.add_argument("--num-images", type=whole_number(1, 100_000), default=64)
+    parser.add_argument("--num-images", type=whole_number(1, 10_000_000), default=64)
     parser.add_argument("--num-inference-steps", type=whole_number(1), help="none: the pipeline's own number, or 20")
     parser.add_argument(
         "--solver",
@@ -45,6 +57,7 @@ def main() -> None:
         nargs="+",
         help="of a class-conditional model: names or numbers of classes; the images take them in turn",
     )
+    parser.add_argument("--all-classes", action="store_true", help="all classes of the model in turn")
     parser.add_argument(
         "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
     )
@@ -54,11 +67,33 @@ def main() -> None:
     parser.add_argument(
         "--chain-steps", type=whole_number(0, 1000), default=0, help="columns of chain.png (Figure 9); 0 for none"
     )
-    parser.add_argument("--output", type=local_path, default="samples.png")
+    parser.add_argument("--output", type=local_path, default="samples.png", help="the grid, without --output-dir")
+    parser.add_argument(
+        "--output-dir",
+        type=local_path,
+        help="write each image into a file of its own, with a grid; image i depends on the seed and i alone",
+    )
+    parser.add_argument("--npz", action="store_true", help="with --output-dir: all in one file for FID tools, too")
     args = parser.parse_args()
-    check_output_image(args.output)
+    if args.all_classes and args.class_labels:
+        parser.error("--all-classes and --class-labels exclude each other")
+    if args.output_dir is None and args.npz:
+        parser.error("--npz goes with --output-dir")
+    if args.output_dir is not None and args.chain_steps:
+        parser.error("--chain-steps goes without --output-dir")
+    if args.output_dir is None:
+        check_output_image(args.output)
+    else:
+        check_output_folder(args.output_dir)
 
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+    if args.all_classes:
+        if pipe.unet.config.num_class_embeds is None:
+            raise ValueError("This model has no classes: leave out --all-classes.")
+        args.class_labels = list(range(pipe.unet.config.num_class_embeds - 1))
+    if args.output_dir is not None:
+        write_files(pipe, args)
+        return
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     images, chain = draw(pipe, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +103,39 @@ def main() -> None:
         save_file({"chain": rows}, args.output.parent / "chain.safetensors")
         chain_sheet(args.output.parent)
     print(f"{len(images)} images, seed {args.seed}, {pipe.num_timesteps} steps: {args.output}")
+
+
+def write_files(pipe: Any, args: argparse.Namespace) -> None:
+    """All images as files, on all processes."""
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    pipe.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if args.compile:
+        pipe.compile(args.batch_size)
+    labels, guidance = args.class_labels, args.guidance_scale
+    if labels is not None:
+        given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
+        numbers = read_class_labels(labels, *given, pipe.id2label, torch.device("cpu"))
+        labels = numbers if numbers is None else numbers.tolist()
+        guidance = pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance
+    written = draw_into_folder(
+        pipe,
+        args.output_dir,
+        num_images=args.num_images,
+        accelerator=accelerator,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        class_labels=labels,
+        npz=args.npz,
+        tile_size=args.tile_size,
+        num_inference_steps=args.num_inference_steps or pipe.config.get("default_num_inference_steps", 20),
+        solver=args.solver or default_solver(pipe.scheduler),
+        guidance_scale=guidance,
+    )
+    names = ", ".join(map(str, [args.output_dir / "images", *written]))
+    accelerator.print(f"{args.num_images} images, seed {args.seed}: {names}")
+    accelerator.end_training()
 
 
 def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], DenoisingChain | None]:

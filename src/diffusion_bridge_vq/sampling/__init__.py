@@ -2,6 +2,7 @@
 
 from .arguments import check_count
 from .chain import Callback, inpaint_latents, sample_latents
+from .generators import generators_for
 from .steppers import SOLVERS, Solver, Spacing, Stepper, default_solver, to_latents
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Stepper",
     "check_count",
     "default_solver",
+    "generators_for",
     "inpaint_latents",
     "sample_latents",
     "to_latents",
