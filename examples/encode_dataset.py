@@ -2,7 +2,7 @@
 Encode a data set once with a trained autoencoder, each process its share, into parquet files that train_prior.py and
 train_pixelcnn.py read (`--latents`).
 
-accelerate launch examples/encode_dataset.py --init-from outputs/vq --dataset path/to/shards --streaming \
+accelerate launch examples/encode_dataset.py --vqvae-from outputs/vq --dataset path/to/shards --streaming \
     --output-dir outputs/latents
 
 After an interruption the same command goes on, with any number of processes.

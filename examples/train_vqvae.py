@@ -1,4 +1,4 @@
-"""Stage 1: train encoder, decoder and codebook. `train_prior.py --init-from OUTPUT_DIR` goes on from there."""
+"""Stage 1: train encoder, decoder and codebook. `train_prior.py --vqvae-from OUTPUT_DIR` goes on from there."""
 
 from diffusion_bridge_vq.commands.train_vqvae import main
 

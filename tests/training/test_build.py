@@ -61,49 +61,6 @@ def test_loaded_components_take_the_resolution_of_the_run(tmp_path, monkeypatch)
     assert type(objective.vqvae).load_config(tmp_path / "again")["sample_size"] == 16
 
 
-def test_options_that_what_is_loaded_does_not_have_are_named(tmp_path, monkeypatch):
-    small = build_objective(config(E2EConfig, tmp_path))
-    small.vqvae.save_pretrained(tmp_path / "vqvae")
-    small.unet.save_pretrained(tmp_path / "unet")
-    said = []
-    monkeypatch.setattr(logging.get_logger("diffusion_bridge_vq.training.build"), "warning", said.append)
-    other = {"init_from": tmp_path, "vqvae": TINY["vqvae"] | {"num_vq_embeddings": 9}}
-    build_objective(config(PriorConfig, tmp_path, **other))
-    assert said == [f"The vqvae in {tmp_path} goes on as it is: num_vq_embeddings 8, not 9."]
-    build_objective(config(E2EConfig, tmp_path, **other, unet=TINY["unet"] | {"dropout": 0.5}, mode="paper"))
-    assert said[1:] == [
-        f"The vqvae in {tmp_path} goes on as it is: num_vq_embeddings 8, not 9; quantizer_type 'ema', not 'gumbel'.",
-        f"The unet in {tmp_path} goes on as it is: dropout 0.0, not 0.5.",
-    ]
-
-
-def test_a_unet_goes_on_with_its_own_process(tmp_path, monkeypatch):
-    """What an eps-network returns isn't z_0; a new U-Net takes the process of its run."""
-    made = build_objective(config(E2EConfig, tmp_path, scheduler={"prediction_type": "epsilon", "eta": 0.5}))
-    DiffusionBridgeVQPipeline(made.vqvae, made.unet, made.scheduler).save_pretrained(tmp_path / "pipeline")
-    said = []
-    monkeypatch.setattr(logging.get_logger("diffusion_bridge_vq.training.build"), "warning", said.append)
-    asked = {"init_from": tmp_path, "scheduler": {"prediction_type": "sample", "eta": 0.5}}
-    goes_on, new = (build_objective(config(cls, tmp_path, **asked)) for cls in (E2EConfig, PriorConfig))
-    assert [each.scheduler.config.prediction_type for each in (goes_on, new)] == ["epsilon", "sample"]
-    assert said == [f"The scheduler in {tmp_path} goes on as it is: prediction_type 'epsilon', not 'sample'."]
-
-
-def test_a_unet_of_other_classes_is_refused(tmp_path):
-    """Else labels would be left out without a word, or lie outside its table."""
-    for known, wanted in ((None, 10), (3, 10), (3, None)):
-        folder = tmp_path / f"{known}-{wanted}"
-        made = build_objective(config(E2EConfig, folder, class_conditional=known is not None), known)
-        made.vqvae.save_pretrained(folder / "vqvae")
-        made.unet.save_pretrained(folder / "unet")
-        run = config(E2EConfig, folder, init_from=folder, class_conditional=wanted is not None)
-        numbers = rf"{known and known + 1}, this run needs {wanted and wanted + 1} "
-        with pytest.raises(ValueError, match=rf"has `num_class_embeds` {numbers}"):
-            build_objective(run, wanted)
-        same = config(E2EConfig, folder, init_from=folder, class_conditional=known is not None)
-        assert build_objective(same, known).unet.config.num_class_embeds == (known and known + 1)
-
-
 def test_classes_that_a_stream_does_not_know_beforehand(tmp_path):
     options = {"class_conditional": True, "dataset": "shards"}
     with pytest.raises(ValueError, match="needs classes, but shards has none; give `label_column`"):

@@ -78,7 +78,7 @@ def test_an_autoencoder_that_was_moved(prior_run, autoencoder, tmp_path):
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings | {"init_from": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="gone, which isn't there"):
         load_components(tmp_path / "run")
-    components, _ = load_components(tmp_path / "run", init_from=autoencoder)
+    components, _ = load_components(tmp_path / "run", start=autoencoder)
     assert_same(components, load_components(prior_run)[0])
 
 

@@ -1,4 +1,4 @@
-"""Names of classes: saved with the run and its pipeline, compared when a run goes on from another one's U-Net."""
+"""Names of classes: saved with the run and its pipeline."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tiny_run import config
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.pipelines import save_components
 from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training import E2EConfig, PriorConfig, build_objective, train
+from diffusion_bridge_vq.training import E2EConfig, train
 
 SHORT = {"batch_size": 4, "max_train_steps": 2, "checkpoint_every": 0}
 
@@ -50,14 +50,3 @@ def test_they_are_saved_with_run_and_pipeline(animals):
 def test_a_run_without_classes_names_none(animals, tmp_path):
     train(config(E2EConfig, tmp_path, dataset=str(animals / "photos"), **SHORT))
     assert RunFolder(tmp_path).read_id2label() is None
-
-
-@pytest.mark.parametrize("init_from", ["run", "run/pipeline"])
-def test_a_unet_that_learned_other_classes_is_refused(animals, tmp_path, init_from):
-    start = {"init_from": animals / init_from, "class_conditional": True}
-    dataset = photos(tmp_path / "photos", "cat", "horse")
-    with pytest.raises(ValueError, match=r"other classes: its class 1 is 'dog', that of the data is 'horse'"):
-        train(config(E2EConfig, tmp_path / "run", dataset=dataset, **start, **SHORT))
-    # of it a prior takes only the autoencoder
-    build_objective(config(PriorConfig, tmp_path / "prior", dataset=dataset, **start), 2, ["cat", "horse"])
-    build_objective(config(E2EConfig, tmp_path / "same", **start), 2, ["cat", "dog"])

@@ -2,7 +2,7 @@
 Encode a data set once with a trained autoencoder, each process its share, into parquet files that train_prior.py and
 train_pixelcnn.py read (`--latents`).
 
-accelerate launch examples/encode_dataset.py --init-from outputs/vq --dataset path/to/shards --streaming \
+accelerate launch examples/encode_dataset.py --vqvae-from outputs/vq --dataset path/to/shards --streaming \
     --output-dir outputs/latents
 
 After an interruption the same command goes on, with any number of processes.
@@ -16,7 +16,9 @@ from ..cli import errors_as_lines, local_path, new_parser, whole_number
 @errors_as_lines()
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--init-from", type=local_path, required=True, help="run or pipeline with the autoencoder")
+    parser.add_argument(
+        "--vqvae-from", type=local_path, required=True, help="an autoencoder's folder, or a run or pipeline with one"
+    )
     parser.add_argument("--dataset", required=True, help="as for training: a folder, or the id of a data set")
     parser.add_argument("--output-dir", type=local_path, required=True, help="the folder that is written")
     parser.add_argument("--split", default="train", help="split to encode")
@@ -38,7 +40,7 @@ def main() -> None:
 
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
-    vqvae = load_autoencoder(args.init_from)
+    vqvae = load_autoencoder(args.vqvae_from)
     options = {
         "split": args.split,
         "resolution": args.resolution or vqvae.config.sample_size,

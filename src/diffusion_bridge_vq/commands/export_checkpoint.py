@@ -12,14 +12,15 @@ def main() -> None:
     parser.add_argument(
         "checkpoint", type=local_path, help="checkpoints/step-N of a run, or the folder of a run, for its newest one"
     )
-    parser.add_argument("--init-from", type=local_path, help="where the run's --init-from is now, if it was moved")
+    for option in ("--init-from", "--vqvae-from"):
+        parser.add_argument(option, type=local_path, help=f"where the run's {option} is now, if it was moved")
     parser.add_argument("--output-dir", type=local_path, required=True, help="gets a folder pipeline/ (or vqvae/)")
     args = parser.parse_args()
     check_output_folder(args.output_dir)
     output = RunFolder(args.output_dir)
     if output.finished() or output.config.exists():
         parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
-    components, checkpoint = load_components(args.checkpoint, args.init_from)
+    components, checkpoint = load_components(args.checkpoint, args.init_from or args.vqvae_from)
     names = RunFolder(checkpoint.absolute().parent.parent).read_id2label()
     saved = save_components(components, output, names)
     print(f"{checkpoint}: {', '.join(map(str, saved))}")

@@ -1,4 +1,4 @@
-"""The baseline's stage 2: train a PixelCNN on the codes of a frozen autoencoder (`--init-from`), save a pipeline."""
+"""The baseline's stage 2: train a PixelCNN on the codes of a frozen autoencoder (`--vqvae-from`), save a pipeline."""
 
 from ..cli import train_command
 from ..training import PixelCNNConfig

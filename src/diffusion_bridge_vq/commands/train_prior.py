@@ -1,4 +1,7 @@
-"""Stage 2: train the diffusion prior on the latents of a frozen autoencoder (`--init-from`), and save a pipeline."""
+"""
+Stage 2: train the diffusion prior on the latents of a frozen autoencoder (`--vqvae-from`), or fine-tune a pipeline's
+(`--init-from`), and save a pipeline.
+"""
 
 from ..cli import train_command
 from ..training import PriorConfig

@@ -1,6 +1,7 @@
 """Autoencoder, quantizers, the baseline prior, and the one function through which every denoiser is called."""
 
 from .autoencoder_gumbel_vq import GumbelVQModel
+from .class_embedding import replace_classes
 from .code_unet import CodeUNet2DModel, bridge_start_latents
 from .denoiser import check_channels, denoise
 from .latent_normalizer import LatentNormalizer
@@ -23,4 +24,5 @@ __all__ = [
     "check_channels",
     "check_num_codes",
     "denoise",
+    "replace_classes",
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..losses import ReconstructionLoss
     from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
-    from .encoding import encode_images, load_autoencoder
+    from .encoding import encode_images
     from .objectives import (
         E2EObjective,
         EarlyStoppingRule,
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from .options import option
     from .presets import PRESETS
     from .run import train
+    from .starting_point import load_autoencoder
     from .trainer import Trainer
 
 # Settings alone must be there at once, for `--help`: the others import torch and Accelerate.
 _MODULES = {
     "..losses": ("ReconstructionLoss",),
     ".config": ("E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
-    ".encoding": ("encode_images", "load_autoencoder"),
+    ".encoding": ("encode_images",),
     ".objectives": (
         "E2EObjective",
         "EarlyStoppingRule",
@@ -42,6 +43,7 @@ _MODULES = {
     ".options": ("option",),
     ".presets": ("PRESETS",),
     ".run": ("train",),
+    ".starting_point": ("load_autoencoder",),
     ".trainer": ("Trainer",),
 }
 

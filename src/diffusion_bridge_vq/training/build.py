@@ -1,18 +1,18 @@
-"""From the settings of a run to its components: fresh ones, or those of `init_from`. Objectives call it."""
+"""From the settings of a run to its components: fresh ones, or those that it starts from. Objectives call it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
-from .. import pretrained
 from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
-from ..run_folder import RunFolder
+from ..models.code_unet import check_process
 from ..schedulers import OUBridgeScheduler
-from .config import AutoencoderConfig, BridgeConfig, PriorRunConfig, RunConfig
+from .config import AutoencoderConfig, BridgeConfig, PriorConfig, PriorRunConfig, RunConfig
+from .starting_point import load_autoencoder, load_scheduler, load_unet, refuse_other_settings
 
 logger = logging.get_logger(__name__)
 
@@ -22,52 +22,69 @@ def build_autoencoder(config: RunConfig) -> GumbelVQModel:
     The autoencoder, for images of the run's resolution.
 
     Raises:
-        ValueError: constructor arguments that it refuses; none in `init_from`.
+        ValueError: constructor arguments that it refuses; none where the run starts from, or one for other images.
     """
-    if config.init_from is None:
+    place = config.autoencoder_from
+    if place is None:
         sizes = {"sample_size": config.resolution, "in_channels": config.channels, "out_channels": config.channels}
         return build_component(GumbelVQModel, sizes | config.vqvae)
-    vqvae = load_component(GumbelVQModel, config, "vqvae")
-    if vqvae is None:
-        expected = RunFolder(config.init_from)
-        raise ValueError(
-            f"There is no autoencoder in {config.init_from}: expected {expected.autoencoder} or {expected.pipeline}."
-        )
+    vqvae = load_autoencoder(place)
+    refuse_other_settings(vqvae, "vqvae", config)
     if vqvae.config.in_channels != config.channels:
         raise ValueError(
-            f"The autoencoder in {config.init_from} is for images with {vqvae.config.in_channels} channels, "
-            f"`channels` is {config.channels}. Give `channels` {vqvae.config.in_channels}, or drop `init_from`."
+            f"The autoencoder in {place} is for images with {vqvae.config.in_channels} channels, "
+            f"`channels` is {config.channels}. Give `channels` {vqvae.config.in_channels}, or another autoencoder."
         )
     if config.resolution % vqvae.downsampling_factor:
         raise ValueError(
             f"`resolution` must be divisible by {vqvae.downsampling_factor} for the autoencoder in "
-            f"{config.init_from}, got {config.resolution}."
+            f"{place}, got {config.resolution}."
         )
     if vqvae.config.sample_size != config.resolution:
         logger.warning(
-            f"The autoencoder in {config.init_from} is one of {vqvae.config.sample_size} pixels, `resolution` is "
+            f"The autoencoder in {place} is one of {vqvae.config.sample_size} pixels, `resolution` is "
             f"{config.resolution}: the run goes on with that, and so will what it saves."
         )
     vqvae.register_to_config(sample_size=config.resolution)
     return vqvae
 
 
-def build_unet(
-    config: BridgeConfig,
-    vqvae: GumbelVQModel,
-    scheduler: OUBridgeScheduler,
-    classes: dict[str, int],
-    code_posterior: bool = False,
-) -> UNet2DModel:
+class DiffusionPrior(NamedTuple):
+    """`start`: where the U-Net comes from, in words; "" for a fresh one."""
+
+    unet: UNet2DModel
+    scheduler: OUBridgeScheduler
+    start: str
+
+
+def build_diffusion_prior(
+    config: BridgeConfig, vqvae: GumbelVQModel, num_classes: int | None, class_names: Sequence[str] | None
+) -> DiffusionPrior:
     """
-    A fresh U-Net for the latents of `vqvae`.
+    The U-Net of `init_from` and its process, or a fresh U-Net and the process of the settings.
 
     Args:
-        classes (`dict[str, int]`): from [`class_arguments`].
-        code_posterior (`bool`, *optional*, defaults to `False`): a [`CodeUNet2DModel`], for the codes of `vqvae`.
+        num_classes (`int`, *optional*), class_names (`Sequence[str]`, *optional*): of the data.
+
+    Raises:
+        ValueError: see [`load_unet`] and [`load_scheduler`]; constructor arguments that a component refuses;
+            class-conditional without classes.
     """
-    arguments = {"sample_size": latent_side(config, vqvae)} | config.unet | classes
-    if not code_posterior:
+    classes = count_classes(config, num_classes)
+    loaded = load_unet(config, vqvae, classes, class_names)
+    scheduler = load_scheduler(config) or build_component(OUBridgeScheduler, config.scheduler)
+    unet, start = loaded or (_build_unet(config, vqvae, scheduler, classes), "")
+    check_channels(unet, vqvae)
+    check_process(unet, vqvae, scheduler)
+    return DiffusionPrior(unet, scheduler, start)
+
+
+def _build_unet(
+    config: BridgeConfig, vqvae: GumbelVQModel, scheduler: OUBridgeScheduler, num_classes: int | None
+) -> UNet2DModel:
+    """A fresh U-Net for the latents of `vqvae`, or for its codes."""
+    arguments = {"sample_size": latent_side(config, vqvae)} | config.unet | class_arguments(num_classes)
+    if not (isinstance(config, PriorConfig) and config.code_posterior):
         return build_component(UNet2DModel, arguments)
     if scheduler.config.prediction_type != "sample":
         raise ValueError(
@@ -82,56 +99,20 @@ def build_unet(
     return unet
 
 
-def load_unet(
-    config: BridgeConfig, vqvae: GumbelVQModel, classes: dict[str, int], class_names: Sequence[str] | None = None
-) -> UNet2DModel | None:
-    """
-    The U-Net of `init_from`, for the latents of `vqvae`; None if there is none.
-
-    Args:
-        classes (`dict[str, int]`): from [`class_arguments`].
-        class_names (`Sequence[str]`, *optional*): of the data, compared with the names that the U-Net was saved with.
-
-    Raises:
-        ValueError: it has other classes, or needs codes that don't move.
-    """
-    unet = load_component(UNet2DModel, config, "unet")
-    if unet is None:
-        return None
-    unet.register_to_config(sample_size=latent_side(config, vqvae))
-    known, needed = (found.get("num_class_embeds") for found in (unet.config, config.unet | classes))
-    if known != needed:
-        raise ValueError(
-            f"The U-Net in {config.init_from} has `num_class_embeds` {known}, this run needs {needed} "
-            "(its classes and a null class, or None without `class_conditional`). Start from an autoencoder "
-            "alone, or with the classes that the U-Net knows."
-        )
-    assert config.init_from is not None
-    learned = RunFolder(config.init_from).read_id2label()
-    if classes and learned is not None and class_names is not None and list(learned.values()) != list(class_names):
-        pairs = zip(learned.values(), class_names, strict=False)
-        number, (old, new) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        raise ValueError(
-            f"The U-Net in {config.init_from} has learned other classes: its class {number} is {old!r}, that of the "
-            f"data is {new!r}. Start from an autoencoder alone, or train on the classes that the U-Net knows."
-        )
-    return unet
-
-
 def latent_side(config: RunConfig, vqvae: GumbelVQModel) -> int:
     """Height and width of the latents."""
     return config.resolution // vqvae.downsampling_factor
 
 
-def class_arguments(config: PriorRunConfig, num_classes: int | None) -> dict[str, int]:
+def count_classes(config: PriorRunConfig, num_classes: int | None) -> int | None:
     """
-    The constructor argument of a prior that has classes, nothing for one without.
+    Number of classes of the run's prior; None for one without.
 
     Raises:
         ValueError: class-conditional, but the data have no classes.
     """
     if not config.class_conditional:
-        return {}
+        return None
     if num_classes is None or num_classes < 2:
         instead = (
             "give `label_column` for a table, put the images of each class into a folder of their own, or drop "
@@ -144,7 +125,12 @@ def class_arguments(config: PriorRunConfig, num_classes: int | None) -> dict[str
         data = config.encoded_data or config.dataset
         count = "none" if num_classes is None else "only one"
         raise ValueError(f"`class_conditional` needs classes, but {data} has {count}; {instead}.")
-    return {"num_class_embeds": num_classes + 1}  # the last is the null class
+    return num_classes
+
+
+def class_arguments(num_classes: int | None) -> dict[str, int]:
+    """The constructor argument of a prior that has classes, nothing for one without."""
+    return {} if num_classes is None else {"num_class_embeds": num_classes + 1}  # the last is the null class
 
 
 def build_reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
@@ -157,31 +143,6 @@ def build_reconstruction_loss(config: AutoencoderConfig) -> ReconstructionLoss:
         adversarial_weight=config.adversarial_weight,
         adversarial_from=round(config.adversarial_fraction * config.max_train_steps),
     )
-
-
-def load_component(cls: type, config: RunConfig, name: str) -> Any:
-    """
-    The component `name` of `init_from`; None without it. Settings of the run that differ from it are named.
-
-    Raises:
-        ValueError: a U-Net for codes that don't move.
-    """
-    if config.init_from is None:
-        return None
-    folder = RunFolder(config.init_from).find_component(name)
-    if folder is None:
-        return None
-    if name == "unet" and cls.load_config(folder)["_class_name"] != cls.__name__:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"The U-Net in {folder} needs codes that don't change, but end-to-end training changes them: "
-            "start from its autoencoder alone, or from a prior without `code_posterior`."
-        )
-    # GumbelVQModel checks its files itself, and takes those of a stock VQModel too.
-    loaded = cls.from_pretrained(folder) if cls is GumbelVQModel else pretrained.load_component(cls, folder)
-    pairs = [(key, loaded.config.get(key), wanted) for key, wanted in getattr(config, name).items()]
-    if other := [f"{key} {found!r}, not {wanted!r}" for key, found, wanted in pairs if found != wanted]:
-        logger.warning(f"The {name} in {config.init_from} goes on as it is: {'; '.join(other)}.")
-    return loaded
 
 
 def build_component(cls: type, arguments: dict[str, Any]) -> Any:

@@ -15,28 +15,29 @@ from .monitoring.early_stopping import EarlyStopping
 from .objectives import Objective, build_objective, config_classes
 
 
-def load_components(place: Path, init_from: Path | None = None) -> tuple[dict[str, Any], Path]:
+def load_components(place: Path, start: Path | None = None) -> tuple[dict[str, Any], Path]:
     """
     What a run would have saved if it had ended at a checkpoint: the averaged weights, the best with early stopping.
 
     Args:
         place (`Path`): a checkpoint, `checkpoints/step-N`, or the folder of a run, for its newest whole one.
-        init_from (`Path`, *optional*): where the run's `init_from` is now, if it was moved.
+        start (`Path`, *optional*): where the run's `init_from` or `vqvae_from` is now, if it was moved.
 
     Returns:
         `tuple[dict[str, Any], Path]`: the components by name, on the CPU in eval mode, and the checkpoint.
 
     Raises:
-        ValueError: no checkpoint, or a damaged one; no settings of the run, or ones that don't fit the checkpoint; an
-            `init_from` that isn't there; a part that was not trained yet.
+        ValueError: no checkpoint, or a damaged one; no settings of the run, or ones that don't fit the checkpoint; a
+            folder that it started from isn't there; a part that was not trained yet.
     """
     run, checkpoint = _find(place)
-    config = _read_config(run, init_from)
+    config = _read_config(run, start)
     names = [name for name in ("best", "ema") if (checkpoint / f"{name}.safetensors").is_file()]
     if not names:
         raise ValueError(f"{checkpoint} has no averaged weights: is it a checkpoint of this package?")
     saved = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
-    objective = build_objective(config, _count_classes(saved["ema"]) if config.uses_classes else None)
+    classes = _count_classes(saved["ema"]) if config.uses_classes else None
+    objective = build_objective(config, classes, list((run.read_id2label() or {}).values()) or None)
     trained = objective.trained_part()
     _check_all_trained(checkpoint, objective)
     ema = AveragedWeights(trained, config.ema_decay)
@@ -72,7 +73,7 @@ def _find(place: Path) -> tuple[RunFolder, Path]:
     return run, found
 
 
-def _read_config(run: RunFolder, init_from: Path | None) -> RunConfig:
+def _read_config(run: RunFolder, start: Path | None) -> RunConfig:
     settings = run.read_config()
     classes = {cls.kind: cls for cls in config_classes()}
     # runs from before their kind was saved: the class with the most settings in common
@@ -83,14 +84,16 @@ def _read_config(run: RunFolder, init_from: Path | None) -> RunConfig:
         )
     cls = classes[kind]
     known = {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
-    for name in ("output_dir", "init_from"):
-        known[name] = Path(known[name]) if known.get(name) else None
-    known |= {"output_dir": run.path} | ({} if init_from is None else {"init_from": init_from})
-    if known["init_from"] is not None and not known["init_from"].is_dir():
-        raise ValueError(
-            f"The run started from {known['init_from']}, which isn't there: call this in the folder where the run was "
-            "started, or say where it is now with `init_from`."
-        )
+    known["output_dir"] = run.path
+    for name in ("init_from", "vqvae_from"):
+        if known.get(name) is None:
+            continue
+        known[name] = Path(known[name]) if start is None else start
+        if not known[name].is_dir():
+            raise ValueError(
+                f"The run started from {known[name]}, which isn't there: call this in the folder where the run was "
+                f"started, or say where it is now with `{name}`."
+            )
     return cls(**known)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ..choices import Extractor, PerceptualFeatures, Regularization, Weighting
+from ..run_folder import RunFolder
 from .options import (
     FRACTION,
     POSITIVE,
@@ -17,7 +18,7 @@ from .options import (
     one_of,
     option,
 )
-from .presets import PAPER_MODE, PRESETS, preset_values
+from .presets import PAPER_MODE, PRESETS, fine_tuning_values, preset_values
 
 Config = TypeVar("Config", bound="RunConfig")
 
@@ -43,6 +44,7 @@ class RunConfig:
     """
 
     kind: ClassVar[str]
+    starts_with: ClassVar[tuple[str, ...]] = ("vqvae",)  # what it takes of `init_from`, if it is there
 
     preset: str = option("digits", f"settings to start from: {', '.join(PRESETS)}")
     dataset: str = option(
@@ -61,7 +63,12 @@ class RunConfig:
     label_column: str | None = option(None, "column with the classes, if it isn't a ClassLabel")
     output_dir: Path = option(Path("outputs/run"), "everything the run writes goes here")
     init_from: Path | None = option(
-        None, "run or pipeline folder whose autoencoder (and U-Net, for e2e) to start from"
+        None,
+        "run or pipeline folder to go on from: its autoencoder and, for a diffusion prior, its U-Net and scheduler, "
+        "which keep their settings",
+    )
+    vqvae_from: Path | None = option(
+        None, "folder of an autoencoder, a run or a pipeline, of which the autoencoder alone is taken"
     )
     resolution: int = option(32, "side of the square training images, in pixels", at_least(1))
     channels: int = option(3, "3 for RGB, 1 for grayscale", one_of(1, 3))
@@ -104,6 +111,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         check_options(self)
+        if self.init_from is not None and self.vqvae_from is not None:
+            raise ValueError(
+                "`init_from` takes the autoencoder, too: give either it or `vqvae_from`, which takes nothing else."
+            )
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
         if not self.dataset and self.encoded_data is None:
@@ -117,6 +128,15 @@ class RunConfig:
     def _refuse_streaming(self, who: str) -> None:
         if self.streaming:
             raise ValueError(f"{who} the whole data set before it starts, so it can't be streamed: drop `streaming`.")
+
+    @property
+    def autoencoder_from(self) -> Path | None:
+        """Where the run's autoencoder comes from; None for a fresh one."""
+        return self.init_from if self.vqvae_from is None else self.vqvae_from
+
+    def find_start(self, name: str) -> Path | None:
+        """The folder of a component that the run starts from; None for a fresh one."""
+        return _find_start(type(self), name, self.init_from, self.vqvae_from)
 
     @property
     def uses_classes(self) -> bool:
@@ -135,11 +155,20 @@ class RunConfig:
 
     @classmethod
     def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
-        """A preset's settings with some changed; dicts of component arguments are merged, not replaced."""
+        """
+        A preset's settings with some changed; dicts of component arguments are merged, not replaced. Components that
+        the run starts from have settings of their own, so the preset's are left out, and a U-Net that goes on gets a
+        lower learning rate and a shorter warm-up.
+        """
         values: dict[str, Any] = {"preset": preset}
-        names = {f.name for f in dataclasses.fields(cls)}
+        start = [overrides.get(name) for name in ("init_from", "vqvae_from")]
+        loaded = [name for name in cls.starts_with if _find_start(cls, name, *start) is not None]
+        names = {f.name for f in dataclasses.fields(cls)}.difference(loaded)
         values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
-        for changes in (PAPER_MODE if overrides.get("mode") == "paper" else {}, overrides):
+        if "unet" in loaded:
+            values |= fine_tuning_values(values)
+        paper = {k: v for k, v in PAPER_MODE.items() if k in names} if overrides.get("mode") == "paper" else {}
+        for changes in (paper, overrides):
             for key, value in changes.items():
                 values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
         return cls(**values)
@@ -222,9 +251,10 @@ class FrozenAutoencoderConfig(PriorRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_from is None:
+        if self.autoencoder_from is None:
             raise ValueError(
-                "The prior needs a trained autoencoder: give `init_from`, a folder that train_vqvae wrote."
+                "The prior needs a trained autoencoder: give `vqvae_from`, a folder that train_vqvae wrote, or "
+                "`init_from`, a pipeline to go on from."
             )
         if self.latents is not None:
             self._refuse_streaming("`latents` reads")
@@ -237,6 +267,8 @@ class FrozenAutoencoderConfig(PriorRunConfig):
 @dataclass(frozen=True)
 class BridgeConfig(PriorRunConfig):
     """What runs that train a diffusion prior share."""
+
+    starts_with = ("vqvae", "unet", "scheduler")
 
     unet: dict[str, Any] = option({}, "arguments of UNet2DModel, JSON; added to the preset's")
     scheduler: dict[str, Any] = option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
@@ -325,3 +357,17 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
             )
         if self.joint_fraction == 1:
             raise ValueError("`joint_fraction` of 1 would never train the prior; take less, or train_vqvae.")
+
+
+def _find_start(
+    cls: type[RunConfig], name: str, init_from: Path | str | None, vqvae_from: Path | str | None
+) -> Path | None:
+    """See [`RunConfig.find_start`]."""
+    if name == "vqvae" and vqvae_from is not None:
+        return Path(vqvae_from).expanduser()
+    if init_from is None or name not in cls.starts_with:
+        return None
+    folder = RunFolder(Path(init_from).expanduser())
+    if name == "scheduler" and folder.find_component("unet") is None:
+        return None
+    return folder.find_component(name)

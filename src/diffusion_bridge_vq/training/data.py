@@ -155,13 +155,13 @@ def _check_encoding(images: EncodedImages, config: RunConfig, objective: Objecti
         raise ValueError(f"`random_flip` needs mirror images in {folder}: encode them with `--mirrored`, or drop it.")
     if encoding.normalizer != describe_normalizer(objective.vqvae):
         raise ValueError(
-            f"{folder} was encoded with another normalizer than that of the autoencoder in {config.init_from}: "
+            f"{folder} was encoded with another normalizer than that of the autoencoder in {config.autoencoder_from}: "
             "encode the images with this autoencoder."
         )
     if encoding.autoencoder != encoder_fingerprint(objective.vqvae):
         raise ValueError(
-            f"{folder} was encoded by another autoencoder than the one in {config.init_from}: encode the images with "
-            "this one, or give the other as `init_from`."
+            f"{folder} was encoded by another autoencoder than the one in {config.autoencoder_from}: encode the "
+            "images with this one, or give the other as `vqvae_from`."
         )
 
 

@@ -17,10 +17,8 @@ from tqdm.auto import tqdm
 from ..data import ImageDataset, StreamedImages
 from ..data.encoded import MANIFEST_NAME, Encoding, read_shard, smallest_integer, write_shard
 from ..data.images import short_hash
-from ..data.paths import suggest_path
 from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
-from ..pretrained import load_component
 from ..run_folder import RunFolder
 from .fault_tolerance.run_lock import run_lock
 
@@ -128,24 +126,6 @@ def describe_normalizer(vqvae: GumbelVQModel) -> dict[str, list[float]]:
     """Mean and variance of each latent channel before it is normalized."""
     normalizer = vqvae.normalizer
     return {"mean": normalizer.running_mean.tolist(), "variance": normalizer.running_var.tolist()}
-
-
-def load_autoencoder(folder: Path) -> GumbelVQModel:
-    """
-    The autoencoder of a run, of a pipeline, or in a folder of its own.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    own = folder if (folder / GumbelVQModel.config_name).is_file() else None
-    found = own or RunFolder(folder).find_component("vqvae")
-    if found is None:
-        raise ValueError(
-            f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}. "
-            f"{suggest_path(folder)}".rstrip()
-        )
-    vqvae: GumbelVQModel = load_component(GumbelVQModel, found)
-    return vqvae
 
 
 def _describe(

@@ -132,6 +132,9 @@ PAPER_MODE: dict[str, Any] = {
     "vqvae": {"quantizer_type": "gumbel"},
 }
 
+# A U-Net that goes on: fractions of a preset's peak learning rate and of its steps of warm-up.
+_FINE_TUNING = {"learning_rate": 0.2, "lr_warmup_steps": 0.2}
+
 PRESETS: dict[str, Preset] = {
     # The demo: scikit-learn's handwritten digits (embedded), minutes on two CPU cores.
     "digits": {
@@ -247,3 +250,11 @@ def preset_values(name: str, kind: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
     return {**PRESETS[name]["common"], **PRESETS[name].get(kind, {})}
+
+
+def fine_tuning_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What a run changes in a preset's settings by itself when its U-Net is one that was trained before."""
+    return {
+        "learning_rate": values["learning_rate"] * _FINE_TUNING["learning_rate"],
+        "lr_warmup_steps": round(values.get("lr_warmup_steps", 0) * _FINE_TUNING["lr_warmup_steps"]),
+    }

@@ -60,6 +60,11 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         images = open_images(config)
         objective = build_objective(config, images.num_classes, images.class_names)
         accelerator.print(_describe(config, images.name, objective))
+        if objective.start:
+            accelerator.print(
+                f"{objective.start} Peak learning rate {config.learning_rate:g}, {config.lr_warmup_steps} steps of "
+                "warm-up."
+            )
         if config.lr_warmup_steps >= config.max_train_steps:
             accelerator.print(
                 f"`lr_warmup_steps` {config.lr_warmup_steps} reach over all {config.max_train_steps} steps: the "

@@ -158,7 +158,7 @@ class Trainer:
                 )
                 return True
         self.log = RunLog(self.config, self.accelerator, self.steps_done, self.id2label)
-        if not self.config.resume and self.config.init_from is None:
+        if not self.config.resume and self.config.autoencoder_from is None:
             self._place_codebook()
         self.detector.refresh()
         return False
@@ -217,14 +217,13 @@ class Trainer:
         self.ema.update_parameters(self.trained, self.schedule.ema_decay(before, after))
 
     def untrained(self) -> list[str]:
-        """Names of what the run saves, but has not trained at all; what `init_from` gave is trained."""
-        start = RunFolder(self.config.init_from) if self.config.init_from is not None else None
+        """Names of what the run saves, but has not trained at all; what it started from is trained."""
         return [
             name
             for name, part in self.trained.named_children()
             if name in self.objective.saved
             and not self.update.has_trained(part)
-            and (start is None or start.find_component(name) is None)
+            and self.config.find_start(name) is None
         ]
 
     # ---------------------------------------------------------------------------------------- what a step may write

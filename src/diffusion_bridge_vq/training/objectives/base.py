@@ -60,6 +60,7 @@ class Objective(nn.Module):
         cached_input (`str`, *optional*): argument of `forward` that may be given instead of images. If set, the data
             set is encoded once, by `encode`.
         early_stopping ([`EarlyStoppingRule`], *optional*): whether and how the run stops early, by `held_out_score`.
+        start (`str`): what it started from, in words for people; "" if its prior is fresh.
     """
 
     trained: ClassVar[tuple[str, ...]]
@@ -68,6 +69,7 @@ class Objective(nn.Module):
     vqvae: GumbelVQModel
     cached_input: str | None = None
     early_stopping: EarlyStoppingRule | None = None
+    start: str = ""
 
     @classmethod
     def from_config(
@@ -82,7 +84,7 @@ class Objective(nn.Module):
             class_names (`Sequence[str]`, *optional*): their names.
 
         Raises:
-            ValueError: settings that don't fit together, or components in `init_from` that don't fit them.
+            ValueError: settings that don't fit together, or components that the run starts from and that don't fit.
         """
         raise NotImplementedError
 
@@ -175,10 +177,10 @@ def build_objective(
     config: RunConfig, num_classes: int | None = None, class_names: Sequence[str] | None = None
 ) -> Objective:
     """
-    Components and objective of a run, with fresh weights or those of `config.init_from`.
+    Components and objective of a run, with fresh weights or those of `config.init_from` or `config.vqvae_from`.
 
-    Sizes follow from `config.resolution`, also those of loaded components: pipelines draw what was trained. Other
-    settings that differ from what was loaded are named in a warning.
+    Sizes follow from `config.resolution`, also those of loaded components: pipelines draw what was trained. Loaded
+    components keep their other settings.
 
     Args:
         config (`RunConfig`): of any kind.
@@ -186,8 +188,8 @@ def build_objective(
         class_names (`Sequence[str]`, *optional*): their names.
 
     Raises:
-        ValueError: constructor arguments that a component refuses; no autoencoder in `init_from`, or a U-Net of other
-            classes; class-conditional without labels.
+        ValueError: constructor arguments that a component refuses, or that differ from those of a loaded one; no
+            autoencoder in `init_from` or `vqvae_from`; class-conditional without labels.
     """
     return objective_class(config).from_config(config, num_classes, class_names)
 

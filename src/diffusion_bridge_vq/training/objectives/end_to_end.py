@@ -5,22 +5,17 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.utils import logging
 
 from ...losses import ReconstructionLoss, Regularization, Weighting, regularization_loss, terminal_loss
-from ...models import GumbelVQModel, check_channels, denoise
+from ...models import GumbelVQModel, denoise
 from ...schedulers import OUBridgeScheduler
-from ..build import (
-    build_autoencoder,
-    build_component,
-    build_reconstruction_loss,
-    build_unet,
-    class_arguments,
-    load_component,
-    load_unet,
-)
+from ..build import build_autoencoder, build_diffusion_prior, build_reconstruction_loss
 from ..config import E2EConfig
 from .base import ObjectiveOutput, root_mean_square, trains
 from .priors import BridgeObjective
+
+logger = logging.get_logger(__name__)
 
 
 @trains(E2EConfig)
@@ -110,22 +105,19 @@ class E2EObjective(BridgeObjective):
         cls, config: E2EConfig, num_classes: int | None, class_names: Sequence[str] | None = None
     ) -> "E2EObjective":
         vqvae = build_autoencoder(config)
-        classes = class_arguments(config, num_classes)
-        scheduler, unet = None, load_unet(config, vqvae, classes, class_names)
-        if unet is not None:
-            scheduler = load_component(OUBridgeScheduler, config, "scheduler")  # the process that the U-Net knows
-        if scheduler is None:
-            scheduler = build_component(OUBridgeScheduler, config.scheduler)
-        if unet is None:
-            unet = build_unet(config, vqvae, scheduler, classes)
-        check_channels(unet, vqvae)
+        if config.mode == "paper" and config.autoencoder_from is not None and vqvae.config.quantizer_type != "gumbel":
+            logger.warning(
+                f"The autoencoder in {config.autoencoder_from} keeps its `quantizer_type` "
+                f"{vqvae.config.quantizer_type!r}; the paper's is 'gumbel'."
+            )
+        unet, scheduler, start = build_diffusion_prior(config, vqvae, num_classes, class_names)
         steps = config.max_train_steps
         if config.mode != "paper" and round(config.joint_fraction * steps) >= steps:
             raise ValueError(
                 f"`joint_fraction` {config.joint_fraction} of {steps} steps leaves none for the prior. Take a smaller "
                 "`joint_fraction`, or more `max_train_steps`."
             )
-        return cls(
+        objective = cls(
             vqvae,
             unet,
             scheduler,
@@ -143,6 +135,8 @@ class E2EObjective(BridgeObjective):
             decoder_fraction=config.decoder_fraction,
             decoder_noise=config.decoder_noise,
         )
+        objective.start = start
+        return objective
 
     @property
     def has_unused_parameters(self) -> bool:

@@ -9,10 +9,17 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ...losses import Weighting, prior_loss
-from ...models import GumbelVQModel, PixelCNNPrior, bridge_start_latents, check_channels, check_num_codes, denoise
+from ...models import GumbelVQModel, PixelCNNPrior, bridge_start_latents, check_num_codes, denoise
 from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
-from ..build import build_autoencoder, build_component, build_unet, class_arguments, latent_side
+from ..build import (
+    build_autoencoder,
+    build_component,
+    build_diffusion_prior,
+    class_arguments,
+    count_classes,
+    latent_side,
+)
 from ..config import PixelCNNConfig, PriorConfig
 from .base import EarlyStoppingRule, Objective, ObjectiveOutput, root_mean_square, trains
 
@@ -134,12 +141,11 @@ class PriorObjective(_FrozenAutoencoder, BridgeObjective):
         cls, config: PriorConfig, num_classes: int | None, class_names: Sequence[str] | None = None
     ) -> "PriorObjective":
         vqvae = build_autoencoder(config)
-        scheduler = build_component(OUBridgeScheduler, config.scheduler)
-        classes = class_arguments(config, num_classes)
-        unet = build_unet(config, vqvae, scheduler, classes, code_posterior=config.code_posterior)
-        check_channels(unet, vqvae)
+        unet, scheduler, start = build_diffusion_prior(config, vqvae, num_classes, class_names)
         cached = config.cache_latents or config.encoded_data is not None
-        return cls(vqvae, unet, scheduler, config.weighting, config.class_dropout, cached)
+        objective = cls(vqvae, unet, scheduler, config.weighting, config.class_dropout, cached)
+        objective.start = start
+        return objective
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         return self.vqvae.encode(images).latents
@@ -194,7 +200,8 @@ class PixelCNNObjective(_FrozenAutoencoder):
     ) -> "PixelCNNObjective":
         vqvae = build_autoencoder(config)
         sizes = {"num_codes": vqvae.config.num_vq_embeddings, "sample_size": latent_side(config, vqvae)}
-        prior = build_component(PixelCNNPrior, sizes | config.prior | class_arguments(config, num_classes))
+        classes = class_arguments(count_classes(config, num_classes))
+        prior = build_component(PixelCNNPrior, sizes | config.prior | classes)
         check_num_codes(prior, vqvae)
         rule = EarlyStoppingRule("bits_per_code", config.holdout_fraction, config.eval_every, config.patience)
         return cls(vqvae, prior, config.class_dropout, rule)

@@ -1,0 +1,182 @@
+"""What a run starts from: the components in `init_from` that its kind trains or needs, or an autoencoder alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DModel
+
+from .. import pretrained
+from ..data.paths import suggest_path
+from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes
+from ..run_folder import RunFolder
+from ..schedulers import OUBridgeScheduler
+from .config import BridgeConfig, PriorConfig, RunConfig
+
+# Settings of a scheduler that training doesn't depend on: they may be others than those that the U-Net was saved with.
+_SAMPLING_ONLY = (
+    "variance_type", "clip_sample", "clip_sample_range", "timestep_spacing", "steps_offset", "lambda_max_clipped",
+)  # fmt: skip
+_MOST_NAMES = 6  # in messages
+
+
+def load_autoencoder(folder: Path) -> GumbelVQModel:
+    """
+    The autoencoder of a run, of a pipeline, or in a folder of its own.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    found = RunFolder(folder).find_component("vqvae")
+    if found is None and (folder / GumbelVQModel.config_name).is_file():
+        found = folder
+    if found is None:
+        raise ValueError(
+            f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}. "
+            f"{suggest_path(folder)}".rstrip()
+        )
+    name = pretrained.read_json(found / GumbelVQModel.config_name).get("_class_name")
+    if name == GumbelVQModel.__name__:
+        vqvae: GumbelVQModel = pretrained.load_component(GumbelVQModel, found)
+    else:  # a stock VQModel has the same keys
+        vqvae = GumbelVQModel.from_pretrained(found)
+    return vqvae
+
+
+def load_unet(
+    config: BridgeConfig, vqvae: GumbelVQModel, num_classes: int | None, class_names: Sequence[str] | None = None
+) -> tuple[UNet2DModel, str] | None:
+    """
+    The U-Net of `init_from` for this run's latents and classes, and a line that says what became of its classes.
+
+    Rows of the class embedding stay with the names of their classes. New classes start as the null class.
+
+    Args:
+        vqvae ([`GumbelVQModel`]): of the run.
+        num_classes (`int`, *optional*): of the data; None for a prior without classes.
+        class_names (`Sequence[str]`, *optional*): their names.
+
+    Returns:
+        `tuple[UNet2DModel, str]`; None if `init_from` has no U-Net.
+
+    Raises:
+        ValueError: settings in `unet` that differ from it; other channels than the latents'; it gives codes a
+            probability, but the run changes them, or it doesn't and `code_posterior` asks for it.
+    """
+    folder = config.find_start("unet")
+    if folder is None:
+        return None
+    assert config.init_from is not None
+    found = pretrained.read_json(folder / UNet2DModel.config_name).get("_class_name")
+    gives_codes = found == CodeUNet2DModel.__name__
+    if gives_codes and not isinstance(config, PriorConfig):
+        raise ValueError(
+            f"The U-Net in {folder} needs codes that don't change, but end-to-end training changes them: "
+            "start from its autoencoder alone, with `vqvae_from`, or from a prior without `code_posterior`."
+        )
+    if not gives_codes and isinstance(config, PriorConfig) and config.code_posterior:
+        raise ValueError(
+            f"The U-Net in {folder} is a {found}, but `code_posterior` asks for a CodeUNet2DModel: drop it, or start "
+            "from the autoencoder alone, with `vqvae_from`."
+        )
+    unet = pretrained.load_component(CodeUNet2DModel if gives_codes else UNet2DModel, folder)
+    refuse_other_settings(unet, "unet", config)
+    check_channels(unet, vqvae)
+    unet.register_to_config(sample_size=config.resolution // vqvae.downsampling_factor)
+    learned = RunFolder(config.init_from).read_id2label()
+    said = _fit_classes(unet, num_classes, class_names, None if learned is None else list(learned.values()))
+    return unet, f"The U-Net in {config.init_from} goes on. {said}".rstrip()
+
+
+def load_scheduler(config: BridgeConfig) -> OUBridgeScheduler | None:
+    """
+    The process that the U-Net of `init_from` was trained with; one of diffusers' schedulers becomes a bridge with the
+    same noise levels. None if there is no scheduler.
+
+    Raises:
+        ValueError: settings in `scheduler` that would change the process; a scheduler that isn't such a process.
+    """
+    folder = config.find_start("scheduler")
+    if folder is None:
+        return None
+    name = pretrained.read_json(folder / OUBridgeScheduler.config_name).get("_class_name")
+    if name == OUBridgeScheduler.__name__:
+        scheduler = pretrained.load_component(OUBridgeScheduler, folder)
+    elif name in OUBridgeScheduler._compatibles:
+        stock = pretrained.load_component(getattr(diffusers, str(name)), folder)
+        scheduler = OUBridgeScheduler.from_config(stock.config)
+        levels, made = stock.alphas_cumprod.double(), scheduler.alphas_cumprod.double()
+        if levels.shape != made.shape or not torch.allclose(levels, made, rtol=1e-4, atol=1e-6):
+            raise ValueError(
+                f"The {name} in {folder} has noise levels that its betas don't give (`rescale_betas_zero_snr`?): no "
+                "bridge has them. Start from the autoencoder alone, with `vqvae_from`."
+            )
+    else:
+        raise ValueError(
+            f"The scheduler in {folder} is a {name}, whose process isn't that of a bridge: expected an "
+            f"OUBridgeScheduler or one of {', '.join(OUBridgeScheduler._compatibles[:3])}, ... Start from the "
+            "autoencoder alone, with `vqvae_from`."
+        )
+    own = {key: value for key, value in config.scheduler.items() if key in _SAMPLING_ONLY}
+    refuse_other_settings(scheduler, "scheduler", config, without=own)
+    return OUBridgeScheduler.from_config(scheduler.config, **own) if own else scheduler
+
+
+def refuse_other_settings(loaded: Any, name: str, config: RunConfig, without: Any = ()) -> None:
+    """
+    Raises:
+        ValueError: the run's settings of the component `name` differ from those of the loaded one.
+    """
+    asked = {key: value for key, value in getattr(config, name).items() if key not in without}
+    pairs = [(key, loaded.config.get(key), value) for key, value in asked.items()]
+    other = [f"{key} {value!r} instead of {found!r}" for key, found, value in pairs if not _same(found, value)]
+    if other:
+        source = config.vqvae_from or config.init_from
+        instead = "" if name == "vqvae" else ", or start from the autoencoder alone, with `vqvae_from`"
+        raise ValueError(
+            f"The {name} in {source} keeps its settings, but `{name}` asks for {', '.join(other)}: leave that "
+            f"out{instead}."
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    one, other = (list(value) if isinstance(value, tuple) else value for value in (one, other))
+    return bool(one == other)
+
+
+def _fit_classes(
+    unet: UNet2DModel, num_classes: int | None, names: Sequence[str] | None, learned: Sequence[str] | None
+) -> str:
+    """Make the U-Net one of these classes; says what became of those that it had."""
+    embeds = unet.config.num_class_embeds
+    had = None if embeds is None else embeds - 1
+    if had is None or num_classes is None:
+        if had == num_classes:
+            return ""
+        replace_classes(unet, num_classes)
+        if num_classes is None:
+            return f"It loses its {had} classes: it goes on as its null class, which was trained on all of them."
+        return f"It gets {num_classes} classes, each of which starts as the network without classes."
+    if names is None or learned is None:
+        if had == num_classes:
+            return "" if names is None else f"Its {had} classes have no names: they are kept by number."
+        replace_classes(unet, num_classes)
+        return f"Its {had} classes have no names to compare: each of the {num_classes} starts as its null class."
+    if list(names) == list(learned):
+        return ""
+    kept = {number: learned.index(name) for number, name in enumerate(names) if name in learned}
+    replace_classes(unet, num_classes, kept)
+    groups = {
+        "kept": [name for name in names if name in learned],
+        "new, starting as the null class": [name for name in names if name not in learned],
+        "dropped": [name for name in learned if name not in names],
+    }
+    said = (f"{what}: {_list_some(group)}" for what, group in groups.items() if group)
+    return f"Classes {'; '.join(said)}."
+
+
+def _list_some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
