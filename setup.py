@@ -24,6 +24,8 @@ DEMO = ["gradio>=6.31,<7", "markdown-it-py>=3"]
 ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 # examples/accelerate_configs/deepspeed.yaml; the oldest that was tried
 DEEPSPEED = ["deepspeed>=0.19.8"]
+# what benchmarks/peers compares with, besides diffusers and transformers
+PEERS = ["monai>=1.6"]
 TEST = [
     "pytest>=8",
     "pytest-xdist>=3.6.1",
@@ -76,6 +78,7 @@ setup(
         "demo": DEMO,
         "onnx": ONNX,
         "deepspeed": DEEPSPEED,
+        "peers": PEERS,
         "docs": DOCS,
         "test": PLOTS + EVAL + ONNX + TEST,
     },

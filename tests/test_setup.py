@@ -9,7 +9,14 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 LOWEST = ROOT / "constraints-lowest.txt"
-UNTRIED = {"gradio", "markdown-it-py", "deepspeed", "mkdocs-material", "mkdocstrings-python"}  # other environments
+UNTRIED = {
+    "gradio",
+    "markdown-it-py",
+    "deepspeed",
+    "monai",
+    "mkdocs-material",
+    "mkdocstrings-python",
+}  # other environments
 TOOLS = {"ruff", "mypy", "codespell", "build"}  # the newest are as good
 
 

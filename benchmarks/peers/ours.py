@@ -1,0 +1,180 @@
+"""The rows of this package: its objectives, trained by the loop of all rows, and its pipelines."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, build_objective
+from diffusion_bridge_vq.training.config import RunConfig
+
+from .data import Data, Split
+from .row import Learner, Phase, Row, TokenizerRow
+
+_STEPS = 1000  # nominal: phases and ramps inside an objective are fractions of it
+_CODEBOOK_IMAGES = 512  # whose latents place a fresh codebook, as the package's trainer does
+
+
+class ObjectiveLearner(Learner):
+    """
+    An objective of the package.
+
+    Args:
+        config (`RunConfig`): of its kind.
+        data ([`Data`]): has the classes.
+    """
+
+    def __init__(self, config: RunConfig, data: Data):
+        super().__init__()
+        self.objective = build_objective(config, data.num_classes, data.class_names)
+
+    def set_progress(self, fraction: float) -> None:
+        self.objective.set_step(fraction * _STEPS)
+
+    def forward(self, **tensors: torch.Tensor) -> torch.Tensor:
+        if "images" in tensors:
+            tensors["images"] = to_pixels(tensors["images"])
+        return torch.stack([value.float() for value in self.objective(**tensors).losses.values()]).sum()
+
+    def components(self) -> dict[str, Any]:
+        return self.objective.components({})
+
+    def place_codebook(self, images: torch.Tensor) -> None:
+        """Put the fresh codebook on latents of images."""
+        vqvae = self.objective.vqvae
+        with torch.no_grad():
+            vqvae.train()
+            vqvae.quantize.initialize_codebook(vqvae.encode(to_pixels(images[:_CODEBOOK_IMAGES])).latents)
+
+
+def _config(cls: type[RunConfig], row: Row, **changes: Any) -> RunConfig:
+    return cls.from_preset(
+        row.setting.preset, dataset=row.data.dataset, max_train_steps=_STEPS, lr_warmup_steps=0, **changes
+    )
+
+
+def _bridge_samples(pipe: Any, labels: torch.Tensor, steps: int, guidance_scale: float) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "solver": "dpmsolver++"}
+    return to_bytes(pipe(class_labels=labels, output_type="pt", **call).images * 2 - 1)
+
+
+class Bridge(TokenizerRow):
+    title = "bridge prior"
+    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 8, 12, 50)}
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        super().__init__(data, learning_rate)
+        config = _config(
+            PriorConfig, self, init_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
+        )
+        self.learner = ObjectiveLearner(config, data)
+
+    def phases(self) -> list[Phase]:
+        return [Phase(self.learner, self._tensors, self.learning_rate)]
+
+    def _tensors(self, split: Split) -> dict[str, torch.Tensor]:
+        return {"latents": self.data.latents(split), "class_labels": split.labels}
+
+    def networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"unet": self.learner.components()["unet"]})
+
+    def draw(self, labels: torch.Tensor, steps: int = 20, guidance_scale: float = 1.0) -> torch.Tensor:
+        pipe = DiffusionBridgeVQPipeline(**self.learner.components())
+        return _bridge_samples(pipe, labels, steps, guidance_scale)
+
+
+class PixelCNN(TokenizerRow):
+    title = "PixelCNN"
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        super().__init__(data, learning_rate)
+        config = _config(
+            PixelCNNConfig,
+            self,
+            init_from=self.setting.checkpoint,
+            class_conditional=True,
+            prior=dict(self.setting.pixelcnn),
+        )
+        self.learner = ObjectiveLearner(config, data)
+
+    def phases(self) -> list[Phase]:
+        return [Phase(self.learner, self._tensors, self.learning_rate, keep_best=True)]
+
+    def _tensors(self, split: Split) -> dict[str, torch.Tensor]:
+        return {"codes": self.data.codes(split), "class_labels": split.labels}
+
+    def networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"prior": self.learner.components()["prior"]})
+
+    def draw(self, labels: torch.Tensor) -> torch.Tensor:
+        return self.data.decode_codes(self.networks()["prior"].generate(len(labels), class_labels=labels))
+
+
+class BridgeSystem(Row):
+    """Tokenizer, then the bridge on it."""
+
+    title = "bridge, two stages"
+    search = Bridge.search
+    tuned = False
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        super().__init__(data, learning_rate)
+        vq = _config(VQConfig, self, **self.setting.autoencoder_losses)
+        self.tokenizer = ObjectiveLearner(vq, data)
+        self.tokenizer.place_codebook(data.training.images)
+        prior = _config(
+            PriorConfig, self, init_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
+        )
+        self.prior = ObjectiveLearner(prior, data)
+        # fresh weights in place of the shipped autoencoder's, whose sizes are the preset's; frozen when its turn comes
+        self.prior.objective.vqvae = self.tokenizer.objective.vqvae
+        self._latents: dict[int, torch.Tensor] = {}
+
+    def phases(self) -> list[Phase]:
+        first = self.setting.autoencoder_fraction
+        return [
+            Phase(self.tokenizer, self._images, self.learning_rate, first),
+            Phase(self.prior, self._encode, self.learning_rate, 1 - first),
+        ]
+
+    def _images(self, split: Split) -> dict[str, torch.Tensor]:
+        return {"images": split.images, "class_labels": split.labels}
+
+    def _encode(self, split: Split) -> dict[str, torch.Tensor]:
+        if id(split) not in self._latents:
+            vqvae = self.prior.objective.vqvae.requires_grad_(False).eval()
+            with torch.no_grad():
+                parts = [vqvae.encode(to_pixels(part)).latents for part in split.images.split(256)]
+            self._latents[id(split)] = torch.cat(parts)
+        return {"latents": self._latents[id(split)], "class_labels": split.labels}
+
+    def networks(self) -> nn.ModuleDict:
+        components = self.prior.components()
+        return nn.ModuleDict({name: components[name] for name in ("vqvae", "unet")})
+
+    def draw(self, labels: torch.Tensor, steps: int = 20, guidance_scale: float = 1.0) -> torch.Tensor:
+        pipe = DiffusionBridgeVQPipeline(**self.prior.components())
+        return _bridge_samples(pipe, labels, steps, guidance_scale)
+
+    @torch.no_grad()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        vqvae = self.networks()["vqvae"]
+        return torch.cat([to_bytes(vqvae(to_pixels(part)).sample) for part in images.split(256)])
+
+
+class BridgeEndToEnd(BridgeSystem):
+    """Algorithm 1 with the preset's phases: the tokenizer alone, both, the prior alone."""
+
+    title = "bridge, end-to-end"
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        Row.__init__(self, data, learning_rate)
+        config = _config(E2EConfig, self, class_conditional=True, **self.setting.autoencoder_losses)
+        self.prior = ObjectiveLearner(config, data)
+        self.prior.place_codebook(data.training.images)
+
+    def phases(self) -> list[Phase]:
+        return [Phase(self.prior, self._images, self.learning_rate)]

@@ -1,0 +1,301 @@
+"""benchmarks/peers: every row trains, draws and is measured, with tiny networks; rows resume; errors are one line."""
+
+import json
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny_models import autoencoder_settings, make_autoencoder, unet_settings, with_running_statistics
+
+from diffusion_bridge_vq import PixelCNNPrior
+from diffusion_bridge_vq.training.presets import PRESETS, preset_values
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))  # `python -m benchmarks.peers` is run there
+from benchmarks.peers import measure, rows  # noqa: E402
+from benchmarks.peers.__main__ import main  # noqa: E402
+from benchmarks.peers.data import Data, Split  # noqa: E402
+from benchmarks.peers.row import LossOf, Phase, Row, guided  # noqa: E402
+from benchmarks.peers.settings import SETTINGS  # noqa: E402
+from benchmarks.peers.training import train_row  # noqa: E402
+
+REAL = dict(SETTINGS)
+NAMES = [name for table in rows.ROWS.values() for name in table]
+HERE = [name for name in NAMES if name != "monai" or find_spec("monai")]
+QUICK = ["--seconds", "60", "--max-steps", "2", "--tune-fraction", "0", "--num-images", "60", "--search-images", "50"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny(tmp_path_factory):
+    """The digits with tiny networks, 4 x 4 latents of 3 channels and 16 codes; a tokenizer with random weights."""
+    torch.manual_seed(0)
+    checkpoint = tmp_path_factory.mktemp("checkpoint")
+    sizes = autoencoder_settings(3, latent_channels=3)
+    vqvae = with_running_statistics(make_autoencoder(3, in_channels=1, out_channels=1, quantizer_type="ema"))
+    vqvae.save_pretrained(checkpoint / "vqvae")
+    common = PRESETS["digits"]["common"] | {"vqvae": sizes | {"layers_per_block": 1, "quantizer_type": "ema"}}
+    common |= {"unet": unet_settings(attention_head_dim=4), "batch_size": 8}
+    pixels = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    pixels |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    setting = replace(
+        SETTINGS["digits"],
+        preset="tiny-peers",
+        checkpoint=checkpoint,
+        transformer={"width": 16, "layers": 1, "heads": 2},
+        pixelcnn={"width": 8, "num_layers": 2, "kernel_size": 3},
+        pixel_unet=pixels,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny-peers", PRESETS["digits"] | {"common": common})
+        patch.setitem(SETTINGS, "digits", setting)
+        patch.setattr(measure, "_TIMED", {1: 1, 32: 1})
+        for cls in {cls for table in rows.ROWS.values() for cls in table.values()}:
+            quick = {name: tuple(v for v in values if v != 50)[:2] for name, values in cls.search.items()}
+            patch.setattr(cls, "search", quick | ({"steps": (3, 2)} if "steps" in quick else {}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tiny) -> Data:
+    return Data(SETTINGS["digits"], "digits")
+
+
+@pytest.fixture(scope="module")
+def output(tiny, tmp_path_factory) -> Path:
+    """What one command leaves."""
+    folder = tmp_path_factory.mktemp("peers")
+    main([*QUICK, "--rows", *HERE, "--output-dir", str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_row_is_measured(output, name):
+    folder = output / "digits" / f"{name}-seed0"
+    trained, found = (json.loads((folder / f"{n}.json").read_text()) for n in ("training", "figures"))
+    assert set(trained["steps"]) == {2} and trained["versions"]
+    assert found["n"] == 60 and found["frechet_real"] > 0 and 0 <= found["accuracy"] <= 1
+    assert ("frechet_own" in found) == (name != "pixel-ddpm")
+    title = rows.row_class(name).title
+    (line,) = [line for line in (output / "digits" / "table.md").read_text().splitlines() if title in line]
+    assert f"{found['frechet_real']:.3g}" in line
+    assert (output / "digits" / f"samples-{rows.table_of(name)}.png").is_file()
+
+
+def test_rows_that_were_not_run_say_so(output):
+    table = (output / "digits" / "table.md").read_text()
+    assert "| student of the bridge | not run |" in table
+    assert ("| MONAI VQ-VAE, latent diffusion | not run |" in table) == ("monai" not in HERE)
+
+
+def test_an_interrupted_row_continues_with_what_it_lacks(output, capsys):
+    """Killed after drawing: weights and samples stay. Killed while training: it trains anew. Else nothing happens."""
+    folder = output / "digits" / "flow-seed0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "figures.json").unlink()
+    main([*QUICK, "--rows", "bridge", "flow", "--output-dir", str(output)])
+    lines = capsys.readouterr().out
+    assert "bridge: done before" in lines and "flow: 2 steps" not in lines.replace("[2] steps", "2 steps")
+    for name in ("weights.safetensors", "samples.safetensors"):
+        assert (folder / name).read_bytes() == before[name]
+    figures = [json.loads(text) for text in (before["figures.json"], (folder / "figures.json").read_bytes())]
+    assert figures[0]["frechet_real"] == pytest.approx(figures[1]["frechet_real"])
+    for name in ("training.json", "samples.safetensors", "figures.json"):
+        (folder / name).unlink()
+    main([*QUICK, "--rows", "flow", "--output-dir", str(output)])
+    assert "flow: was interrupted while it was trained; it is trained anew" in capsys.readouterr().out
+    assert (folder / "weights.safetensors").read_bytes() == before["weights.safetensors"]  # the same seed
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 2
+    return capsys.readouterr().err.rstrip().split("\n")[-1]
+
+
+def test_other_settings_are_refused(output, capsys):
+    line = fails(capsys, *QUICK[:-1], "51", "--rows", "gpt", "--output-dir", output)
+    assert "gpt-seed0 has search_images 50, not 51: give the same again, or another --output-dir" in line
+
+
+def test_damaged_files_are_named(output, capsys):
+    folder = output / "digits" / "ddpm-seed0"
+    (folder / "figures.json").unlink()
+    kept = (folder / "samples.safetensors").read_bytes()
+    (folder / "samples.safetensors").write_bytes(kept[:100])
+    line = fails(capsys, *QUICK, "--rows", "ddpm", "--output-dir", output)
+    assert "samples.safetensors is damaged: remove it, and it is drawn again" in line
+    (folder / "training.json").write_text("{")
+    assert "training.json is damaged: remove" in fails(capsys, *QUICK, "--rows", "ddpm", "--output-dir", output)
+
+
+def test_data_without_classes(capsys, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (16, 16), number).save(tmp_path / "photos" / split / f"{number}.png")
+    line = fails(capsys, "--dataset", tmp_path / "photos", "--output-dir", tmp_path / "out")
+    assert "photos has no classes" in line and "a folder of their own" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_cifar10_needs_its_folder(capsys):
+    assert "--data cifar10 needs --dataset" in fails(capsys, "--data", "cifar10")
+
+
+@pytest.mark.parametrize(("found", "words"), [(None, "isn't installed"), ("1.0.0", "is here as 1.0.0")])
+def test_a_missing_or_other_package(capsys, monkeypatch, found, words):
+    def version(name: str) -> str:
+        if found is None:
+            raise rows.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(rows, "version", version)
+    line = fails(capsys, "--rows", "monai")
+    assert "monai>=" in line and words in line and "pip install -e '.[peers]'" in line
+
+
+def test_the_extra_is_what_the_rows_ask_for():
+    text = (ROOT / "setup.py").read_text()
+    assert all(f'PEERS = ["{bound}"]' in text for bound in rows.PEERS) and '"peers": PEERS' in text
+
+
+# -------------------------------------------------------------------------------------------------- its parts
+
+
+class Mean(Row):
+    """Learns the mean of the labels: the least squares are known."""
+
+    title = "mean"
+
+    def __init__(self, data, learning_rate=None):
+        super().__init__(data, learning_rate)
+        self.value = torch.nn.Linear(1, 1, bias=False)
+
+    def phases(self):
+        return [Phase(LossOf(self.value, self.loss), self._tensors, 0.3)]
+
+    def _tensors(self, split: Split):
+        return {"labels": split.labels.float()}
+
+    def loss(self, value, labels):
+        return (value(torch.ones(1, 1)) - labels).square().mean()
+
+    def networks(self):
+        return torch.nn.ModuleDict({"value": self.value})
+
+    def draw(self, labels, **options):
+        raise AssertionError
+
+
+def test_the_loop_finds_the_least_squares(data):
+    torch.manual_seed(0)
+    row = Mean(data)
+    row.preset = row.preset | {"batch_size": 1500, "ema_decay": 0.9}
+    trained = train_row(row, 60, max_steps=200)
+    assert row.value.weight.item() == pytest.approx(data.train.labels.float().mean().item(), abs=0.02)
+    test = data.test.labels.float()
+    expected = (test - row.value.weight.item()).square().mean().item()
+    assert trained.validation == [pytest.approx(expected, rel=1e-5)] and trained.steps == [200]
+
+
+def test_guidance_is_the_formula():
+    def predict(sample, labels):
+        return sample * labels.float()[:, None]
+
+    sample, labels = torch.ones(2, 3), torch.tensor([1, 2])
+    expected = 9 + 2.5 * (labels.float()[:, None] - 9) * sample
+    assert torch.equal(guided(predict, sample, labels, 9, 2.5), expected)
+    assert torch.equal(guided(predict, sample, labels, 9, 1.0), predict(sample, labels))
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_a_network_that_knows_the_data_draws_them(data, name, monkeypatch):
+    """All images are one point x: the velocity and the noise are known, so the samplers must end in x."""
+    row = rows.row_class(name)(data)
+    x = torch.randn(1, 3, 4, 4)
+    drawn = {}
+    monkeypatch.setattr(data, "decode_latents", lambda latents: drawn.setdefault("latents", latents))
+
+    class Knows(torch.nn.Module):
+        config = row.unet.config
+
+        def forward(self, noisy, t, class_labels=None):
+            t = torch.as_tensor(t).reshape(-1, 1, 1, 1)
+            if name == "flow":
+                velocity = (noisy - x) / (t / 1000)
+                return type("Output", (), {"sample": velocity})
+            alpha = row.scheduler.alphas_cumprod[t.long()]
+            return type("Output", (), {"sample": (noisy - alpha.sqrt() * x) / (1 - alpha).sqrt()})
+
+    network = Knows()
+    assert row.loss(network, x.expand(64, -1, -1, -1), torch.zeros(64).long()).item() < 1e-6
+    row.unet = network
+    row.draw(torch.tensor([1, 2]), steps=10, guidance_scale=2.0)
+    assert torch.allclose(drawn["latents"], x.expand(2, -1, -1, -1), atol=2e-2)
+
+
+def test_the_gpt_draws_its_own_law(data):
+    """Codes of `generate` with the cache, one position at a time, against the law that one forward pass gives."""
+    torch.manual_seed(0)
+    row = rows.row_class("gpt")(data)
+    row.model.eval()
+    with torch.no_grad():  # a far from uniform law
+        row.model.transformer.wte.weight.mul_(40)
+    drawn = {}
+    row.decode = lambda codes: drawn.setdefault("codes", codes)
+    labels = torch.full((4000,), 3)
+    row.draw(labels)
+    start = row.class_tokens(labels[:1])
+    logits = row.model(start).logits[0, -1, : row.num_codes]
+    frequencies = torch.bincount(drawn["codes"][:, 0], minlength=row.num_codes) / 4000
+    assert (frequencies - logits.softmax(0)).abs().max() < 0.03
+    assert drawn["codes"].shape == (4000, 16) and int(drawn["codes"].max()) < row.num_codes
+    first = int(drawn["codes"][0, 0])
+    same = drawn["codes"][drawn["codes"][:, 0] == first][:, 1]
+    second = row.model(torch.tensor([[int(start), first]])).logits[0, -1, : row.num_codes].softmax(0)
+    assert (torch.bincount(same, minlength=row.num_codes) / len(same) - second).abs().max() < 4 / len(same) ** 0.5
+
+
+def test_steps_are_the_fewest_that_lose_nothing(monkeypatch):
+    distances = {(1.0, 20): 3.0, (1.5, 20): 2.0, (1.5, 8): 2.5, (1.5, 12): 2.03, (1.5, 50): 2.0}
+
+    class Searched:
+        search = {"guidance_scale": (1.0, 1.5), "steps": (20, 8, 12, 50)}
+
+    class Given:
+        def distance(self, options):
+            return distances[tuple(options.values())]
+
+    monkeypatch.setattr(measure, "draw", lambda row, count, seed, **options: (options, None))
+    chosen, tried = measure.search_options(Searched(), Given(), 0, 10)
+    assert chosen == {"guidance_scale": 1.5, "steps": 12} and len(tried) == 5
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10"])
+def test_priors_have_equal_weights(name, data):
+    """Those of table A at the sizes that are run, within 15 % of the U-Net."""
+    setting = REAL[name]
+    codes = {"digits": 64, "cifar10": 256}[name]
+    preset = preset_values(setting.preset, "prior")
+    sizes = SimpleNamespace(setting=setting, num_classes=10, side=preset["resolution"] // 4, num_codes=codes)
+    sizes.training, sizes.latents = None, lambda split: None
+    with torch.device("meta"):
+        counted = {name: rows.row_class(name)(sizes).networks() for name in ("flow", "ddpm", "gpt", "masked")}
+        counted["pixelcnn"] = PixelCNNPrior(codes, sizes.side, num_class_embeds=11, **setting.pixelcnn)
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in counted.items()}
+    assert all(abs(count / counts["flow"] - 1) < 0.15 for count in counts.values()), counts
+
+
+def test_the_bridge_has_the_network_of_its_rivals(output):
+    weights = {
+        json.loads((output / "digits" / f"{name}-seed0" / "training.json").read_text())["weights"]
+        for name in ("bridge", "flow")
+    }
+    assert len(weights) == 1
