@@ -101,4 +101,5 @@ def _fraction(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.argv[0] = "benchmarks.peers"  # the name in errors
+    main()

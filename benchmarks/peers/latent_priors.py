@@ -16,7 +16,7 @@ class _LatentRow(TokenizerRow):
     """U-Net and latents, those of the bridge; noise and steps are the subclass's."""
 
     packages = ("diffusers",)
-    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 8, 12, 50)}
+    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 8, 12, 50)}
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)

@@ -63,7 +63,7 @@ def _bridge_samples(pipe: Any, labels: torch.Tensor, steps: int, guidance_scale:
 
 class Bridge(TokenizerRow):
     title = "bridge prior"
-    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 8, 12, 50)}
+    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 8, 12, 50)}
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
@@ -166,13 +166,14 @@ class BridgeSystem(Row):
 
 
 class BridgeEndToEnd(BridgeSystem):
-    """Algorithm 1 with the preset's phases: the tokenizer alone, both, the prior alone."""
+    """The tokenizer alone, then prior and decoder together (`--mode decoder`)."""
 
-    title = "bridge, end-to-end"
+    title = "bridge, then decoder and prior together"
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         Row.__init__(self, data, learning_rate)
-        config = _config(E2EConfig, self, class_conditional=True, **self.setting.autoencoder_losses)
+        phases = {"mode": "decoder", "joint_fraction": self.setting.autoencoder_fraction}
+        config = _config(E2EConfig, self, class_conditional=True, **phases, **self.setting.autoencoder_losses)
         self.prior = ObjectiveLearner(config, data)
         self.prior.place_codebook(data.training.images)
 

@@ -21,6 +21,7 @@ from .settings import Setting
 from .training import train_row, tuned_learning_rate
 
 _SHEET_IMAGES = 64
+_OF_TRAINING = ("data", "images", "seed", "seconds", "tune_fraction", "max_steps")  # what weights depend on
 
 
 class RowFolder:
@@ -87,7 +88,7 @@ def run_row(folder: RowFolder, data: Any, figures: Figures, tune_fraction: float
     if folder.read(folder.figures) is not None:
         print(f"{folder.name}: done before, {folder.path}", flush=True)
         return
-    trained = folder.read(folder.training)
+    trained = folder.read(folder.training, _OF_TRAINING)
     if trained is None:
         if folder.path.is_dir():
             print(f"{folder.name}: was interrupted while it was trained; it is trained anew.", flush=True)
@@ -101,6 +102,9 @@ def run_row(folder: RowFolder, data: Any, figures: Figures, tune_fraction: float
         images, labels = draw(row, folder.settings["num_images"], seed, **options)
         _save_samples(folder, images, labels, {"options": options, "tried": tried})
     images, labels, drawn = _read_samples(folder)
+    if len(images) != folder.settings["num_images"]:
+        wanted = folder.settings["num_images"]
+        raise ValueError(f"{folder.samples} has {len(images)} samples, not {wanted}: remove it to draw them again.")
     found = figures.of_samples(row, images, labels) | cpu_seconds(row, **drawn["options"])
     found |= {"floor": figures.floor, "floor_n": len(figures.others), "n": len(images)} | drawn
     folder.write(folder.figures, found)

@@ -24,7 +24,7 @@ class PixelDDPM(Row):
 
     title = "pixel DDPM"
     packages = ("diffusers",)
-    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 12, 50)}
+    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 12, 50)}
     tuned = False
 
     def __init__(self, data: Data, learning_rate: float | None = None):
@@ -98,7 +98,7 @@ class LatentDiffusion(Row):
 
     title = "KL autoencoder, latent diffusion"
     packages = ("diffusers",)
-    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 12, 50)}
+    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 12, 50)}
     tuned = False
 
     def __init__(self, data: Data, learning_rate: float | None = None):
@@ -171,7 +171,7 @@ class Monai(Row):
 
     title = "MONAI VQ-VAE, latent diffusion"
     packages = ("monai",)
-    search = {"guidance_scale": (1.5, 1.0, 2.5), "steps": (20, 50)}
+    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 50)}
     tuned = False
 
     def __init__(self, data: Data, learning_rate: float | None = None):

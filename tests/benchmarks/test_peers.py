@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load, load_file
 from tiny_models import autoencoder_settings, make_autoencoder, unet_settings, with_running_statistics
 
 from diffusion_bridge_vq import PixelCNNPrior
@@ -26,7 +27,7 @@ from benchmarks.peers.training import train_row  # noqa: E402
 REAL = dict(SETTINGS)
 NAMES = [name for table in rows.ROWS.values() for name in table]
 HERE = [name for name in NAMES if name != "monai" or find_spec("monai")]
-QUICK = ["--seconds", "60", "--max-steps", "2", "--tune-fraction", "0", "--num-images", "60", "--search-images", "50"]
+QUICK = ["--seconds", "60", "--max-steps", "2", "--tune-fraction", "0", "--num-images", "60", "--search-images", "0"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +39,7 @@ def tiny(tmp_path_factory):
     vqvae = with_running_statistics(make_autoencoder(3, in_channels=1, out_channels=1, quantizer_type="ema"))
     vqvae.save_pretrained(checkpoint / "vqvae")
     common = PRESETS["digits"]["common"] | {"vqvae": sizes | {"layers_per_block": 1, "quantizer_type": "ema"}}
-    common |= {"unet": unet_settings(attention_head_dim=4), "batch_size": 8}
+    common |= {"unet": unet_settings(attention_head_dim=4), "batch_size": 64}
     pixels = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
     pixels |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     setting = replace(
@@ -107,7 +108,8 @@ def test_an_interrupted_row_continues_with_what_it_lacks(output, capsys):
         (folder / name).unlink()
     main([*QUICK, "--rows", "flow", "--output-dir", str(output)])
     assert "flow: was interrupted while it was trained; it is trained anew" in capsys.readouterr().out
-    assert (folder / "weights.safetensors").read_bytes() == before["weights.safetensors"]  # the same seed
+    for name, tensor in load(before["weights.safetensors"]).items():  # the same seed; the rate follows the clock
+        assert torch.allclose(load_file(folder / "weights.safetensors")[name], tensor, atol=1e-3), name
 
 
 def fails(capsys, *arguments) -> str:
@@ -119,7 +121,7 @@ def fails(capsys, *arguments) -> str:
 
 def test_other_settings_are_refused(output, capsys):
     line = fails(capsys, *QUICK[:-1], "51", "--rows", "gpt", "--output-dir", output)
-    assert "gpt-seed0 has search_images 50, not 51: give the same again, or another --output-dir" in line
+    assert "gpt-seed0 has search_images 0, not 51: give the same again, or another --output-dir" in line
 
 
 def test_damaged_files_are_named(output, capsys):
@@ -140,7 +142,7 @@ def test_data_without_classes(capsys, tmp_path):
         (tmp_path / "photos" / split).mkdir(parents=True)
         for number in range(3):
             Image.new("L", (16, 16), number).save(tmp_path / "photos" / split / f"{number}.png")
-    line = fails(capsys, "--dataset", tmp_path / "photos", "--output-dir", tmp_path / "out")
+    line = fails(capsys, "--rows", "bridge", "--dataset", tmp_path / "photos", "--output-dir", tmp_path / "out")
     assert "photos has no classes" in line and "a folder of their own" in line
     assert not (tmp_path / "out").exists()
 
@@ -250,13 +252,13 @@ def test_the_gpt_draws_its_own_law(data):
         row.model.transformer.wte.weight.mul_(40)
     drawn = {}
     row.decode = lambda codes: drawn.setdefault("codes", codes)
-    labels = torch.full((4000,), 3)
+    labels = torch.full((2000,), 3)
     row.draw(labels)
     start = row.class_tokens(labels[:1])
     logits = row.model(start).logits[0, -1, : row.num_codes]
-    frequencies = torch.bincount(drawn["codes"][:, 0], minlength=row.num_codes) / 4000
-    assert (frequencies - logits.softmax(0)).abs().max() < 0.03
-    assert drawn["codes"].shape == (4000, 16) and int(drawn["codes"].max()) < row.num_codes
+    frequencies = torch.bincount(drawn["codes"][:, 0], minlength=row.num_codes) / 2000
+    assert (frequencies - logits.softmax(0)).abs().max() < 0.045
+    assert drawn["codes"].shape == (2000, 16) and int(drawn["codes"].max()) < row.num_codes
     first = int(drawn["codes"][0, 0])
     same = drawn["codes"][drawn["codes"][:, 0] == first][:, 1]
     second = row.model(torch.tensor([[int(start), first]])).logits[0, -1, : row.num_codes].softmax(0)
@@ -288,7 +290,8 @@ def test_priors_have_equal_weights(name, data):
     sizes.training, sizes.latents = None, lambda split: None
     with torch.device("meta"):
         counted = {name: rows.row_class(name)(sizes).networks() for name in ("flow", "ddpm", "gpt", "masked")}
-        counted["pixelcnn"] = PixelCNNPrior(codes, sizes.side, num_class_embeds=11, **setting.pixelcnn)
+        own = {"num_codes": codes, "sample_size": sizes.side, "num_class_embeds": 11}
+        counted["pixelcnn"] = PixelCNNPrior(**own, **setting.pixelcnn)
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in counted.items()}
     assert all(abs(count / counts["flow"] - 1) < 0.15 for count in counts.values()), counts
 
