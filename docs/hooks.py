@@ -8,9 +8,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from diffusion_bridge_vq.cli.training import describe_options
-from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
+from diffusion_bridge_vq.training import DistillConfig, E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
 
-_KINDS = {"vqvae": VQConfig, "prior": PriorConfig, "pixelcnn": PixelCNNConfig, "e2e": E2EConfig}
+_KINDS = {
+    "vqvae": VQConfig,
+    "prior": PriorConfig,
+    "pixelcnn": PixelCNNConfig,
+    "e2e": E2EConfig,
+    "distill": DistillConfig,
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -10,6 +10,8 @@ _VERBS = {
     "train-prior": "train a diffusion prior on the latents of a frozen autoencoder (stage 2)",
     "train-pixelcnn": "train a PixelCNN on the codes of a frozen autoencoder (the baseline)",
     "train-e2e": "train encoder, decoder, codebook and diffusion prior together (Algorithm 1)",
+    "draw-trajectories": "write trajectories of a trained bridge, to distill a student from",
+    "distill": "train a student that draws in one to four steps",
     "encode-dataset": "write the latents or codes of a data set, to train priors on",
     "sample": "draw images",
     "inpaint": "complete images",

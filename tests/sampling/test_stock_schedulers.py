@@ -109,7 +109,7 @@ def test_the_law_holds_for_every_spacing_and_for_steps_that_do_not_divide_the_le
 
 
 def test_compatibles_are_those_that_work():
-    assert set(OUBridgeScheduler._compatibles) == set(RIGHT)
+    assert set(OUBridgeScheduler._compatibles) == set(RIGHT) | {"LCMScheduler"}  # of students
 
 
 @pytest.mark.parametrize("name", sorted(RIGHT))

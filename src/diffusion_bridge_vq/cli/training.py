@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # Where the options of a run appear in its help. Those that are named nowhere else are of its kind.
 _GROUPS = {
     "common options": (
-        "preset", "dataset", "output_dir", "init_from", "vqvae_from", "resume", "dry_run", "max_train_steps",
-        "max_train_time", "batch_size", "learning_rate", "mixed_precision", "class_conditional", "cache_latents",
-        "latents", "seed",
+        "preset", "dataset", "output_dir", "init_from", "vqvae_from", "trajectories", "resume", "dry_run",
+        "max_train_steps", "max_train_time", "batch_size", "learning_rate", "mixed_precision", "class_conditional",
+        "cache_latents", "latents", "seed",
     ),
     "this kind of run": (),
     "data": (

@@ -26,12 +26,12 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
     What a run with `config.evaluate_every` passes to `train`: a function of components by name and the step. It
     appends Frechet distances, precision, recall, KL map, PSNR and SSIM of `config.evaluate_images` samples and
     validation images to output_dir/evaluation/results.json, with the step, and returns them by name. None without
-    `evaluate_every`.
+    `evaluate_every`, and for runs that don't have it.
 
     Raises:
         ValueError: fewer images than the Frechet distance needs, or an extractor that can't be loaded.
     """
-    if not config.evaluate_every:
+    if not config.evaluation_interval:
         return None
     real = _real_images(config)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one process downloads the weights, and finds the number of features

@@ -10,8 +10,9 @@ from torch import nn
 
 from ..models import GumbelVQModel, check_channels
 from ..models.code_unet import check_process
-from ..sampling.arguments import check_count, check_latents, check_number
+from ..sampling.arguments import check_count, check_guidance, check_latents
 from ..sampling.chain import Callback, sample_latents
+from ..schedulers.few_steps import default_number_of_steps
 from .base import VQPipeline, logger
 from .class_labels import (
     ClassLabels,
@@ -130,7 +131,8 @@ class BridgePipeline(VQPipeline):
                 self.unet,
                 self.scheduler,
                 shape,
-                num_inference_steps=min(3, self.scheduler.config.num_train_timesteps),  # a graph is recorded later on
+                # a graph is recorded after the first calls
+                num_inference_steps=self._choose_steps(None, min(3, self.scheduler.config.num_train_timesteps)),
                 generator=torch.Generator(self.unet.device),
                 device=self.unet.device,
                 dtype=self.unet.dtype,
@@ -188,6 +190,12 @@ class BridgePipeline(VQPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be a list with names from {known}, got {tensor_inputs!r}."
             )
 
+    def _choose_steps(self, num_inference_steps: int | None, otherwise: int) -> int:
+        """Steps of a call: the given number, or that of a student."""
+        return (
+            default_number_of_steps(self.scheduler, otherwise) if num_inference_steps is None else num_inference_steps
+        )
+
     def _latent_size(self) -> tuple[int, int]:
         size = self.unet.config.sample_size
         if size is None:
@@ -201,7 +209,7 @@ class BridgePipeline(VQPipeline):
         num_classes = self._num_classes()
         if guidance_scale is None:
             guidance_scale = 1.0 if class_labels is None else self.config.get("default_guidance_scale", 1.0)
-        check_number("guidance_scale", guidance_scale)
+        guidance_scale = check_guidance(self.scheduler, guidance_scale)
         if guidance_scale != 1.0 and num_classes is None:
             raise ValueError("This model has no classes: leave out `guidance_scale`.")
         if guidance_scale != 1.0 and class_labels is None and num_classes is not None:

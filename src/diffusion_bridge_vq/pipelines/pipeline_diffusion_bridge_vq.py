@@ -63,7 +63,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         Args:
             batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
             num_inference_steps (`int`, *optional*): network calls, 1 to `num_train_timesteps`; defaults to the
-                pipeline's `default_num_inference_steps`, or 20.
+                pipeline's `default_num_inference_steps`, or 20; of a student, to the most that it takes.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
             output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
                 z_0 (B, d, h, w) before quantization.
@@ -92,8 +92,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
                 without classes, latents of another shape, or `sample_codes` of latents.
         """
         batch_size = count_images(batch_size, class_labels)
-        if num_inference_steps is None:
-            num_inference_steps = self.config.get("default_num_inference_steps", 20)
+        default = self.config.get("default_num_inference_steps", 20)
+        num_inference_steps = self._choose_steps(num_inference_steps, default)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         if sample_codes and output_type == "latent":
             raise ValueError("`output_type` 'latent' is z_0, before any code is drawn: leave out `sample_codes`.")

@@ -50,7 +50,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         self,
         image: PipelineImageInput,
         mask_image: PipelineImageInput,
-        num_inference_steps: int = 50,
+        num_inference_steps: int | None = None,
         num_completions: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -80,7 +80,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             mask_image (the same types): white (1, or 255 of uint8 and PIL) where pixels are hidden and to be drawn,
                 black (0) or transparent where they are known; one for all images or one each. Numpy (H, W), (H, W, 1)
                 or (B, H, W, 1), tensors (H, W), (1, H, W) or (B, 1, H, W).
-            num_inference_steps (`int`): steps of the reverse chain, 1 to `num_train_timesteps`.
+            num_inference_steps (`int`, *optional*, defaults to 50): steps of the reverse chain, 1 to
+                `num_train_timesteps`; of a student, by default the most that it takes.
             num_completions (`int`): independent completions of each image; those of one image are neighbours in the
                 output.
             generator (`torch.Generator` or a list with one per completion, *optional*): makes them repeatable.
@@ -119,6 +120,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         pixels = read_images(image, "image", self.vqvae.config.in_channels, *self._image_size())
         hidden = self.read_mask(mask_image, len(pixels))
         total = len(pixels) * num_completions
+        num_inference_steps = self._choose_steps(num_inference_steps, 50)
         self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         labels, guidance_scale = self._read_classes(class_labels, guidance_scale, len(pixels))

@@ -8,6 +8,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import is_student
 from ..schedulers.stock_schedulers import check_options, find_stock_scheduler
 
 
@@ -92,6 +93,41 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
         raise ValueError(f"`class_labels` must lie in 0..{num_embeds - 1}, got {class_labels.tolist()}.")
 
 
+def check_guidance(scheduler: SchedulerMixin, guidance_scale: float) -> float:
+    """
+    The guidance scale with which the network is called.
+
+    Raises:
+        ValueError: not a finite number, or another one than a student has learned.
+    """
+    check_number("guidance_scale", guidance_scale)
+    learned = scheduler.config.get("distilled_guidance_scale")
+    if learned is not None and guidance_scale not in (1.0, learned):
+        raise ValueError(
+            f"This network was distilled with a guidance scale of {learned:g}, which costs nothing, and knows no "
+            f"other: leave out `guidance_scale`, got {guidance_scale}."
+        )
+    return guidance_scale if learned is None else 1.0
+
+
+def check_solver(scheduler: SchedulerMixin, solver: str, timestep_spacing: str | None) -> None:
+    """
+    Raises:
+        ValueError: another solver than "consistency", or a spacing, for a student; that one for other networks.
+    """
+    if is_student(scheduler) != (solver == "consistency"):
+        raise ValueError(
+            f"This network was distilled: leave out `solver`, got {solver!r}."
+            if is_student(scheduler)
+            else "`solver` 'consistency' needs a network that was distilled for it; take 'dpmsolver++'."
+        )
+    if is_student(scheduler) and timestep_spacing is not None:
+        raise ValueError(
+            "This network was distilled for certain timesteps: leave out `timestep_spacing`, got "
+            f"{timestep_spacing!r}."
+        )
+
+
 def check_scheduler(scheduler: SchedulerMixin) -> None:
     """
     Refuse a stock scheduler that samples another law, or that was swapped in by `from_config` from a bridge with
@@ -106,7 +142,7 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     if isinstance(scheduler, OUBridgeScheduler):
         return
     name, config = type(scheduler).__name__, scheduler.config
-    stock = find_stock_scheduler(type(scheduler), config.get("prediction_type", "epsilon"))
+    stock = find_stock_scheduler(type(scheduler), config.get("prediction_type", "epsilon"), is_student(scheduler))
     s = config.get("eta", math.sqrt(2.0)) / math.sqrt(2 * config.get("theta", 1.0))
     if abs(s - 1) > 1e-6:
         raise ValueError(

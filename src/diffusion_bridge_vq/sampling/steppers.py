@@ -17,10 +17,11 @@ from torch import nn
 
 from ..models.denoiser import call_network
 from ..schedulers import OUBridgeScheduler
-from .arguments import check_count, check_labels, check_number, check_scheduler, check_steps
+from ..schedulers.few_steps import find_few_steps, is_student
+from .arguments import check_count, check_guidance, check_labels, check_scheduler, check_solver, check_steps
 from .solver_coefficients import solver_coefficients
 
-Solver = Literal["ancestral", "dpmsolver++", "ddim"]
+Solver = Literal["ancestral", "dpmsolver++", "ddim", "consistency"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t of unit variance, timestep -> network output
 Generators = torch.Generator | list[torch.Generator] | None
@@ -45,6 +46,8 @@ class Stepper:
 
     spacing: ClassVar[Spacing | None] = None
     """Where steps lie if the caller doesn't say; None is the scheduler's own."""
+    few_steps: ClassVar[bool] = False
+    """Whether few steps lie at the config's `few_step_timesteps` then, where there are any."""
 
     def __init__(self, scheduler: SchedulerMixin, predict: Predict, noise: torch.Tensor, generator: Generators):
         self.scheduler, self.generator, self._predict = scheduler, generator, predict
@@ -128,6 +131,24 @@ class DPMSolverPlusPlus(DDIM):
     """DPM-Solver++(2M) (Lu et al. 2022): of second order, by extrapolating z_0 from the step before."""
 
     second_order = True
+    few_steps = True
+
+
+class Consistency(Stepper):
+    """
+    Multistep consistency sampling (Song et al. 2023, algorithm 1), of a student: z_0 from one call of the network,
+    then z_s ~ q(z_s | z_0) at the next noise level, and again.
+    """
+
+    few_steps = True
+
+    def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
+        t = self.timesteps[i]
+        output = self.predict(i, self.scheduler.scale_model_input(sample, t))
+        z_0 = self.scheduler.predict_original_sample(output, t, sample)
+        if i + 1 == len(self.timesteps):
+            return z_0
+        return self.scheduler.add_noise(z_0, self.draw(z_0), self.timesteps[i + 1])
 
 
 class StockStepper(Stepper):
@@ -171,16 +192,24 @@ class StockStepper(Stepper):
             self.scheduler.set_begin_index(i)
 
 
-SOLVERS: dict[str, type[Stepper]] = {"ancestral": Ancestral, "dpmsolver++": DPMSolverPlusPlus, "ddim": DDIM}
+SOLVERS: dict[str, type[Stepper]] = {
+    "ancestral": Ancestral,
+    "dpmsolver++": DPMSolverPlusPlus,
+    "ddim": DDIM,
+    "consistency": Consistency,
+}
 
 
 def default_solver(scheduler: SchedulerMixin, inpainting: bool = False) -> Solver | None:
     """
     What `solver=None` means: the paper's Algorithm 2 to complete images, whose noise lets what is drawn agree with
-    what is known, and DPM-Solver++ to generate; None for a stock scheduler, which is a solver itself.
+    what is known, and DPM-Solver++ to generate; consistency sampling for a student; None for a stock scheduler, which
+    is a solver itself.
     """
     if not isinstance(scheduler, OUBridgeScheduler):
         return None
+    if is_student(scheduler):
+        return "consistency"
     return "ancestral" if inpainting else "dpmsolver++"
 
 
@@ -205,8 +234,8 @@ def make_stepper(
     """
     check_scheduler(scheduler)
     check_count("num_inference_steps", num_inference_steps, scheduler.config.num_train_timesteps)
-    check_number("guidance_scale", guidance_scale)
     check_labels(class_labels, len(noise), unet)
+    guidance_scale = check_guidance(scheduler, guidance_scale)
     if guidance_scale != 1.0 and class_labels is None:
         raise ValueError(f"`guidance_scale` {guidance_scale} needs `class_labels`; without classes leave it at 1.")
     if isinstance(scheduler, OUBridgeScheduler):
@@ -214,14 +243,24 @@ def make_stepper(
         if not isinstance(name, str) or name not in SOLVERS:
             *others, last = SOLVERS
             raise ValueError(f"`solver` must be {', '.join(others)} or {last}, got {name!r}.")
+        check_solver(scheduler, name, timestep_spacing)
         stepper = SOLVERS[name]
         spacing = stepper.spacing if timestep_spacing is None else timestep_spacing
-        scheduler.set_timesteps(num_inference_steps, timestep_spacing=spacing)
+        chosen = None
+        if stepper.few_steps and timestep_spacing is None:
+            chosen = find_few_steps(scheduler, num_inference_steps)
+        if chosen is not None:
+            scheduler.set_timesteps(timesteps=chosen)
+        else:
+            scheduler.set_timesteps(num_inference_steps, timestep_spacing=spacing)
     elif solver is not None or timestep_spacing is not None:
         raise ValueError(
             f"`solver` and `timestep_spacing` are for an OUBridgeScheduler; {type(scheduler).__name__} is a solver "
             "with a spacing of its own: leave both out."
         )
+    elif is_student(scheduler):
+        stepper = StockStepper
+        scheduler.set_timesteps(timesteps=find_few_steps(scheduler, num_inference_steps))
     else:
         stepper = StockStepper
         scheduler.set_timesteps(num_inference_steps)

@@ -24,6 +24,12 @@ class BridgeCoefficients:
         """s = eta / sqrt(2 theta), the standard deviation of the law at the noisy end."""
         return self.config.eta / math.sqrt(2 * self.config.theta)
 
+    def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, float64, in the shape of `timesteps`."""
+        self._check_timesteps(timesteps, lowest=0, tensor=True)
+        abar = self._table("abar", self._abar, timesteps.device)[timesteps + 1]
+        return abar / (self.stationary_std**2 * (1 - abar))
+
     def _bridge_coefficients(
         self, timestep: torch.Tensor | int, prev_timestep: torch.Tensor | int, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

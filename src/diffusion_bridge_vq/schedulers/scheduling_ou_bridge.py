@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .arguments import check_generators, check_order, check_samples, check_shape, check_single
 from .bridge_settings import check_settings
 from .coefficients import BridgeCoefficients, widen
+from .few_steps import read_few_step_timesteps
 from .noise_schedules import make_alpha_bar, make_betas
 from .scheduler_output import OUBridgeSchedulerOutput
 from .stock_schedulers import SUPPORTED, make_stock_scheduler
@@ -65,6 +66,10 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         lambda_max_clipped (`float`): half log(abar' / (1 - abar')) where steps even in it end at the latest, see
             `set_timesteps`. At 2.5 the noise is 0.08 of the latents' standard deviation, which moves no code; a
             network's errors at lower noise add up, and how large they are is a matter of its training.
+        few_step_timesteps (`dict[str, list[int]]`, *optional*): timesteps fitted to the network, by their number
+            ("4"), which DPM-Solver++ takes where no spacing is asked for.
+        distilled_guidance_scale (`float`, *optional*): of a student (`dbvq distill`), whose network finds z_0 in one
+            call, with this guidance; it takes `few_step_timesteps` alone. None for other networks.
 
     Raises:
         ValueError: a setting that isn't a number, out of its range or an unknown name, z* that isn't finite, or betas
@@ -92,6 +97,8 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         timestep_spacing: Literal["linspace", "leading", "trailing"] = "leading",
         steps_offset: int = 0,
         lambda_max_clipped: float = 2.5,
+        few_step_timesteps: dict[str, list[int]] | None = None,
+        distilled_guidance_scale: float | None = None,
     ):
         check_settings(dict(self.config))
         betas = make_betas(num_train_timesteps, beta_schedule, beta_start, beta_end, trained_betas)
@@ -102,6 +109,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         self.register_to_config(
             trained_betas=None if trained_betas is None else betas.tolist(),
             z_star=np.asarray(z_star, dtype=np.float64).tolist(),
+            few_step_timesteps=read_few_step_timesteps(dict(self.config)),
             _use_default_values=[],
         )
         self.betas = torch.from_numpy(betas.astype(np.float32))
@@ -233,12 +241,6 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         abar = self._abar[-1].item()
         squared = (widen(original_samples) - self._z_star(original_samples)).square() / self.stationary_std**2
         return 0.5 * (abar * (squared - 1) - math.log1p(-abar))
-
-    def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, float64, in the shape of `timesteps`."""
-        self._check_timesteps(timesteps, lowest=0, tensor=True)
-        abar = self._table("abar", self._abar, timesteps.device)[timesteps + 1]
-        return abar / (self.stationary_std**2 * (1 - abar))
 
     # ------------------------------------------------------------------------- what the network sees and returns
 

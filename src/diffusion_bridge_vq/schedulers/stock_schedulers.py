@@ -21,11 +21,13 @@ class StockScheduler(NamedTuple):
         spacings: where its steps may lie. The first is taken instead of one that isn't there.
         starts_late (`bool`): "leading" steps begin at n (T // (n + 1)), too far from noise for many n; "trailing" is
             taken instead.
+        student (`bool`): it is for networks that were distilled, and only for these.
     """
 
     prediction_types: tuple[str, ...] = _ALL
     spacings: tuple[str, ...] = _SPACINGS
     starts_late: bool = False
+    student: bool = False
 
     def choose_spacing(self, wanted: str) -> str:
         """The wanted spacing, or one with which the class is right."""
@@ -50,6 +52,7 @@ SUPPORTED = {
     "HeunDiscreteScheduler": StockScheduler(spacings=("leading",)),
     "KDPM2AncestralDiscreteScheduler": StockScheduler(("epsilon", "v_prediction"), ("leading",)),
     "KDPM2DiscreteScheduler": StockScheduler(("epsilon", "v_prediction")),
+    "LCMScheduler": StockScheduler(("sample", "v_prediction"), student=True),
     "LMSDiscreteScheduler": StockScheduler(),
     "PNDMScheduler": StockScheduler(("epsilon",), ("leading",)),
     "SASolverScheduler": StockScheduler(starts_late=True),
@@ -62,7 +65,6 @@ REFUSED = {
     "DDIMInverseScheduler": "walks from images to noise",
     "DPMSolverMultistepInverseScheduler": "walks from images to noise",
     "IPNDMScheduler": "reads `trained_betas` as other numbers and leaves its input almost as it was",
-    "LCMScheduler": "needs a network that was distilled for it: with others the variance of samples is too small",
     "RePaintScheduler": "needs an image at every step; the inpainting pipeline completes images with any scheduler",
     "TCDScheduler": "needs a network that was distilled for it: with others the variance of samples is too small",
 }
@@ -94,9 +96,16 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def find_stock_scheduler(scheduler_class: type[SchedulerMixin], prediction_type: str) -> StockScheduler:
+def find_stock_scheduler(
+    scheduler_class: type[SchedulerMixin], prediction_type: str, student: bool = False
+) -> StockScheduler:
     """
     How a scheduler of diffusers, or a class derived from one, samples the bridge's law.
+
+    Args:
+        scheduler_class (`type`): its class.
+        prediction_type (`str`): of the network.
+        student (`bool`, *optional*, defaults to `False`): whether the network was distilled.
 
     Raises:
         TypeError: not a scheduler's class.
@@ -120,6 +129,13 @@ def find_stock_scheduler(scheduler_class: type[SchedulerMixin], prediction_type:
             reason = "isn't known to sample the law of given noise levels"
     if reason is not None or found is None:
         raise ValueError(f"{name} {reason}. {_ADVICE}")
+    if student and not found.student:
+        raise ValueError(f"{name} takes many small steps, but this network was distilled for few: take LCMScheduler.")
+    if found.student and not student:
+        raise ValueError(
+            f"{name} needs a network that was distilled for it: with others the variance of samples is too small. "
+            f"{_ADVICE}"
+        )
     if prediction_type not in found.prediction_types:
         raise ValueError(
             f"{name} samples another law for networks that predict {prediction_type!r}, or fails; it is right for "
@@ -170,7 +186,10 @@ def make_stock_scheduler(
     Raises:
         TypeError, ValueError: see [`find_stock_scheduler`] and [`check_options`].
     """
-    stock = find_stock_scheduler(scheduler_class, settings["prediction_type"])
+    student = settings.get("distilled_guidance_scale") is not None
+    stock = find_stock_scheduler(scheduler_class, settings["prediction_type"], student)
+    if student:
+        options = {"original_inference_steps": settings["num_train_timesteps"]} | options  # any level may be a step
     for name in _FIXED:
         if name in options and options[name] != settings.get(name):
             raise ValueError(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..losses import ReconstructionLoss
-    from .config import E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
+    from .config import DistillConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
     from .encoding import encode_images
     from .objectives import (
+        DistillObjective,
         E2EObjective,
         EarlyStoppingRule,
         Objective,
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from .run import train
     from .starting_point import load_autoencoder
     from .trainer import Trainer
+    from .trajectories import draw_trajectories
 
 # Settings alone must be there at once, for `--help`: the others import torch and Accelerate.
 _MODULES = {
     "..losses": ("ReconstructionLoss",),
-    ".config": ("E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
+    ".config": ("DistillConfig", "E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
     ".encoding": ("encode_images",),
     ".objectives": (
+        "DistillObjective",
         "E2EObjective",
         "EarlyStoppingRule",
         "Objective",
@@ -45,10 +48,13 @@ _MODULES = {
     ".run": ("train",),
     ".starting_point": ("load_autoencoder",),
     ".trainer": ("Trainer",),
+    ".trajectories": ("draw_trajectories",),
 }
 
 __all__ = [
     "PRESETS",
+    "DistillConfig",
+    "DistillObjective",
     "E2EConfig",
     "E2EObjective",
     "EarlyStoppingRule",
@@ -64,6 +70,7 @@ __all__ = [
     "VQConfig",
     "VQObjective",
     "build_objective",
+    "draw_trajectories",
     "encode_images",
     "load_autoencoder",
     "option",

@@ -297,6 +297,37 @@ class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
 
 
 @dataclass(frozen=True)
+class DistillConfig(RunConfig):
+    """A student of a trained bridge, which draws in one to four steps, `DistillObjective`."""
+
+    kind = "distill"
+
+    trajectories: Path | None = option(None, "the folder that draw_trajectories.py wrote")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_streaming("A student learns from `trajectories`, not images: it reads")
+        if self.init_from is None or self.trajectories is None:
+            raise ValueError(
+                "A student needs its teacher, `init_from`, and `trajectories` of it, a folder that draw_trajectories "
+                "wrote: give both."
+            )
+        if self.validation_split is not None:
+            raise ValueError("A student is trained on trajectories, not on images: drop `validation_split`.")
+
+    @property
+    def uses_classes(self) -> bool:
+        from ..data.encoded import Encoding  # torch, which `--help` needn't wait for
+
+        assert self.trajectories is not None
+        return Encoding.read(self.trajectories).labels
+
+    @property
+    def encoded_data(self) -> Path | None:
+        return self.trajectories
+
+
+@dataclass(frozen=True)
 class PixelCNNConfig(FrozenAutoencoderConfig):
     """
     Stage 2 of the baseline, `PixelCNNObjective`: it always encodes the data set once, and stops early by the bits per

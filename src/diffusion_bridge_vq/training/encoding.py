@@ -68,6 +68,38 @@ def encode_images(
     vqvae = vqvae.to(accelerator.device).eval()
     encoding = _describe(vqvae, images, split, what, precision, mirrored)
     encode = encode or (_encode_codes(vqvae) if what == "codes" else lambda pixels: vqvae.encode(pixels).latents)
+
+    def encode_part(part: int) -> Iterator[dict[str, Any]]:
+        items = images.read_part(part, encoding.parts)
+        return _encode(encode, accelerator.device, items, encoding, batch_size)
+
+    return write_encoding(encoding, folder, accelerator, encode_part)
+
+
+def write_encoding(
+    encoding: Encoding,
+    folder: Path,
+    accelerator: Accelerator,
+    make_part: Callable[[int], Iterator[dict[str, Any]]],
+    doing: str = "encoding",
+) -> Encoding:
+    """
+    Write the shards of `encoding` that aren't there yet, each process its share.
+
+    Args:
+        encoding ([`Encoding`]): without what its shards say of themselves.
+        folder (`Path`): new, or one that holds a part of the same encoding.
+        accelerator (`Accelerator`): of all processes; each calls this function.
+        make_part (`Callable`): the number of a part -> its columns, as `write_shard` takes them.
+        doing (`str`, *optional*, defaults to "encoding"): what the progress bar says.
+
+    Returns:
+        [`Encoding`]: the content of the folder's `encoding.json`.
+
+    Raises:
+        ValueError: the folder holds something else, or is in use.
+        OSError: the disk is full. Shards that are complete stay.
+    """
     with run_lock(RunFolder(folder)) if accelerator.is_main_process else nullcontext():
         complete = _check_folder(folder, encoding)
         accelerator.wait_for_everyone()  # before the first file is written
@@ -82,16 +114,14 @@ def encode_images(
         accelerator.wait_for_everyone()  # all processes see the same ones
         if 0 < len(missing) < accelerator.num_processes:
             accelerator.print(
-                f"{images.name} has {len(missing)} parts to encode for {accelerator.num_processes} processes, so some "
-                "have nothing to do; more files, or smaller row groups, make more parts."
+                f"{encoding.data['name']} has {len(missing)} parts to encode for {accelerator.num_processes} "
+                "processes, so some have nothing to do; more files, or smaller row groups, make more parts."
             )
         mine = missing[accelerator.process_index :: accelerator.num_processes]
-        with tqdm(mine, desc="encoding", unit="part", disable=not accelerator.is_main_process) as progress:
+        with tqdm(mine, desc=doing, unit="part", disable=not accelerator.is_main_process) as progress:
             count = 0
             for part in progress:
-                items = images.read_part(part, encoding.parts)
-                batches = _encode(encode, accelerator.device, items, encoding, batch_size)
-                count += write_shard(encoding, folder, part, batches)
+                count += write_shard(encoding, folder, part, make_part(part))
                 progress.set_postfix(rows=count)
         accelerator.wait_for_everyone()
         encoding = _complete(encoding, folder)
@@ -199,7 +229,7 @@ def _encode(
         parts = [encode(pixels.flip(-1) if flip else pixels) for flip in versions]
         values = torch.stack(parts, dim=1).flatten(0, 1)  # (B, versions, ...) -> rows
         columns: dict[str, Any] = {"key": [key for key, _ in batch for _ in versions]}
-        columns[encoding.what] = _to_array(values, encoding, columns["key"])
+        columns[encoding.what] = to_array(values, encoding, columns["key"])
         if encoding.mirrored:
             columns["mirrored"] = [flip for _ in batch for flip in versions]
         if encoding.labels:
@@ -207,7 +237,7 @@ def _encode(
         yield columns
 
 
-def _to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:
+def to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:
     """In the type that is written."""
     if not values.is_floating_point():
         dtype = smallest_integer(encoding.num_codes) if encoding.what == "codes" else "int64"

@@ -240,16 +240,28 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+# A student starts from its teacher's weights, and its trajectories have no mirror images.
+_DISTILL_RUN = {
+    "random_flip": False,
+    "batch_size": 128,
+    "learning_rate": 3e-4,
+    "lr_warmup_steps": 50,
+    "ema_decay": 0.995,
+    "max_train_steps": 4000,
+}
+
+
 def preset_values(name: str, kind: str) -> dict[str, Any]:
     """
-    Settings of preset `name` for a run of `kind` "vq", "prior", "pixelcnn" or "e2e".
+    Settings of preset `name` for a run of `kind` "vq", "prior", "distill", "pixelcnn" or "e2e".
 
     Raises:
         ValueError: no such preset.
     """
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
-    return {**PRESETS[name]["common"], **PRESETS[name].get(kind, {})}
+    of_kind = _DISTILL_RUN if kind == "distill" else {}
+    return {**PRESETS[name]["common"], **of_kind, **PRESETS[name].get(kind, {})}
 
 
 def fine_tuning_values(values: dict[str, Any]) -> dict[str, Any]:

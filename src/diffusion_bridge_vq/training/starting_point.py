@@ -13,11 +13,13 @@ from ..data.paths import suggest_path
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes
 from ..run_folder import RunFolder
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import is_student
 from .config import BridgeConfig, PriorConfig, RunConfig
 
 # Settings of a scheduler that training doesn't depend on: they may be others than those that the U-Net was saved with.
 _SAMPLING_ONLY = (
     "variance_type", "clip_sample", "clip_sample_range", "timestep_spacing", "steps_offset", "lambda_max_clipped",
+    "few_step_timesteps",
 )  # fmt: skip
 _MOST_NAMES = 6  # in messages
 
@@ -104,6 +106,11 @@ def load_scheduler(config: BridgeConfig) -> OUBridgeScheduler | None:
     name = pretrained.read_json(folder / OUBridgeScheduler.config_name).get("_class_name")
     if name == OUBridgeScheduler.__name__:
         scheduler = pretrained.load_component(OUBridgeScheduler, folder)
+        if is_student(scheduler):
+            raise ValueError(
+                f"The network in {config.init_from} is a student, which draws in few steps: training it on would undo "
+                "that. Go on from its teacher, and distill that again."
+            )
     elif name in OUBridgeScheduler._compatibles:
         stock = pretrained.load_component(getattr(diffusers, str(name)), folder)
         scheduler = OUBridgeScheduler.from_config(stock.config)
@@ -121,6 +128,8 @@ def load_scheduler(config: BridgeConfig) -> OUBridgeScheduler | None:
         )
     own = {key: value for key, value in config.scheduler.items() if key in _SAMPLING_ONLY}
     refuse_other_settings(scheduler, "scheduler", config, without=own)
+    if scheduler.config.few_step_timesteps is not None:  # fitted to the weights that change now
+        own = {"few_step_timesteps": None} | own
     return OUBridgeScheduler.from_config(scheduler.config, **own) if own else scheduler
 
 

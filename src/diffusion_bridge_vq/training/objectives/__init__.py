@@ -10,11 +10,13 @@ from .base import (
     objective_class,
     trains,
 )
+from .distillation import DistillObjective
 from .end_to_end import E2EObjective
 from .priors import BridgeObjective, PixelCNNObjective, PriorObjective
 
 __all__ = [
     "BridgeObjective",
+    "DistillObjective",
     "E2EObjective",
     "EarlyStoppingRule",
     "Objective",

@@ -92,7 +92,7 @@ class BridgeObjective(Objective):
             (count, config.in_channels, side, side),
             min(num_inference_steps, len(scheduler)),
             device=device,
-            class_labels=_all_classes(config.num_class_embeds, count, device),
+            class_labels=all_classes(config.num_class_embeds, count, device),
             solver="ancestral",
         )
         return vqvae.decode(z_0).sample
@@ -243,7 +243,7 @@ class PixelCNNObjective(_FrozenAutoencoder):
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
         vqvae, prior = components["vqvae"], components["prior"]
         device = next(prior.parameters()).device
-        codes = prior.generate(count, class_labels=_all_classes(prior.config.num_class_embeds, count, device))
+        codes = prior.generate(count, class_labels=all_classes(prior.config.num_class_embeds, count, device))
         return vqvae.decode(vqvae.decode_codes(codes), force_not_quantize=True).sample
 
 
@@ -267,6 +267,6 @@ def _drop_labels(
     return class_labels
 
 
-def _all_classes(num_class_embeds: int | None, count: int, device: torch.device) -> torch.Tensor | None:
+def all_classes(num_class_embeds: int | None, count: int, device: torch.device) -> torch.Tensor | None:
     """Labels (count,) that go through all classes but the null class; None without classes."""
     return torch.arange(count, device=device) % (num_class_embeds - 1) if num_class_embeds else None

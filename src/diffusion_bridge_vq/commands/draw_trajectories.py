@@ -1,0 +1,65 @@
+"""
+Draw the trajectories of a trained bridge once, each process its share, into parquet files that distill.py learns from.
+
+python examples/draw_trajectories.py checkpoints/digits --num-trajectories 8192 --output-dir outputs/trajectories
+
+After an interruption the same command goes on, with any number of processes.
+"""
+
+from datetime import timedelta
+
+from ..cli import errors_as_lines, finite_number, local_path, new_parser, whole_number
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("teacher", type=local_path, help="folder of a saved bridge, or of the run that trained it")
+    parser.add_argument("--output-dir", type=local_path, required=True, help="the folder that is written")
+    parser.add_argument("--num-trajectories", type=whole_number(1), default=16384)
+    parser.add_argument("--num-inference-steps", type=whole_number(1), default=12, help="steps of DPM-Solver++")
+    parser.add_argument(
+        "--guidance-scale", type=finite_number, help="of a teacher with classes; none: the pipeline's own, or 1"
+    )
+    parser.add_argument(
+        "--class-dropout", type=finite_number, default=0.1, help="fraction of the trajectories without a class"
+    )
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of what is written")
+    parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="drawn at a time, by each process")
+    args = parser.parse_args()
+
+    import torch  # after `--help`
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    from ..pipelines import DiffusionBridgeVQPipeline
+    from ..training import draw_trajectories
+
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=args.mixed_precision,
+        kwargs_handlers=[patient],
+    )
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
+    scale = args.guidance_scale
+    encoding = draw_trajectories(
+        **pipe.components,
+        folder=args.output_dir,
+        accelerator=accelerator,
+        num_trajectories=args.num_trajectories,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=pipe.config.get("default_guidance_scale", 1.0) if scale is None else scale,
+        class_dropout=args.class_dropout,
+        seed=args.seed,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        name=args.teacher.name,
+        class_names=None if pipe.id2label is None else list(pipe.id2label.values()),
+    )
+    accelerator.print(
+        f"{sum(encoding.rows or [])} trajectories of {len(encoding.data['timesteps'])} points, guidance scale "
+        f"{encoding.data['guidance_scale']:g}: {args.output_dir}"
+    )
+    accelerator.end_training()
