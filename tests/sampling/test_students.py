@@ -116,7 +116,7 @@ def test_the_exact_student_of_the_toy_draws_its_law(steps):
     assert start < 0.01 and variation < start + sampling
 
 
-# --------------------------------------------------------------------------------------------- schedulers and pipelines
+# ------------------------------------------------------------------------------------------- schedulers and pipelines
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

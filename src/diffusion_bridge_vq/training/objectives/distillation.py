@@ -136,7 +136,7 @@ def make_student_scheduler(
         chosen = sorted({levels[0], *nearest}, reverse=True)
         if len(chosen) == number:  # fewer where trajectories have few points
             table[str(number)] = chosen
-    return OUBridgeScheduler.from_config(  # type: ignore[no-any-return]
+    return OUBridgeScheduler.from_config(
         teacher.config, few_step_timesteps=table, distilled_guidance_scale=float(guidance_scale)
     )
 
