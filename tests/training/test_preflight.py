@@ -1,6 +1,7 @@
 """What a run refuses before it does any work: its folder, its data, its autoencoder."""
 
 import os
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -97,9 +98,20 @@ def test_own_data_need_a_preset(tmp_path, capsys):
 
 
 def test_a_run_says_what_it_is_about_to_do(tmp_path, capsys):
-    train(config(VQConfig, tmp_path, dry_run=True))
+    """On one screen, without the settings in full."""
+    train(config(VQConfig, tmp_path, dry_run=True, adversarial_weight=0.1, image_every=5))
     out = capsys.readouterr().out
-    assert "vq on digits: 8 x 8 gray images, 400 a batch, 8 steps; vqvae 0.0M weights" in out
+    assert len(out.splitlines()) <= 20
+    screen = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if re.match(r"[a-z]+ {2,}", line))
+    assert screen["data"] == "digits: 1,500 images, 8 x 8 gray, 10 classes (not used)"
+    assert screen["latents"] == "4 x 4 positions, 4 channels, 8 codes"
+    assert screen["training"].startswith("8 steps of 400 images (2.13 epochs)")
+    assert screen["phases"] == "from step 0 on: vqvae; from step 4 on: vqvae and discriminator"
+    assert screen["pictures"] == "every 5 steps and at the end"
+    weights = sum(p.numel() for p in build_objective(config(VQConfig, tmp_path)).vqvae.parameters())
+    assert screen["networks"].startswith(f"vqvae {weights / 1000:.1f}K, discriminator ")
+    assert "reconstruction" not in screen["networks"]  # it has no weights of its own
+    assert re.match(r".* per step, .* in all; first pictures after .*; memory \d+", screen["estimate"])
 
 
 def test_an_autoencoder_for_other_images(tmp_path):

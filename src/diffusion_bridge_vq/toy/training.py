@@ -96,7 +96,7 @@ def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
     components = nn.ModuleList([vqvae, unet])
     ema = AveragedWeights(components, config.ema_decay)
     objective.train()
-    for step in tqdm(range(config.max_train_steps), unit="step"):
+    for step in tqdm(range(config.max_train_steps), unit="step", disable=None):
         vqvae.quantize.temperature = _temperature(step / config.max_train_steps)
         z_0 = draw_toy_latents(draw_toy_sequences(config.batch_size))
         loss = torch.stack(list(objective(z_0).losses.values())).sum()

@@ -105,7 +105,9 @@ class RunConfig:
     resume: bool = option(False, "go on from the newest checkpoint in output_dir")
     report_to: str = option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
     profile: bool = option(False, "torch profiler's trace of five steps, in output_dir/profile")
-    dry_run: bool = option(False, "check configuration, data, disk, memory and one step, then stop without writing")
+    dry_run: bool = option(
+        False, "check settings, data and disk, try each phase, estimate time and memory; write nothing"
+    )
     vqvae: dict[str, Any] = option({}, "arguments of GumbelVQModel, JSON; added to the preset's")
 
     def __post_init__(self) -> None:

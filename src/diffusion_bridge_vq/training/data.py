@@ -71,7 +71,6 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
         f"{images.name} has {{}} images to train on, fewer than one batch of {batch}. Take a smaller `batch_size`."
     )
     if isinstance(images, StreamedImages):
-        accelerator.print(f"a stream of {images.name}")
         first = len(images.head(batch))
         if first < batch:
             raise ValueError(too_few.format(first))
@@ -89,7 +88,6 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     if objective.early_stopping is not None:
         parts = hold_out(range(total), objective.early_stopping.holdout_fraction, config.seed)
         training, held_out = (part.indices for part in parts)
-    accelerator.print(f"{len(training)} images of {images.name} to train on")
     if len(training) < batch:
         raise ValueError(too_few.format(len(training)))
     if isinstance(images, EncodedImages):

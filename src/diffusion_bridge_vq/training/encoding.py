@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,9 +22,11 @@ from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
 from ..run_folder import RunFolder
 from .fault_tolerance.run_lock import run_lock
+from .monitoring.quantities import duration
 
 logger = logging.get_logger(__name__)
 
+_LINE_SECONDS = 30.0
 # What determines codes and latents; the decoder, and how often codes were used, don't.
 _ENCODING_WEIGHTS = ("encoder.", "quant_conv.", "normalizer.running", "quantize.embedding")
 
@@ -118,17 +121,27 @@ def write_encoding(
                 "processes, so some have nothing to do; more files, or smaller row groups, make more parts."
             )
         mine = missing[accelerator.process_index :: accelerator.num_processes]
-        with tqdm(mine, desc=doing, unit="part", disable=not accelerator.is_main_process) as progress:
-            count = 0
-            for part in progress:
-                count += write_shard(encoding, folder, part, make_part(part))
-                progress.set_postfix(rows=count)
+        for part in _show_progress(mine, doing, accelerator.is_main_process):
+            write_shard(encoding, folder, part, make_part(part))
         accelerator.wait_for_everyone()
         encoding = _complete(encoding, folder)
         if accelerator.is_main_process:
             encoding.write(folder)
         accelerator.wait_for_everyone()
     return encoding
+
+
+def _show_progress(parts: list[int], doing: str, shown: bool) -> Iterator[int]:
+    """The parts, with a bar on a terminal, else with a line every half a minute."""
+    started = printed = time.perf_counter()
+    bar = tqdm(parts, desc=doing, unit="part", disable=None if shown else True)
+    for done, part in enumerate(bar, 1):
+        yield part
+        now = time.perf_counter()
+        if shown and bar.disable and now - printed >= _LINE_SECONDS:
+            left = (now - started) / done * (len(parts) - done)
+            print(f"{doing}: {done} of {len(parts)} parts  ETA {duration(left)}", flush=True)
+            printed = now
 
 
 def _encode_codes(vqvae: GumbelVQModel) -> Callable[[Tensor], Tensor]:

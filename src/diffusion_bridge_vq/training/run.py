@@ -1,6 +1,5 @@
 """A run, from its settings to its components."""
 
-import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,8 +14,10 @@ from .distributed.accelerate import make_accelerator
 from .fault_tolerance.preflight import check_disk, check_output_dir
 from .fault_tolerance.run_lock import run_lock
 from .monitoring.monitor import Evaluate
-from .objectives import Objective, build_objective
+from .monitoring.screen import describe_run
+from .objectives import build_objective
 from .trainer import Trainer
+from .trial import try_phases
 
 
 @record  # a process that fails leaves its message to the launcher
@@ -43,7 +44,6 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
     """
     accelerator = make_accelerator(config)
     set_seed(config.seed, device_specific=True)
-    accelerator.print(json.dumps(config.to_json(), indent=1))
     run, folder_is_new = RunFolder(config.output_dir), not config.output_dir.exists()
     with ExitStack() as stack:
 
@@ -59,12 +59,9 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
             hold_folder()
         images = open_images(config)
         objective = build_objective(config, images.num_classes, images.class_names)
-        accelerator.print(_describe(config, images.name, objective))
-        if objective.start:
-            accelerator.print(
-                f"{objective.start} Peak learning rate {config.learning_rate:g}, {config.lr_warmup_steps} steps of "
-                "warm-up."
-            )
+        accelerator.print(
+            describe_run(config, objective, images, accelerator.device, accelerator.num_processes), flush=True
+        )
         if config.lr_warmup_steps >= config.max_train_steps:
             accelerator.print(
                 f"`lr_warmup_steps` {config.lr_warmup_steps} reach over all {config.max_train_steps} steps: the "
@@ -73,19 +70,9 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         trainer = Trainer(config, accelerator, objective, images, evaluate)
         accelerator.print(on_main_process(accelerator, lambda: check_disk(config, trainer.state.modules)))
         if config.dry_run:
-            trainer.try_phases()
+            try_phases(trainer)
             return None
         if folder_is_new:  # not before, so that a run that is refused leaves no folder
             hold_folder()
         components = trainer.fit()
         return components if accelerator.is_main_process else None
-
-
-def _describe(config: RunConfig, name: str, objective: Objective) -> str:
-    """What the run is about to do, in one line."""
-    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in objective.named_children()}
-    weights = ", ".join(f"{name} {count / 1e6:.1f}M weights" for name, count in counts.items())
-    color = "gray" if config.channels == 1 else "color"
-    size, limit = f"{config.resolution} x {config.resolution}", config.max_train_time
-    length = f"{config.max_train_steps} steps" + ("" if limit is None else f" or {limit:g} s")
-    return f"{config.kind} on {name}: {size} {color} images, {config.batch_size} a batch, {length}; {weights}"

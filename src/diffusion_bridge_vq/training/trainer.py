@@ -2,14 +2,13 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
-from tqdm.auto import tqdm
 
 from ..data import StreamedImages
 from ..run_folder import RunFolder
@@ -19,12 +18,12 @@ from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
 from .fault_tolerance.endings import Endings
 from .fault_tolerance.non_finite import NonFiniteDetector
-from .fault_tolerance.preflight import describe_memory
 from .fault_tolerance.run_state import RunState
 from .fault_tolerance.signals import StopRequest
 from .monitoring.codebook_usage import CodebookUsage
 from .monitoring.monitor import Evaluate, Monitor
 from .monitoring.profiling import profile_steps
+from .monitoring.progress import Progress
 from .monitoring.run_log import RunLog
 from .objectives import Objective
 from .schedule import Schedule
@@ -122,13 +121,13 @@ class Trainer:
         ended = self.start()
         batches = self.batches()
         main, initial = accelerator.is_main_process, self.steps_done
-        self.bar = tqdm(total=config.max_train_steps, initial=initial, disable=not main or ended, unit="step")
+        self.progress = Progress(config, accelerator, self.objective, initial, self.schedule.seconds, ended)
         traces = RunFolder(config.output_dir).profile if config.profile and main else None
         profiling = profile_steps(traces, accelerator.device)
         with (
             StopRequest(config.max_train_time, self.schedule.seconds) as self.request,
             profiling as profiler,
-            self.bar,
+            closing(self.progress),
         ):
             while not ended:
                 for part in range(config.gradient_accumulation_steps):
@@ -137,7 +136,7 @@ class Trainer:
                 self.advance(self.request.seconds)
                 if profiler is not None:
                     profiler.step()
-                self.bar.update()
+                self.progress.step(self.steps_done)
                 ended = self.finish_step(self.steps_done, reason)
         self.endings.if_untrained(self.steps_done, self.untrained())
         components = self.monitor.components("cpu")
@@ -274,31 +273,19 @@ class Trainer:
             self.log.write(self.monitor.held_out_score(), done)
             last = last or self.monitor.exhausted
         if last or log:
-            self._log_losses(done)
+            self._log_losses(done, last)
         return last
-
-    def try_phases(self) -> None:
-        """One step from each part of the run, for a dry run: what takes most memory, or fails, may come late."""
-        losses: dict[str, torch.Tensor] = {}
-        batches = self.batches()
-        for step in self.config.spread_steps():
-            self.step(next(batches), step)
-            losses |= self.last_output.losses
-        terms = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
-        device = self.accelerator.device
-        self.accelerator.print(describe_memory(device))
-        self.accelerator.print(f"dry run: steps of all phases on {device} gave {terms}; nothing was written")
 
     # -------------------------------------------------------------------------------------------------- internals
 
-    def _log_losses(self, done: int) -> None:
+    def _log_losses(self, done: int, last: bool) -> None:
         values: dict[str, Any] = {f"loss/{k}": v for k, v in self.last_output.losses.items()}
         values |= {f"train/{k}": v for k, v in self.last_output.metrics.items()}
         values |= self.usage.metrics()
         values["train/learning_rate"] = self.lr_scheduler.get_last_lr()[0]
         written = self.log.write(values | self.log.speed(done), done)
-        losses = {name: value for name, value in written.items() if name.startswith("loss/")}
-        self.bar.set_postfix({name.split("/")[1][:5]: f"{value:.3f}" for name, value in losses.items()})
+        losses = {name.removeprefix("loss/"): value for name, value in written.items() if name.startswith("loss/")}
+        self.progress.log(done, losses, last)
 
     @torch.no_grad()
     def _place_codebook(self) -> None:

@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
 from torch import nn
 
 from ...run_folder import RunFolder
 from ..config import RunConfig
+from ..monitoring.quantities import size
 from .checkpoint import list_checkpoints
 from .disk import existing_place, free_inodes
 
@@ -73,21 +72,12 @@ def check_disk(config: RunConfig, modules: dict[str, nn.Module]) -> str:
     needed = kept * checkpoint + sizes["model"] + _SPARE_BYTES
     place = existing_place(config.output_dir)
     free = shutil.disk_usage(place).free
-    line = f"disk: {_size(needed)} needed ({kept} checkpoints of {_size(checkpoint)}), {_size(free)} free"
+    line = f"{size(needed)} needed ({kept} checkpoints of {size(checkpoint)}), {size(free)} free"
     if free < needed:
         raise ValueError(
-            f"{line}, in {config.output_dir}. Free some, give another `output_dir`, or lower `keep_checkpoints`."
+            f"disk: {line}, in {config.output_dir}. Free some, give another `output_dir`, or lower `keep_checkpoints`."
         )
-    return line
-
-
-def describe_memory(device: torch.device) -> str:
-    """What memory the run takes and what there is, as a line for people: the peak on a GPU, else of now."""
-    if device.type == "cuda":
-        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-        return f"memory: {_size(peak)} of {_size(total)} on {torch.cuda.get_device_name(device)}"
-    used, available = psutil.Process().memory_info().rss, psutil.virtual_memory().available
-    return f"memory: {_size(used)} used, {_size(available)} available"
+    return f"{'disk':<10}{line}"
 
 
 def check_data(checkpoint: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -138,7 +128,3 @@ def changed_settings(before: dict[str, Any], now: RunConfig) -> list[str]:
     settings = json.loads(json.dumps(now.to_json()))
     pairs = [(name, before[name], value) for name, value in settings.items() if name in before and name != "resume"]
     return [f"{name} {value!r} instead of {then!r}" for name, then, value in pairs if then != value]
-
-
-def _size(count: float) -> str:
-    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"

@@ -40,6 +40,12 @@ class VQObjective(Objective):
     def has_unused_parameters(self) -> bool:
         return self.discriminator is not None  # until it joins
 
+    def phases(self) -> dict[int, str]:
+        phases = {0: "vqvae"}
+        if self.discriminator is not None:
+            phases[self.reconstruction.adversarial_from] = "vqvae and discriminator"
+        return phases
+
     def set_step(self, step: float) -> None:
         self.reconstruction.set_step(step)
 

@@ -61,6 +61,7 @@ class Objective(nn.Module):
             set is encoded once, by `encode`.
         early_stopping ([`EarlyStoppingRule`], *optional*): whether and how the run stops early, by `held_out_score`.
         start (`str`): what it started from, in words for people; "" if its prior is fresh.
+        samples_from (`int`, *optional*): step of the schedule from which on `draw_samples` draws; never if None.
     """
 
     trained: ClassVar[tuple[str, ...]]
@@ -70,6 +71,7 @@ class Objective(nn.Module):
     cached_input: str | None = None
     early_stopping: EarlyStoppingRule | None = None
     start: str = ""
+    samples_from: int | None = None
 
     @classmethod
     def from_config(
@@ -98,6 +100,13 @@ class Objective(nn.Module):
     def trained_part(self) -> nn.ModuleDict:
         """What training changes, by name."""
         return nn.ModuleDict({name: part for name, part in self.named_children() if name in self.trained})
+
+    def phases(self) -> dict[int, str]:
+        """
+        What is trained, by the step of the schedule from which on it is: {0: "unet"}. For people; the phases of a run
+        differ in time and memory.
+        """
+        return {0: " and ".join(name for name, _ in self.trained_part().named_children())}
 
     def components(self, averaged: Mapping[str, nn.Module]) -> dict[str, Any]:
         """The components to save, by name: those of `averaged` instead of the objective's own."""

@@ -94,6 +94,7 @@ class E2EObjective(BridgeObjective):
         self.encoder_gradient_weight, self.ramp_steps = encoder_gradient_weight, ramp_steps
         self.joint_from, self.freeze_from = joint_from, freeze_from
         self.decoder_fraction, self.decoder_noise = decoder_fraction, decoder_noise
+        self.samples_from = 0 if mode == "paper" else joint_from
         if mode == "paper":
             vqvae.normalizer.freeze()
         # a tensor, so that a compiled forward isn't compiled again for every value
@@ -144,19 +145,40 @@ class E2EObjective(BridgeObjective):
 
     def set_step(self, step: float) -> None:
         self.reconstruction.set_step(step)
-        if self.mode == "paper":
-            self.joint, self.codes_frozen, self.frozen, scale = True, False, False, 1.0
-        elif self.mode == "decoder":
-            self.joint = self.codes_frozen = step >= self.joint_from
-            self.frozen, scale = False, 0.0
-        else:
-            self.joint = step >= self.joint_from
-            self.codes_frozen = self.frozen = self.freeze_from is not None and step >= self.freeze_from
+        self.joint, self.codes_frozen, self.frozen = self._phase(step)
+        scale = 1.0 if self.mode == "paper" else 0.0
+        if self.mode == "stable" and self.joint:
             ramp = min(1.0, (step - self.joint_from) / self.ramp_steps) if self.ramp_steps else 1.0
-            scale = self.encoder_gradient_weight * ramp if self.joint else 0.0
+            scale = self.encoder_gradient_weight * ramp
         self.encoder_gradient_scale.fill_(scale)
         if self.vqvae.training != (self.training and not self.codes_frozen):
             self.vqvae.train(self.training and not self.codes_frozen)
+
+    def _phase(self, step: float) -> tuple[bool, bool, bool]:
+        """Whether at this step the prior learns, encoder and codebook are frozen, and the whole autoencoder is."""
+        if self.mode == "paper":
+            return True, False, False
+        joint = step >= self.joint_from
+        if self.mode == "decoder":
+            return joint, joint, False
+        frozen = self.freeze_from is not None and step >= self.freeze_from
+        return joint, frozen, frozen
+
+    def phases(self) -> dict[int, str]:
+        adversarial_from = self.reconstruction.adversarial_from if self.discriminator is not None else None
+        phases: dict[int, str] = {}
+        for start in sorted({0, self.joint_from, self.freeze_from or 0, adversarial_from or 0}):
+            joint, codes_frozen, frozen = self._phase(start)
+            parts = {
+                "vqvae": not codes_frozen,
+                "decoder": codes_frozen and not frozen,
+                "discriminator": adversarial_from is not None and start >= adversarial_from and not frozen,
+                "unet": joint,
+            }
+            trained = " and ".join(name for name, learns in parts.items() if learns)
+            if trained != next(reversed(phases.values()), None):
+                phases[start] = trained
+        return phases
 
     def train(self, mode: bool = True) -> "E2EObjective":
         super().train(mode)

@@ -38,6 +38,7 @@ class BridgeObjective(Objective):
     """
 
     saved = ("vqvae", "unet", "scheduler")
+    samples_from = 0
     unet: UNet2DModel
     scheduler: OUBridgeScheduler
 
@@ -180,6 +181,7 @@ class PixelCNNObjective(_FrozenAutoencoder):
 
     trained = ("prior",)
     saved = ("vqvae", "prior")
+    samples_from = 0
     cached_input = "codes"
     prior: PixelCNNPrior
 

@@ -1,0 +1,90 @@
+"""A dry run: a few steps in each phase of a run, and what they say of the whole."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from .data import Batch, model_inputs
+from .monitoring.memory import peak_memory, total_memory
+from .monitoring.quantities import size
+from .monitoring.screen import describe_estimate, phases_within
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+# On a CPU a batch may take minutes: there a step is timed with a part of it.
+_FEW_IMAGES, _SECONDS = 4, 4.0
+
+
+def try_phases(trainer: "Trainer") -> None:
+    """
+    Steps in each phase of a run, printed as they are made, and what the whole run will take. What needs most memory,
+    or fails, may come late. On a GPU steps have whole batches; on a CPU a part, which time and memory are scaled from.
+
+    Args:
+        trainer (`Trainer`): of the run. What it trains is changed.
+    """
+    config, objective, device = trainer.config, trainer.objective, trainer.accelerator.device
+    phases, batches = phases_within(config, objective), trainer.batches()
+    ends = [*list(phases)[1:], config.max_train_steps]
+    seconds, memory, losses = 0.0, 0.0, {}
+    for number, ((start, trained), end) in enumerate(zip(phases.items(), ends, strict=True), 1):
+        trainer.accelerator.print(f"trying phase {number} of {len(phases)}, {trained} ...", flush=True)
+        trial = _Trial(trainer, (start + end) // 2)
+        found, needed = trial.run(next(batches))
+        seconds += found * (end - start) / config.max_train_steps
+        memory = max(memory, needed)
+        losses |= trainer.last_output.losses
+    trainer.accelerator.print(describe_estimate(config, objective, seconds, memory))
+    if memory > total_memory(device):
+        trainer.accelerator.print(
+            f"This is more than the {size(total_memory(device))} that {device} has: take a smaller `batch_size` with "
+            "`gradient_accumulation_steps`, or `gradient_checkpointing`."
+        )
+    terms = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
+    trainer.accelerator.print(f"dry run: steps of all phases on {device} gave {terms}; nothing was written")
+
+
+class _Trial:
+    """Steps of one phase."""
+
+    def __init__(self, trainer: "Trainer", place: int):
+        self.trainer, self.place = trainer, place
+        self.device = trainer.accelerator.device
+
+    def run(self, batch: Batch) -> tuple[float, float]:
+        """Seconds of an optimizer step, and bytes."""
+        config = self.trainer.config
+        batch = self._encoded(batch)
+        whole, few = config.batch_size, config.batch_size
+        if self.device.type == "cpu":
+            few = min(whole, _FEW_IMAGES)
+        self._time(batch, few)  # compiles and allocates
+        settled = psutil.Process().memory_info().rss
+        images, seconds = few, self._time(batch, few)
+        if few < whole:
+            images = max(few, min(whole, int(few * _SECONDS / seconds)))
+            seconds = self._time(batch, images)
+        memory: float = peak_memory(self.device)
+        if self.device.type == "cpu":
+            memory = settled + max(0.0, memory - settled) * whole / images
+        return seconds * whole / images * config.gradient_accumulation_steps, memory
+
+    def _time(self, batch: Batch, images: int) -> float:
+        started = time.perf_counter()
+        self.trainer.step({name: tensor[:images] for name, tensor in batch.items()}, self.place)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter() - started
+
+    def _encoded(self, batch: Batch) -> Batch:
+        """As the run gets its batches: what it encodes once isn't part of a step."""
+        objective: Any = self.trainer.objective
+        if objective.cached_input is None or "images" not in batch:
+            return batch
+        inputs = model_inputs(dict(batch))
+        with torch.no_grad():
+            encoded = {objective.cached_input: objective.encode(inputs["images"])}
+        return {name: tensor for name, tensor in batch.items() if name != "images"} | encoded
