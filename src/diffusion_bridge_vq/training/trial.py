@@ -29,7 +29,8 @@ def try_phases(trainer: "Trainer") -> None:
     config, objective, device = trainer.config, trainer.objective, trainer.accelerator.device
     phases, batches = phases_within(config, objective), trainer.batches()
     ends = [*list(phases)[1:], config.max_train_steps]
-    seconds, memory, losses = 0.0, 0.0, {}
+    seconds, memory = 0.0, 0.0
+    losses: dict[str, torch.Tensor] = {}
     for number, ((start, trained), end) in enumerate(zip(phases.items(), ends, strict=True), 1):
         trainer.accelerator.print(f"trying phase {number} of {len(phases)}, {trained} ...", flush=True)
         trial = _Trial(trainer, (start + end) // 2)
