@@ -201,7 +201,7 @@ def test_a_whole_run_and_its_checkpoint(pipeline, tmp_path, capsys):
     trained = train(run)
     said = capsys.readouterr().out
     assert "Classes new, starting as the null class: 0, 1, 2, 3, 4, 5 and 4 more; dropped: cat, dog, fox." in said
-    assert "Peak learning rate 1e-20, 10 steps of warm-up." in said
+    assert "learning rate 1e-20, cosine, 10 steps of warm-up" in said
     null = predict(DiffusionBridgeVQPipeline.from_pretrained(pipeline).unet, 3)
     torch.testing.assert_close(predict(trained["unet"], 7), null)
     assert json.loads(RunFolder(tmp_path).config.read_text())["unet"] == {}
