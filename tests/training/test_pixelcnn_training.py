@@ -227,7 +227,8 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(vq, tmp_path, m
 def test_a_dry_run_encodes_one_batch_and_writes_nothing(vq, tmp_path, capsys):
     assert train(config(vq, tmp_path / "dry", dry_run=True)) is None
     out = capsys.readouterr().out
-    assert "1350 images" in out and "cross_entropy" in out and "nothing was written" in out
+    assert "1,500 images" in out and "10% of them held out" in out
+    assert "cross_entropy" in out and "nothing was written" in out
     assert not (tmp_path / "dry").exists()
 
 

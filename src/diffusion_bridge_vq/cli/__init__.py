@@ -1,6 +1,7 @@
 """Command lines: the flags that scripts share, errors as one line, and outputs checked before the work."""
 
 from .evaluation import add_evaluation_arguments, evaluation_settings
+from .next_steps import REPOSITORY, after_pipeline, command_line, print_next
 from .outputs import check_output_folder, check_output_image
 from .parser import (
     class_label,
@@ -14,11 +15,14 @@ from .parser import (
 from .training import add_repository_options, parse_config, parse_run, train_command
 
 __all__ = [
+    "REPOSITORY",
     "add_evaluation_arguments",
     "add_repository_options",
+    "after_pipeline",
     "check_output_folder",
     "check_output_image",
     "class_label",
+    "command_line",
     "errors_as_lines",
     "evaluation_settings",
     "exit_on_sigterm",
@@ -27,6 +31,7 @@ __all__ = [
     "new_parser",
     "parse_config",
     "parse_run",
+    "print_next",
     "train_command",
     "whole_number",
 ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..run_folder import RunFolder
 from ..training.config import Config
 from ..training.presets import PRESETS, preset_values
+from .next_steps import after_training, print_next
 from .parser import OneLineParser, errors_as_lines, json_object, local_path, new_parser
 
 # What takes seconds to import is imported when it is needed, so that `--help` answers at once.
@@ -70,9 +71,11 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         trained = train(config, evaluation_of(config) if makes_pipeline else None)  # type: ignore[arg-type]
         if trained is None:  # a dry run, or not the main process
             return
-        saved = save_components(trained, run, run.read_id2label())
+        names = run.read_id2label()
+        saved = save_components(trained, run, names)
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
+    print_next(*after_training(saved, run, config.preset, config.dataset, list((names or {}).values())))
 
 
 def parse_config(cls: type[Config], arguments: Sequence[str] | None = None) -> Config:

@@ -10,7 +10,7 @@ After an interruption the same command goes on, with any number of processes.
 
 from datetime import timedelta
 
-from ..cli import errors_as_lines, local_path, new_parser, whole_number
+from ..cli import command_line, errors_as_lines, local_path, new_parser, print_next, whole_number
 
 
 @errors_as_lines()
@@ -37,6 +37,7 @@ def main() -> None:
 
     from ..data import load_images, stream_images
     from ..training import encode_images, load_autoencoder
+    from ..training.presets import PRESETS
 
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
@@ -68,4 +69,14 @@ def main() -> None:
         f"{sum(encoding.rows or [])} rows of {encoding.what}, {' x '.join(map(str, encoding.shape or []))} in "
         f"{encoding.dtype}, in {encoding.parts} files: {args.output_dir}"
     )
+    if accelerator.is_main_process:
+        verb = "train-prior" if args.what == "latents" else "train-pixelcnn"
+        fits = [
+            name
+            for name, preset in PRESETS.items()
+            if preset["common"]["resolution"] == options["resolution"]
+            and preset["common"]["vqvae"]["latent_channels"] == vqvae.config.latent_channels
+        ]
+        given = ("--preset", (fits or ["PRESET"])[0], "--vqvae-from", args.vqvae_from, "--latents", args.output_dir)
+        print_next((command_line(verb, *given), "train a prior on them"))
     accelerator.end_training()

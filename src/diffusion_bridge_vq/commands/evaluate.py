@@ -5,17 +5,21 @@ when it is run again.
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
 from ..cli import (
+    REPOSITORY,
     add_evaluation_arguments,
     check_output_folder,
+    command_line,
     errors_as_lines,
     evaluation_settings,
     exit_on_sigterm,
     local_path,
     new_parser,
+    print_next,
     whole_number,
 )
 from ..evaluation import METRICS, evaluate_pipelines, write_report
@@ -68,3 +72,8 @@ def main() -> None:
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
     print(f"Written: {', '.join(map(str, write_report(args.output_dir)))}")
+    for name, folder in args.model:  # a card has the figures that are in the folder of its run
+        run = next((r for r in (Path(folder), Path(folder).parent) if r / "evaluation" == args.output_dir), None)
+        if run is not None:
+            push = command_line("push-to-hub", run, REPOSITORY, "--evaluated-as", name)
+            print_next((push, "share it, with these figures on its card"))

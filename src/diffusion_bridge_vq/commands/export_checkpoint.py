@@ -1,6 +1,6 @@
 """Write the pipeline of a checkpoint, to look at a run before it ends: sample.py and the others take the result."""
 
-from ..cli import check_output_folder, errors_as_lines, local_path, new_parser
+from ..cli import after_pipeline, check_output_folder, errors_as_lines, local_path, new_parser, print_next
 from ..pipelines import save_components
 from ..run_folder import RunFolder
 from ..training.checkpoint_components import load_components
@@ -24,3 +24,5 @@ def main() -> None:
     names = RunFolder(checkpoint.absolute().parent.parent).read_id2label()
     saved = save_components(components, output, names)
     print(f"{checkpoint}: {', '.join(map(str, saved))}")
+    if output.find_component("unet") is not None:
+        print_next(*after_pipeline(output.pipeline, output.path, list((names or {}).values())))

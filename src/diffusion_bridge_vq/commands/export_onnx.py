@@ -13,4 +13,4 @@ def main() -> None:
     args = parser.parse_args()
     check_output_folder(args.output_dir)
     paths = export_onnx(DiffusionBridgeVQPipeline.from_pretrained(args.pipeline), args.output_dir)
-    print(f"Written: {', '.join(map(str, paths))}")
+    print(f"Written: {', '.join(map(str, paths))}\nNext: run them with onnxruntime, as in docs/how-to/onnx.md")

@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from ..cli import (
     check_output_folder,
     class_label,
+    command_line,
     errors_as_lines,
     finite_number,
     local_path,
     new_parser,
+    print_next,
     whole_number,
 )
 from ..data import load_images
@@ -103,6 +105,7 @@ def main() -> None:
     record = {"command": " ".join(sys.argv), "images": chosen, "chain_steps": steps}
     (args.output_dir / "inpainting.json").write_text(json.dumps(record, indent=1))
     print(f"{len(completions)} completions, seed {args.seed}: {', '.join(str(sheet) for sheet in sheets)}")
+    print_next((command_line("sample", args.pipeline), "draw whole images"))
 
 
 def read_images(pipe: DiffusionBridgeVQInpaintPipeline, args: argparse.Namespace) -> tuple[torch.Tensor, list[int]]:

@@ -1,6 +1,6 @@
 """Upload a run (weights, card, grids, settings, evaluation) to the Hub, in one commit. Needs `hf auth login`."""
 
-from ..cli import add_repository_options, errors_as_lines, local_path, new_parser
+from ..cli import add_repository_options, command_line, errors_as_lines, local_path, new_parser, print_next
 from ..hub import push_run
 
 
@@ -22,3 +22,5 @@ def main() -> None:
         dataset_name=args.dataset_name,
     )
     print(f"Pushed: {address}")
+    if (args.folder / "pipeline").is_dir() or (args.folder / "model_index.json").is_file():
+        print_next((command_line("sample", args.repo_id), "draw from the Hub, on any machine"))

@@ -10,6 +10,7 @@ import torch
 
 from ..cli import (
     add_evaluation_arguments,
+    after_pipeline,
     check_output_folder,
     errors_as_lines,
     evaluation_settings,
@@ -17,6 +18,7 @@ from ..cli import (
     finite_number,
     local_path,
     new_parser,
+    print_next,
     whole_number,
 )
 from ..comparison import TRAINING_STAGES, Comparison
@@ -57,5 +59,6 @@ def main() -> None:
             device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
             written = comparison.evaluate(args.metrics, device, **evaluation)
             print(f"Written: {', '.join(map(str, written))}")
+            print_next(*after_pipeline(comparison.run("bridge").pipeline, comparison.run("bridge").path))
         else:
             comparison.train(stage)

@@ -10,6 +10,7 @@ import argparse
 import itertools
 import math
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,16 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..cli import (
+    REPOSITORY,
     check_output_folder,
     check_output_image,
     class_label,
+    command_line,
     errors_as_lines,
     finite_number,
     local_path,
     new_parser,
+    print_next,
     whole_number,
 )
 from ..figures import chain_sheet
@@ -103,6 +107,14 @@ def main() -> None:
         save_file({"chain": rows}, args.output.parent / "chain.safetensors")
         chain_sheet(args.output.parent)
     print(f"{len(images)} images, seed {args.seed}, {pipe.num_timesteps} steps: {args.output}")
+    folder = Path(args.pipeline)
+    where = ("--output-dir", folder / "evaluation") if folder.is_dir() else ()
+    model = ("--model", f"mine={args.pipeline}", "--dataset", "DATASET")
+    measure = command_line("evaluate", "fid", *model, *where)
+    print_next(
+        (measure, "compare with real images"),
+        (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it"),
+    )
 
 
 def write_files(pipe: Any, args: argparse.Namespace) -> None:

@@ -1,0 +1,76 @@
+"""What to do next, as commands that can be pasted."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..run_folder import RunFolder
+
+# Where the user fills in a name of their own.
+REPOSITORY = "USER/MODEL"
+
+
+def command_line(verb: str, *arguments: str | Path) -> str:
+    """
+    A command as this one was started: `python examples/sample.py ...` from a script, else `dbvq sample ...`.
+
+    Args:
+        verb (`str`): as for `dbvq`, e.g. "train-prior".
+        arguments (`str` or `Path`): quoted for a shell where that is needed.
+    """
+    program = Path(sys.argv[0])
+    own = ["dbvq", verb]
+    if program.suffix == ".py":
+        own = ["python", str(program.with_name(f"{verb.replace('-', '_')}.py"))]
+    return shlex.join([*own, *map(str, arguments)])
+
+
+def print_next(*steps: tuple[str, str]) -> None:
+    """Print steps, pairs of a command and what it does."""
+    print("Next:", *(f"  {command}  # {purpose}" for command, purpose in steps), sep="\n", flush=True)
+
+
+def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """
+    Steps after a pipeline with a diffusion prior was saved.
+
+    Args:
+        pipeline (`Path`): the folder of the pipeline.
+        folder (`Path`): what is uploaded, the folder of its run if it has one.
+        class_names (`Sequence[str]`, *optional*): of a class-conditional model, which is drawn from class by class.
+    """
+    classes = ("--all-classes",) if class_names else ()
+    picture = pipeline.parent / "samples.png"
+    return [
+        (command_line("sample", pipeline, *classes, "--output", picture), "draw 64 images"),
+        (command_line("push-to-hub", folder, REPOSITORY), "share it"),
+    ]
+
+
+def after_training(
+    saved: Sequence[Path], run: RunFolder, preset: str, dataset: str, class_names: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """
+    Steps after a run.
+
+    Args:
+        saved (`Sequence[Path]`): what it saved, as `save_components` returns it.
+        run (`RunFolder`): its folder.
+        preset (`str`), dataset (`str`): of the run.
+        class_names (`Sequence[str]`, *optional*): that a prior was trained on.
+    """
+    if run.autoencoder in saved:
+        following = run.path.with_name(f"{run.path.name}-prior")
+        arguments = ("--preset", preset, "--dataset", dataset, "--vqvae-from", run.path, "--output-dir", following)
+        return [(command_line("train-prior", *arguments), "train a prior on it (stage 2)")]
+    if RunFolder(run.path).find_component("unet") is not None:
+        return after_pipeline(run.pipeline, run.path, class_names)
+    code = (
+        "from diffusion_bridge_vq import PixelCNNVQPipeline; "
+        f"PixelCNNVQPipeline.from_pretrained({str(run.pipeline)!r})().images[0].save({str(run.path / 'sample.png')!r})"
+    )
+    return [
+        (shlex.join(["python", "-c", code]), "draw an image"),
+        (command_line("push-to-hub", run.path, REPOSITORY), "share it"),
+    ]

@@ -1,0 +1,44 @@
+"""The commands that a command names at its end are ones that its reader can paste."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diffusion_bridge_vq.cli.next_steps import after_pipeline, after_training, command_line
+from diffusion_bridge_vq.run_folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("examples/train_e2e.py", ["python", "examples/push_to_hub.py"]),
+        ("/home/me/clone/examples/sample.py", ["python", "/home/me/clone/examples/push_to_hub.py"]),
+        ("dbvq train-e2e", ["dbvq", "push-to-hub"]),
+    ],
+)
+def test_commands_are_started_as_this_one_was(program, words, monkeypatch):
+    monkeypatch.setattr("sys.argv", [program, "--seed=3"])
+    line = command_line("push-to-hub", Path("my runs/a"), "USER/MODEL")
+    assert shlex.split(line) == [*words, "my runs/a", "USER/MODEL"]
+
+
+def test_classes_are_drawn_in_turn(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dbvq train-prior"])
+    (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"), ["cat", "dog"])
+    assert draw == "dbvq sample runs/a/pipeline --all-classes --output runs/a/samples.png"
+    (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"))
+    assert "classes" not in draw
+
+
+def test_after_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dbvq train"])
+    run = RunFolder(tmp_path / "a")
+    ((line, _),) = after_training([run.autoencoder], run, "cifar10-tiny", "photos", None)
+    start = "dbvq train-prior --preset cifar10-tiny --dataset photos "
+    assert line == f"{start}--vqvae-from {run.path} --output-dir {run.path}-prior"
+    (draw, _), (push, _) = after_training([run.pipeline], run, "digits", "digits", None)
+    assert shlex.split(draw)[0] == "python" and "PixelCNNVQPipeline" in draw
+    (run.pipeline / "unet").mkdir(parents=True)
+    assert after_training([run.pipeline], run, "digits", "digits", None)[0][0].startswith("dbvq sample ")
+    assert push == f"dbvq push-to-hub {run.path} USER/MODEL"
