@@ -1,6 +1,9 @@
 """Every public name of the package has documentation, and the reference has a page for every package."""
 
+import ast
 import importlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
 
@@ -39,3 +42,37 @@ def test_the_reference_has_a_page(name):
     assert f"::: diffusion_bridge_vq.{name}" in (ROOT / "docs/reference/api" / f"{name}.md").read_text(
         encoding="utf-8"
     )
+
+
+def documented_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef, str]]:
+    """Name, signature and arguments in the docstring of every function that has some; of a class, its `__init__`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            function: ast.FunctionDef | None = node
+        elif isinstance(node, ast.ClassDef):
+            function = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+        else:
+            continue
+        if function is not None and "Args:" in (text := ast.get_docstring(node) or ""):  # type: ignore[arg-type]
+            yield node.name, function, text.partition("Args:")[2]
+
+
+def test_optional_arguments_are_documented_with_their_defaults():
+    """As in diffusers: `name` (`int`, *optional*, defaults to 3)."""
+    wrong = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for owner, function, text in documented_functions(ast.parse(path.read_text(encoding="utf-8"))):
+            arguments = function.args
+            positional = [*arguments.posonlyargs, *arguments.args]
+            defaults = dict(zip(positional[::-1], arguments.defaults[::-1], strict=False))
+            defaults |= {
+                a: d for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d is not None
+            }
+            for argument, default in defaults.items():
+                if (found := re.search(rf"(?<![\w`.]){argument.arg} \(([^)]*)", text)) is None:
+                    continue
+                words = " ".join(found[1].split())
+                is_none = isinstance(default, ast.Constant) and default.value is None
+                if "*optional*" not in words or not (is_none or "defaults to" in words):
+                    wrong.append(f"{path.name}: {owner}({argument.arg}): {words}")
+    assert not wrong, "\n".join(wrong)

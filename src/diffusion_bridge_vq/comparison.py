@@ -85,7 +85,7 @@ class Comparison:
         Measure what results.json lacks of the pipelines that exist, and write the tables.
 
         Args:
-            metrics (`Collection[str]`, *optional*): of `METRICS`; defaults to all.
+            metrics (`Collection[str]`, *optional*, defaults to all): names in `METRICS`.
             device (`torch.device` or `str`, *optional*, defaults to `"cpu"`): of models and metrics.
             settings: further arguments of `evaluate_pipelines`.
 

@@ -120,7 +120,7 @@ def make_model_card(
         license (`str`, *optional*): of the weights, by the Hub's name, e.g. "apache-2.0".
         evaluated_as (`str`, *optional*): the model's name in results.json, if that has several.
         samples (`str`, *optional*): path of a picture in the folder of the card.
-        carries_code (`bool`): the repository has code for people without the package.
+        carries_code (`bool`, *optional*, defaults to `False`): the repository has code for people without the package.
         dataset_name (`str`, *optional*): what to call the data set. Without it, and without a `dataset_name` in the
             run's settings, only a data set of the Hub is named.
 

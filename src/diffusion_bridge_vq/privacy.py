@@ -77,8 +77,8 @@ def public_result(result: dict[str, Any], names: tuple[str | None, ...] = ()) ->
 
     Args:
         result (`dict[str, Any]`): of results.json.
-        names (`tuple[str | None, ...]`, *optional*): names of data sets that may be published; the first one that
-            isn't None replaces one that may not.
+        names (`tuple[str | None, ...]`, *optional*, defaults to `()`): names of data sets that may be published; the
+            first one that isn't None replaces one that may not.
     """
     cleaned: dict[str, Any] = redact({key: value for key, value in result.items() if key != "command"})
     given = _flag_values(str(result.get("command", "")), "--dataset-name")

@@ -88,7 +88,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         records (`Records`): the images, not yet decoded.
         name (`str`): what to call the dataset in messages.
         resolution (`int`): H and W.
-        channels (`int`): 3 for RGB, 1 for gray.
+        channels (`int`, *optional*, defaults to 3): 3 for RGB, 1 for gray.
         labels (`torch.Tensor`, *optional*): (N,) int64 in 0..num_classes-1.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         in_memory (`bool`, *optional*, defaults to `True`): decode at once what fits; otherwise all on access.

@@ -38,8 +38,8 @@ def load_images(
             - else the id of a dataset on the Hub, such as "user/name", or "hf://datasets/user/name" where there is a
               folder `user` here.
         resolution (`int`): height and width of the images.
-        channels (`int`): 3 for RGB, 1 for gray.
-        split (`str`): the split, by the name it has in the dataset.
+        channels (`int`, *optional*, defaults to 3): 3 for RGB, 1 for gray.
+        split (`str`, *optional*, defaults to `"train"`): the split, by the name it has in the dataset.
         image_column (`str`, *optional*): the column of images; needed where there are several.
         label_column (`str`, *optional*): the column of classes. The default is the only ClassLabel column, if there is
             exactly one. Integers or strings become consecutive class ids in their sorted order, counted in this split.

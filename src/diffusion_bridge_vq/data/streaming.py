@@ -40,13 +40,15 @@ def stream_images(
     Args:
         dataset (`str`): a folder of parquet files or tar shards, or the id of a dataset on the Hub, as `load_images`
             takes it.
-        resolution (`int`), channels (`int`), split (`str`), image_column (`str`, *optional*): as for `load_images`.
+        resolution (`int`), channels (`int`, *optional*, defaults to 3), split (`str`, *optional*, defaults to
+            `"train"`), image_column (`str`, *optional*): as for `load_images`.
         label_column (`str`, *optional*): the column of classes; the default is the only ClassLabel column, if there is
             exactly one whose first row has a label. Integers or strings of parquet files become class ids as in
             `load_images`; that column is read once for it. Integers of tar shards, such as "cls" or "json.label", are
             class ids without names; strings are refused there.
-        seed (`int`): of the order.
-        buffer_size (`int`): images, still encoded, among which the next is drawn; each worker has as many in memory.
+        seed (`int`, *optional*, defaults to 0): of the order.
+        buffer_size (`int`, *optional*, defaults to 2048): images, still encoded, among which the next is drawn; each
+            worker has as many in memory.
 
     Raises:
         ValueError: a bad argument, a missing folder, split or column, or no image at all.
@@ -117,7 +119,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             ids.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         files (`list`): what is known of the dataset's files, for the fingerprint.
-        parquet (`list[str]`, *optional*): the files of the split, if all are parquet files.
+        parquet (`list[str]`, *optional*, defaults to `()`): the files of the split, if all are parquet files.
 
     Raises:
         ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.

@@ -48,7 +48,7 @@ def bridge_code_bits(
         quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         codes (`torch.Tensor`): of real images, (n, h, w) or (n, N), n at least 2.
         generator (`torch.Generator`, *optional*): source of the noise.
-        batch_size (`int`): maps per call of the network, at least 1.
+        batch_size (`int`, *optional*, defaults to 64): maps per call of the network, at least 1.
         class_labels (`torch.Tensor`, *optional*): (n,) int64, of a network with classes.
 
     Returns:

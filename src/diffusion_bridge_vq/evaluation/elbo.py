@@ -65,7 +65,7 @@ def bridge_elbo(
             with replacement; without it, all T are gone through, each with noise of its own.
         variance (`float`, *optional*): of the decoder, > 0. Without it, the mean squared error over all images, which
             makes their likelihood largest.
-        batch_size (`int`): images per call of the networks, at least 1.
+        batch_size (`int`, *optional*, defaults to 64): images per call of the networks, at least 1.
         class_labels (`torch.Tensor`, *optional*): (n,) int64, of a network with classes.
 
     Raises:

@@ -59,7 +59,7 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtr
 
     Args:
         name (`str`): see the table.
-        device (`torch.device`): where the network is put.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): where the network is put.
 
     Raises:
         TypeError: no device.
@@ -87,7 +87,7 @@ def extract(
     Args:
         extractor (`Callable`): from [`load_extractor`], or any other from a batch of images to (B, d).
         images (`torch.Tensor` or an iterable of them): uint8 (n, C, H, W), or batches of those, all of one size.
-        batch_size (`int`): images per call of the extractor, at least 1.
+        batch_size (`int`, *optional*, defaults to 64): images per call of the extractor, at least 1.
 
     Returns:
         `torch.Tensor`: (n, d) float32 on the CPU, in the order of the images.

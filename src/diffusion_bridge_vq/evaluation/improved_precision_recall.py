@@ -30,7 +30,7 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
 
     Args:
         features (`torch.Tensor`), reference (`torch.Tensor`): (n, d) and (m, d) float, of samples and real images.
-        k (`int`): at least 1.
+        k (`int`, *optional*, defaults to 3): at least 1.
 
     Raises:
         TypeError: no tensors.

@@ -12,7 +12,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
     Args:
         successes (`int`), trials (`int`): 0 <= successes <= trials, at least one trial.
-        confidence (`float`): coverage, in (0, 1).
+        confidence (`float`, *optional*, defaults to 0.95): coverage, in (0, 1).
 
     Raises:
         TypeError: no numbers.

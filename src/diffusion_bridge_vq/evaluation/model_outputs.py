@@ -31,7 +31,7 @@ class ModelOutputs:
         real ([`RealImages`]): what it is compared with.
         store ([`SampleStore`]): where samples are stored.
         config ([`EvaluationConfig`]): `num_images` and `extractor` are those of `real`.
-        batch_size (`int`): images per call of the networks.
+        batch_size (`int`, *optional*, defaults to 64): images per call of the networks.
 
     Attributes:
         prior ([`EvaluatedPrior`], *optional*): None for an autoencoder alone.

@@ -65,7 +65,7 @@ def append_results(
         figures (`Mapping`): {name of the metric: its value, and facts that the others don't share}.
         n (`int`): how many images or repeats they are made from.
         seed (`int`): of the run.
-        device (`torch.device`): that was measured; its model is looked up.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): that was measured; its model is looked up.
         **facts: whatever else belongs to them, as JSON: model, dataset, reference (the reference set), extractor,
             steps, std, ...
 

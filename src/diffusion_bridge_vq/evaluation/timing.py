@@ -33,10 +33,10 @@ def seconds_per_sample(
 
     Args:
         draw (`Callable`): draws one batch.
-        batch_size (`int`): samples that one call of `draw` makes, at least 1.
-        repeats (`int`): batches that are timed, at least 1.
-        warmup (`int`): batches drawn before, for compilation and caches, at least 0.
-        device (`torch.device`): what `draw` runs on.
+        batch_size (`int`, *optional*, defaults to 32): samples that one call of `draw` makes, at least 1.
+        repeats (`int`, *optional*, defaults to 10): batches that are timed, at least 1.
+        warmup (`int`, *optional*, defaults to 2): batches drawn before, for compilation and caches, at least 0.
+        device (`torch.device`, *optional*, defaults to `"cpu"`): what `draw` runs on.
 
     Raises:
         TypeError: another kind of object than the one named above.

@@ -66,12 +66,14 @@ def push_run(
         folder (`str` or `Path`): of the run, with `pipeline/`; or of a pipeline.
         repo_id (`str`): "user/model"; made if there is none.
         token (`str`, *optional*): with the right to write; that of `hf auth login` without it.
-        private (`bool`): of a new repository; False makes one that is there public, too.
+        private (`bool`, *optional*, defaults to `True`): of a new repository; False makes one that is there public,
+            too.
         license (`str`, *optional*): of the weights, by the Hub's name, e.g. "apache-2.0".
         evaluated_as (`str`, *optional*): the model's name in results.json, if that has several.
         dataset_name (`str`, *optional*): the public name of the training data; without it only one of the Hub is
             named.
-        commit_message (`str`): first line of the commit.
+        commit_message (`str`, *optional*, defaults to `"Push a run of diffusion-bridge-vq"`): first line of the
+            commit.
 
     Returns:
         `str`: address of the repository.

@@ -30,7 +30,7 @@ def upload_while_training(
         folder (`str` or `Path`): of the run.
         options ([`PushOptions`], *optional*): without them nothing is uploaded.
         token (`str`, *optional*): as in [`push_run`].
-        every (`float`): seconds between uploads.
+        every (`float`, *optional*, defaults to 300.0): seconds between uploads.
 
     Raises:
         PermissionError: when it is entered, if the Hub says that the token may not write there.

@@ -98,7 +98,7 @@ def regularization_loss(
     Args:
         noisy_latents (`torch.Tensor`): z_e^t, (B, d, ...).
         timesteps (`torch.Tensor`): (B,).
-        temperature (`float`): tau.
+        temperature (`float`, *optional*, defaults to 1.0): tau.
 
     Returns:
         `torch.Tensor`: scalar per latent coordinate.

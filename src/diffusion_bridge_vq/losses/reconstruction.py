@@ -127,7 +127,7 @@ class PatchDiscriminator(nn.Sequential):
 
     Args:
         in_channels (`int`): C.
-        width (`int`): channels of the first layer; then twice and four times as many.
+        width (`int`, *optional*, defaults to 32): channels of the first layer; then twice and four times as many.
     """
 
     def __init__(self, in_channels: int, width: int = 32):
@@ -153,11 +153,13 @@ class ReconstructionLoss(nn.Module):
     images as constants.
 
     Args:
-        channels (`int`): C of the images.
-        l1_weight (`float`): weight of the absolute error, added to the squared one.
-        perceptual_weight (`float`), adversarial_weight (`float`): 0 leaves the term, and its network, out.
-        perceptual_features (`str`): "efficientnet-lite0" for [`PerceptualLoss`], "lpips" for [`LPIPSLoss`].
-        adversarial_from (`int`): first step with the adversarial term.
+        channels (`int`, *optional*, defaults to 3): C of the images.
+        l1_weight (`float`, *optional*, defaults to 0.0): weight of the absolute error, added to the squared one.
+        perceptual_weight (`float`, *optional*, defaults to 0.0), adversarial_weight (`float`, *optional*, defaults to
+            0.0): 0 leaves the term, and its network, out.
+        perceptual_features (`str`, *optional*, defaults to `"efficientnet-lite0"`): "efficientnet-lite0" for
+            [`PerceptualLoss`], "lpips" for [`LPIPSLoss`].
+        adversarial_from (`int`, *optional*, defaults to 0): first step with the adversarial term.
 
     Raises:
         ValueError: other `perceptual_features`, or a network that can't be had here, with what to do instead.

@@ -27,7 +27,8 @@ def denoise(
         scheduler: [`OUBridgeScheduler`] or a stock scheduler.
         sample (`torch.Tensor`): z_t, (B, d, h, w) or (B, d, N).
         timestep (`torch.Tensor`): scalar, or one per sample (B,).
-        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`call_network`].
+        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`, *optional*, defaults to 1.0): see
+            [`call_network`].
 
     Returns:
         `torch.Tensor`: the prediction, in the shape of `sample`.

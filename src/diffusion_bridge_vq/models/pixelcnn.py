@@ -57,13 +57,15 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
     implementations keep and multiply by zero, they are 95.7M (the paper: 95.8M).
 
     Args:
-        num_codes (`int`): K.
-        width (`int`): channels of both stacks.
-        num_layers (`int`): gated layers; each sees one row and one column further than the one before.
-        kernel_size (`int`): side of the first layer's window, odd, at least 3. The windows of the others are 3.
-        sample_size (`int` or `tuple[int, int]`): h and w of the maps that `generate` draws.
+        num_codes (`int`, *optional*, defaults to 256): K.
+        width (`int`, *optional*, defaults to 512): channels of both stacks.
+        num_layers (`int`, *optional*, defaults to 15): gated layers; each sees one row and one column further than the
+            one before.
+        kernel_size (`int`, *optional*, defaults to 7): side of the first layer's window, odd, at least 3. The windows
+            of the others are 3.
+        sample_size (`int` or `tuple[int, int]`, *optional*, defaults to 8): h and w of the maps that `generate` draws.
         num_class_embeds (`int`, *optional*): classes, the last being the null class; None is unconditional.
-        dropout (`float`): of the gated activations of both stacks, in [0, 1).
+        dropout (`float`, *optional*, defaults to 0.0): of the gated activations of both stacks, in [0, 1).
 
     Raises:
         ValueError: a number outside its range.
@@ -148,14 +150,15 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
         is known.
 
         Args:
-            batch_size (`int`): B.
+            batch_size (`int`, *optional*, defaults to 1): B.
             generator (`torch.Generator` or a list with one per map, *optional*): source of all noise.
-            temperature (`float`): > 0; 1 is the model's own law, less is closer to the likeliest code.
+            temperature (`float`, *optional*, defaults to 1.0): > 0; 1 is the model's own law, less is closer to the
+                likeliest code.
             class_labels (`torch.Tensor`, *optional*): (B,); the null class if left out.
             codes (`torch.Tensor`, *optional*): (B, h, w), of any size; what stands at unknown positions is ignored.
             mask (`torch.Tensor`, *optional*): True or 1 where codes are unknown and drawn, False or 0 where they are
                 known; broadcasts against `codes`, e.g. (h, w).
-            progress_bar (`Callable`, *optional*): wraps the iterable over rows, e.g. `tqdm`.
+            progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over rows, e.g. `tqdm`.
 
         Returns:
             `torch.Tensor`: codes (B, h, w), int64.

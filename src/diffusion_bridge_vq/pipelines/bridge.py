@@ -113,7 +113,8 @@ class BridgePipeline(VQPipeline):
         ```
 
         Args:
-            batch_size (`int`): images per call; another number compiles again when it is met. Guidance doubles it.
+            batch_size (`int`, *optional*, defaults to 1): images per call; another number compiles again when it is
+                met. Guidance doubles it.
             **kwargs: of `torch.compile`, e.g. `mode="max-autotune"`.
         """
         check_count("batch_size", batch_size)

@@ -27,7 +27,7 @@ class DenoisingChain:
 
     Args:
         steps (`Sequence[int]`): steps to look at, counted from 0; negative ones from the end, -1 being z_0.
-        output_type (`str`): "pil", "np" or "pt", as in the pipelines.
+        output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" or "pt", as in the pipelines.
 
     Raises:
         ValueError: no steps; when called, a step that the call doesn't have.

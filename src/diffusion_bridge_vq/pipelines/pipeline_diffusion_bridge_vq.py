@@ -65,9 +65,9 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             num_inference_steps (`int`, *optional*): network calls, 1 to `num_train_timesteps`; defaults to the
                 pipeline's `default_num_inference_steps`, or 20; of a student, to the most that it takes.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
-            output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
-                z_0 (B, d, h, w) before quantization.
-            return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
+            output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
+                in [0, 1], or "latent", which is z_0 (B, d, h, w) before quantization.
+            return_dict (`bool`, *optional*, defaults to `True`): return an `ImagePipelineOutput` or a tuple.
             latents (`torch.Tensor`, *optional*): standard normal noise (B, d, h, w) to start from.
             class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
                 classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for.
@@ -77,12 +77,13 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
                 or "ancestral", the paper's, which wants 50 to `num_train_timesteps` steps. A stock scheduler is a
                 solver itself and takes none.
             timestep_spacing (`str`, *optional*): see [`sample_latents`].
-            sample_codes (`bool`): draw the codes from softmax(-||z_0 - e_k||^2) (last lines of Algorithm 2) instead of
-                taking the nearest.
+            sample_codes (`bool`, *optional*, defaults to `False`): draw the codes from softmax(-||z_0 - e_k||^2) (last
+                lines of Algorithm 2) instead of taking the nearest.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
                 step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
                 the images are of what is drawn so far.
-            callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
+                `kwargs`, from `_callback_tensor_inputs`.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: `.images`.

@@ -82,16 +82,16 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 or (B, H, W, 1), tensors (H, W), (1, H, W) or (B, 1, H, W).
             num_inference_steps (`int`, *optional*, defaults to 50): steps of the reverse chain, 1 to
                 `num_train_timesteps`; of a student, by default the most that it takes.
-            num_completions (`int`): independent completions of each image; those of one image are neighbours in the
-                output.
+            num_completions (`int`, *optional*, defaults to 1): independent completions of each image; those of one
+                image are neighbours in the output.
             generator (`torch.Generator` or a list with one per completion, *optional*): makes them repeatable.
-            output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
-                z_0 (B, d, h, w) before quantization.
-            return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
-            composite_strength (`float`): weight of `image` at known pixels of the result, in [0, 1]: 0 is all
-                decoder (reconstruction, without seams), 1 keeps known pixels as they were given.
-            jump_length (`int`), jump_n_sample (`int`): resampling, see [`inpaint_latents`]; `jump_n_sample` times
-                the network calls.
+            output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
+                in [0, 1], or "latent", which is z_0 (B, d, h, w) before quantization.
+            return_dict (`bool`, *optional*, defaults to `True`): return an `ImagePipelineOutput` or a tuple.
+            composite_strength (`float`, *optional*, defaults to 0.0): weight of `image` at known pixels of the result,
+                in [0, 1]: 0 is all decoder (reconstruction, without seams), 1 keeps known pixels as they were given.
+            jump_length (`int`, *optional*, defaults to 10), jump_n_sample (`int`, *optional*, defaults to 1):
+                resampling, see [`inpaint_latents`]; `jump_n_sample` times the network calls.
             latents (`torch.Tensor`, *optional*): standard normal noise to start from, (B num_completions, d, h, w).
             class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
                 classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for.
@@ -103,7 +103,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
                 step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
                 the images are of what is drawn so far.
-            callback_on_step_end_tensor_inputs (`list[str]`): names in that `kwargs`, from `_callback_tensor_inputs`.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
+                `kwargs`, from `_callback_tensor_inputs`.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: `.images`, B num_completions of them.

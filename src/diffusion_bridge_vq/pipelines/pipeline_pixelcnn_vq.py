@@ -57,12 +57,13 @@ class PixelCNNVQPipeline(VQPipeline):
         Args:
             batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
-            output_type (`str`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or "latent", which is
-                z_q (B, d, h, w), the vectors of the codes.
-            return_dict (`bool`): return an `ImagePipelineOutput` or a tuple.
+            output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
+                in [0, 1], or "latent", which is z_q (B, d, h, w), the vectors of the codes.
+            return_dict (`bool`, *optional*, defaults to `True`): return an `ImagePipelineOutput` or a tuple.
             class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
                 classes (`pipe.id2label`), one per image or one for all.
-            temperature (`float`): > 0; 1 is the prior's own law, less is closer to the likeliest codes.
+            temperature (`float`, *optional*, defaults to 1.0): > 0; 1 is the prior's own law, less is closer to the
+                likeliest codes.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: `.images`.

@@ -48,7 +48,8 @@ def sample_latents(
         device (`torch.device`, *optional*): of the latents.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the latents.
         latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
-        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`denoise`].
+        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`, *optional*, defaults to 1.0): see
+            [`denoise`].
         solver (`str`, *optional*): how an [`OUBridgeScheduler`] is walked: "dpmsolver++" (the default here) and
             "ddim" without noise, in about 20 steps, or "ancestral" (the paper's Algorithm 2, its `step`; the default
             of [`inpaint_latents`]). A stock scheduler is a solver itself and takes none.
@@ -56,7 +57,7 @@ def sample_latents(
             "dpmsolver++" and "ddim", to the scheduler's own otherwise.
         callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
             returns, if anything, replaces the latents.
-        progress_bar (`Callable`, *optional*): wraps the iterable over steps, e.g. `tqdm`.
+        progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`.
 
     Returns:
         `torch.Tensor`: z_0 of the given shape.
@@ -117,8 +118,9 @@ def inpaint_latents(
         known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
         mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
             `known_latents`, e.g. (B, 1, h, w) or (N,).
-        jump_length (`int`): steps between two jumps back, at least 1.
-        jump_n_sample (`int`): how often each stretch of steps is walked; 1 is no resampling.
+        jump_length (`int`, *optional*, defaults to 10): steps between two jumps back, at least 1.
+        jump_n_sample (`int`, *optional*, defaults to 1): how often each stretch of steps is taken; 1 is no
+            resampling.
         callback (`Callable`, *optional*): as in [`sample_latents`]; a step that is walked again is reported again.
 
     Returns:

@@ -47,25 +47,32 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     `v_prediction` is defined in these coordinates, and `to_diffusers` gives a stock scheduler that samples x.
 
     Args:
-        num_train_timesteps (`int`): T, the number of noise levels.
-        beta_start (`float`), beta_end (`float`): ends of the linear and scaled_linear schedules, in [0, 1].
-        beta_schedule (`str`): "linear", "scaled_linear" or "squaredcos_cap_v2".
+        num_train_timesteps (`int`, *optional*, defaults to 1000): T, the number of noise levels.
+        beta_start (`float`, *optional*, defaults to 0.0001), beta_end (`float`, *optional*, defaults to 0.02): ends of
+            the linear and scaled_linear schedules, in [0, 1].
+        beta_schedule (`str`, *optional*, defaults to `"linear"`): "linear", "scaled_linear" or "squaredcos_cap_v2".
         trained_betas (`list[float]`, *optional*): the T betas themselves, in [0, 1], instead of a schedule. Of all
             schedules, the first must be above 0, and all but the last below 1. A last one of 1 leaves noise alone
             (zero terminal SNR), from which a network that predicts the noise can't find z_0.
-        theta (`float`): pull towards z*, > 0.
-        eta (`float`): strength of the noise, > 0. s = eta / sqrt(2 theta) is the stationary standard deviation.
-        z_star (`float` or `list[float]`): mean of the stationary law; a list gives one value per channel.
-        prediction_type (`str`): what the network returns: "epsilon", "sample" (z_0) or "v_prediction".
-        variance_type (`str`): variance of the reverse step: "fixed_small" (the bridge's), "fixed_large"
-            (beta_t s^2) or "zero" (Algorithm 2 as printed adds no noise).
-        clip_sample (`bool`): clip the predicted z_0 to +-`clip_sample_range`. Off: latents have no natural range.
-        clip_sample_range (`float`): half width of the clipping interval, > 0.
-        timestep_spacing (`str`): "linspace", "leading" or "trailing", as in `DDPMScheduler`.
-        steps_offset (`int`): added to the timesteps of the "leading" spacing.
-        lambda_max_clipped (`float`): half log(abar' / (1 - abar')) where steps even in it end at the latest, see
-            `set_timesteps`. At 2.5 the noise is 0.08 of the latents' standard deviation, which moves no code; a
-            network's errors at lower noise add up, and how large they are is a matter of its training.
+        theta (`float`, *optional*, defaults to 1.0): pull towards z*, > 0.
+        eta (`float`, *optional*, defaults to sqrt(2)): strength of the noise, > 0. s = eta / sqrt(2 theta) is the
+            stationary standard deviation.
+        z_star (`float` or `list[float]`, *optional*, defaults to 0.0): mean of the stationary law; a list gives one
+            value per channel.
+        prediction_type (`str`, *optional*, defaults to `"epsilon"`): what the network returns: "epsilon", "sample"
+            (z_0) or "v_prediction".
+        variance_type (`str`, *optional*, defaults to `"fixed_small"`): variance of the reverse step: "fixed_small"
+            (the bridge's), "fixed_large" (beta_t s^2) or "zero" (Algorithm 2 as printed adds no noise).
+        clip_sample (`bool`, *optional*, defaults to `False`): clip the predicted z_0 to +-`clip_sample_range`. Off:
+            latents have no natural range.
+        clip_sample_range (`float`, *optional*, defaults to 1.0): half width of the clipping interval, > 0.
+        timestep_spacing (`str`, *optional*, defaults to `"leading"`): "linspace", "leading" or "trailing", as in
+            `DDPMScheduler`.
+        steps_offset (`int`, *optional*, defaults to 0): added to the timesteps of the "leading" spacing.
+        lambda_max_clipped (`float`, *optional*, defaults to 2.5): half log(abar' / (1 - abar')) where steps even in it
+            end at the latest, see `set_timesteps`. At 2.5 the noise is 0.08 of the latents' standard deviation, which
+            moves no code; a network's errors at lower noise add up, and how large they are is a matter of its
+            training.
         few_step_timesteps (`dict[str, list[int]]`, *optional*): timesteps fitted to the network, by their number
             ("4"), which DPM-Solver++ takes where no spacing is asked for.
         distilled_guidance_scale (`float`, *optional*): of a student (`dbvq distill`), whose network finds z_0 in one
@@ -293,7 +300,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         Choose the timesteps of the reverse chain; any subset works, since the bridge holds for any skip.
 
         Args:
-            num_inference_steps (`int`): 1..T steps, placed by `timestep_spacing`.
+            num_inference_steps (`int`, *optional*): 1..T steps, placed by `timestep_spacing`.
             device (`torch.device`, *optional*): where `timesteps` is put. Leave it on the CPU for a loop that never
                 waits for the device.
             timesteps (`list[int]`, *optional*): the timesteps themselves, descending, instead of their number.
@@ -343,7 +350,8 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             timestep (`int` or `torch.Tensor`): i of `sample`.
             sample (`torch.Tensor`): z_t, (B, d, ...).
             generator (`torch.Generator` or a list with one per sample, *optional*): source of the noise.
-            return_dict (`bool`): return an [`OUBridgeSchedulerOutput`] or the tuple of its fields.
+            return_dict (`bool`, *optional*, defaults to `True`): return an [`OUBridgeSchedulerOutput`] or the tuple of
+                its fields.
 
         Raises:
             ValueError: a timestep outside the schedule, or shapes that differ.

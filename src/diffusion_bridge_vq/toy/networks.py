@@ -21,9 +21,10 @@ class SequenceVQModel(ModelMixin, ConfigMixin):
     A [`GumbelVQModel`] without encoder and decoder: sequences are their own latents, z_e = x and x = z_q.
 
     Args:
-        vq_embed_dim (`int`): d.
-        num_vq_embeddings (`int`): K.
-        temperature (`float`), commitment_weight (`float`): see [`GumbelSoftmaxQuantizer`].
+        vq_embed_dim (`int`, *optional*, defaults to 2): d.
+        num_vq_embeddings (`int`, *optional*, defaults to 8): K.
+        temperature (`float`, *optional*, defaults to 1.0), commitment_weight (`float`, *optional*, defaults to 0.25):
+            see [`GumbelSoftmaxQuantizer`].
     """
 
     @register_to_config
@@ -58,10 +59,11 @@ class SequenceDenoiser(ModelMixin, ConfigMixin):
     is a softmax over `num_vectors` learned vectors, which no other position shares weights with.
 
     Args:
-        channels (`int`): d.
-        length (`int`): N.
-        width (`int`), num_blocks (`int`): of the residual blocks.
-        num_vectors (`int`): vectors that the output is a mean of.
+        channels (`int`, *optional*, defaults to 2): d.
+        length (`int`, *optional*, defaults to 5): N.
+        width (`int`, *optional*, defaults to 64), num_blocks (`int`, *optional*, defaults to 3): of the residual
+            blocks.
+        num_vectors (`int`, *optional*, defaults to 16): vectors that the output is a mean of.
     """
 
     @register_to_config

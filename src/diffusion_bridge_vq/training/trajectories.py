@@ -62,7 +62,7 @@ def draw_trajectories(
         seed (`int`, *optional*, defaults to 0): of noise and classes.
         precision (`str`, *optional*, defaults to "float16"): of what is written.
         batch_size (`int`, *optional*, defaults to 64): trajectories drawn at a time, by each process.
-        name (`str`, *optional*): of the teacher, for messages.
+        name (`str`, *optional*, defaults to `"a bridge"`): of the teacher, for messages.
         class_names (`list[str]`, *optional*): of the teacher's classes.
 
     Raises:

@@ -21,7 +21,8 @@ class RunLog:
     Args:
         config (`RunConfig`): of the run.
         accelerator (`Accelerator`): writes on its main process only.
-        resumed_at (`int`): lines of metrics.jsonl from later steps are dropped: the run makes them again.
+        resumed_at (`int`, *optional*, defaults to 0): lines of metrics.jsonl from later steps are dropped: the run
+            makes them again.
         id2label (`dict[int, str]`, *optional*): names of the classes that the run learns.
     """
 
