@@ -3,7 +3,7 @@
 # make test   all tests
 # make test-page  the demo page, in headless Chromium (Debian: `apt-get install chromium`)
 # make test-lowest   all tests with the lowest versions that setup.py claims
-# make lint   ruff, mypy and codespell
+# make lint   ruff, mypy and codespell, which also finds words that this project has a plainer one for
 # make docs   the documentation site, into site/
 # make package  wheel and sdist into dist/, and the wheel tried in an environment of its own
 # make clean  remove the environment, the caches and what was built; outputs/ stays
@@ -49,7 +49,7 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy src
-	$(BIN)/codespell
+	$(BIN)/codespell -D - -D .codespell-habits.txt
 
 docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

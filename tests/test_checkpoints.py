@@ -31,8 +31,8 @@ def test_digits_draws_digits_of_all_ten_classes():
     pixels = torch.stack([item["images"] for item in items])
     labels = torch.tensor([int(item["labels"]) for item in items])
     rows = pixels.flatten(1).float() / 255
-    judge = SVC(gamma=0.02, C=10, probability=True, random_state=0).fit(rows[:1000], labels[:1000])
-    assert judge.score(rows[1000:], labels[1000:]) > 0.97
+    classifier = SVC(gamma=0.02, C=10, probability=True, random_state=0).fit(rows[:1000], labels[:1000])
+    assert classifier.score(rows[1000:], labels[1000:]) > 0.97
 
     pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / "digits")
     pipe.set_progress_bar_config(disable=True)
@@ -42,8 +42,8 @@ def test_digits_draws_digits_of_all_ten_classes():
         codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(pixels.float() / 127.5 - 1).latents).flatten(1)
         mixed = codes[torch.randint(len(codes), (200, 16), generator=generator), torch.arange(16)].reshape(-1, 4, 4)
         shuffled = pipe.vqvae.decode(pipe.vqvae.decode_codes(mixed), force_not_quantize=True).sample
-    sure = torch.from_numpy(judge.predict_proba(drawn.flatten(1))).max(dim=1)
-    unsure = torch.from_numpy(judge.predict_proba(shuffled.flatten(1).clamp(-1, 1) / 2 + 0.5)).max(dim=1)
+    sure = torch.from_numpy(classifier.predict_proba(drawn.flatten(1))).max(dim=1)
+    unsure = torch.from_numpy(classifier.predict_proba(shuffled.flatten(1).clamp(-1, 1) / 2 + 0.5)).max(dim=1)
     assert (sure.values > 0.8).float().mean() > 0.6
     assert (unsure.values > 0.8).float().mean() < 0.3
     assert (sure.indices.bincount(minlength=10) >= 5).all()

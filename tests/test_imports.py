@@ -38,7 +38,7 @@ SHARED_LEVEL = 3  # the only level whose modules may import each other
 
 
 def imported_names(path: Path, root: Path) -> list[tuple[int, tuple[str, ...]]]:
-    """Line and dotted path below the package of each import of the package, wherever it stands in the file."""
+    """Line and dotted path below the package of each import of the package, wherever it is in the file."""
     package = (PACKAGE, *path.relative_to(root).parent.parts)  # what a single leading dot means here
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):

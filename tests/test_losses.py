@@ -81,7 +81,7 @@ def test_t_zero_limit_is_the_vq_vae_loss():
 
 @pytest.mark.parametrize("config", [{}, {"theta": 0.5, "eta": 3.0, "z_star": 0.4}])
 def test_weighting_is_the_same_elbo_for_every_prediction(config):
-    """One error of the noise, told as eps, z_0 and v: eq. 4 must not depend on the telling."""
+    """One error of the noise, given as eps, z_0 and v: eq. 4 must not depend on which."""
     t = torch.tensor([0, 3, 500, 990])
     z_0, eps, eps_theta = torch.randn(3, 4, 2, 3, 3, dtype=torch.float64)
     scheduler = OUBridgeScheduler(**config)

@@ -293,7 +293,7 @@ def _describe_cost(run: RunFiles) -> str:
 
 
 def _last_metrics(metrics: list[dict[str, float]]) -> str:
-    """The last value of each number that tells of the model, with its step."""
+    """The last value of each number of the model, with its step."""
     last: dict[str, tuple[float, int]] = {}
     for line in metrics:
         for name, value in line.items():

@@ -1,4 +1,4 @@
-"""Images of a single gray value, which tells which one it is."""
+"""Images of a single gray value, by which each is recognized."""
 
 from PIL import Image
 

@@ -23,7 +23,7 @@ def quantizer():
 
 
 class Exact(torch.nn.Module):
-    """The walks' posterior mean, told as what the scheduler takes."""
+    """The walks' posterior mean, as what the scheduler takes."""
 
     def __init__(self, scheduler: OUBridgeScheduler):
         super().__init__()
@@ -89,15 +89,15 @@ def test_equal_vectors_are_one_code(quantizer):
 
 
 def test_classes_reach_the_network(quantizer):
-    """A network that is told the map itself needs next to nothing; only its first calls see noise alone."""
+    """A network that is given the map itself needs next to nothing; only its first calls see noise alone."""
     scheduler = OUBridgeScheduler(**BRIDGE)
     codes = all_toy_sequences()
 
-    class Told(torch.nn.Module):
+    class Given(torch.nn.Module):
         def forward(self, x, timestep, class_labels):
             return quantizer.decode_codes(codes[class_labels])
 
-    assert bits(Told(), scheduler, quantizer, codes, batch_size=50, class_labels=torch.arange(128)).mean() < 0.02
+    assert bits(Given(), scheduler, quantizer, codes, batch_size=50, class_labels=torch.arange(128)).mean() < 0.02
 
 
 @pytest.mark.parametrize(

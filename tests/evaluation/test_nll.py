@@ -75,7 +75,7 @@ def test_bridge_nll_is_the_enumerated_one(quantizer, fixed, num_samples, batch, 
         **options,
     )
     one_sample, joint = exact_nll(codes, fixed)
-    assert one_sample > joint + 0.1  # they are told apart
+    assert one_sample > joint + 0.1  # they differ
     assert nll.one_sample.shape == nll.joint.shape == (batch,)
     assert nll.one_sample.mean().item() == pytest.approx(one_sample, abs=0.06)
     # the mean over images of the M-sample probability has no bias, that of its logarithm has

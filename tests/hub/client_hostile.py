@@ -43,7 +43,7 @@ def test_code_of_a_repository(hub, cache, pipe, files):
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained("user/model")
     DiffusionPipeline.download("user/model", trust_remote_code=True)
-    assert marker.exists()  # diffusers does run it, if told to
+    assert marker.exists()  # diffusers does run it, if asked to
     marker.unlink()
     assert next(cache.rglob("own.py")).is_file() and next(cache.rglob("vqvae/*.py")).is_file()
     loaded = DiffusionBridgeVQPipeline.from_pretrained("user/model")

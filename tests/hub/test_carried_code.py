@@ -1,4 +1,4 @@
-"""The one file that stands for the package; client_without_package.py runs it without the package."""
+"""The one file that replaces the package; client_without_package.py runs it without the package."""
 
 import ast
 import sys

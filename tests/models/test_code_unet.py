@@ -71,9 +71,9 @@ def test_samples_follow_the_law_of_independent_codes(scheduler):
     quantizer = GumbelSoftmaxQuantizer(K, D)
     quantizer.embedding.weight.data = codebook
     stock = [scheduler.to_diffusers(cls) for cls in (EulerDiscreteScheduler, DDIMScheduler)]
-    for walked, solver in ((scheduler, "ancestral"), *((one, None) for one in stock)):
+    for taken, solver in ((scheduler, "ancestral"), *((one, None) for one in stock)):
         generator = torch.Generator().manual_seed(0)
-        z_0 = sample_latents(unet, walked, (250, D, 4, 4), 100, generator=generator, solver=solver)
+        z_0 = sample_latents(unet, taken, (250, D, 4, 4), 100, generator=generator, solver=solver)
         codes = quantizer.encode_codes(z_0)
         torch.testing.assert_close(
             torch.bincount(codes.flatten(), minlength=K) / codes.numel(), shares, atol=0.03, rtol=0

@@ -1,4 +1,4 @@
-"""Which folder a pipeline is loaded from, and what people are told who give another."""
+"""Which folder a pipeline is loaded from, and the message for another."""
 
 from pathlib import Path
 

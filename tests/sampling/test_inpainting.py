@@ -91,7 +91,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("name", ["bridge", "ddim", "dpm", "pndm", "euler", "heun"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_known_latents_follow_the_forward_law(name, times):
-    """At every step, also when steps are walked again: N(z* + sqrt(abar) (z_0 - z*), s^2 (1 - abar))."""
+    """At every step, also when steps are taken again: N(z* + sqrt(abar) (z_0 - z*), s^2 (1 - abar))."""
     bridge, scheduler = make(name)
     n = 4000
     seen = []

@@ -71,7 +71,7 @@ def test_z_star_only_shifts_the_process(config):
 
 def test_paper_time_is_timestep_plus_one():
     scheduler = OUBridgeScheduler(num_train_timesteps=4, trained_betas=[0.1, 0.2, 0.3, 0.4])
-    # alpha-bar at paper time 2 is alpha_1 alpha_2, and it stands at timestep 1
+    # alpha-bar at paper time 2 is alpha_1 alpha_2, and it is at timestep 1
     assert scheduler.alphas_cumprod[1].item() == pytest.approx(0.9 * 0.8)
     z, zero = torch.ones(1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, dtype=torch.float64)
     assert scheduler.add_noise(z, zero, 1).item() == pytest.approx(math.sqrt(0.9 * 0.8), abs=1e-12)

@@ -56,7 +56,7 @@ def run(config: E2EConfig, place: tuple[str, int], connection: Connection) -> No
         place (`tuple[str, int]`): where to stop and wait to be killed: before the n-th "batch" (from 1); before the
             n-th "write" of a checkpoint, that is a file, a flush, a renaming or a removal; ("end", 0) goes on to the
             end.
-        connection (`Connection`): is told where it waits ("batch" or the name of the operation), "done", or a
+        connection (`Connection`): is sent where it waits ("batch" or the name of the operation), "done", or a
             traceback.
     """
     torch.set_num_threads(1)

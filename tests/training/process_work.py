@@ -102,7 +102,7 @@ def place() -> tuple[int, int]:
 
 # ------------------------------------------------------------------------------------------------------- gradients
 
-BATCH = 6  # of all processes together; halves of 3 are told from the 16 codes
+BATCH = 6  # of all processes together; halves of 3 differ in the 16 codes
 
 
 def _vqvae(quantizer_type: str = "ema") -> GumbelVQModel:

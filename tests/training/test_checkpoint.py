@@ -98,7 +98,7 @@ def test_none_whole_names_all_and_loads_nothing(tmp_path):
 
 
 def test_what_cannot_be_read_is_passed_over(tmp_path):
-    """A folder stands where a file was."""
+    """A folder is where a file was."""
     run = Run(tmp_path)
     run.save(1)
     for name in ("model.safetensors", "manifest.json"):
@@ -235,7 +235,7 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
 
 
 def test_the_package_calls_no_pickle():
-    """But for one peer's weights, which torch is told to read as tensors alone."""
+    """But for one peer's weights, which torch is asked to read as tensors alone."""
     sources = list(Path(diffusion_bridge_vq.__file__).parent.rglob("*.py"))
     assert len(sources) > 20
     for source in sources:

@@ -142,7 +142,7 @@ def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, f
 
 @needs_deepspeed
 def test_the_configuration_trains(runs, tmp_path):
-    """As launched, told that the CPU is an accelerator."""
+    """As launched, with the setting that the CPU is an accelerator."""
     launched = accelerate(process_work.__file__, "deepspeed", str(tmp_path), str(runs / "vq"), config="deepspeed.yaml")
     stderr = ended(launched, 240)
     assert launched.returncode == 0, stderr[-3000:]

@@ -308,7 +308,7 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
 
 
 def test_the_configuration_of_fsdp_splits_block_by_block(runs, tmp_path):
-    """As launched, told that the CPU is an accelerator; the U-Net's blocks are gathered one after the other."""
+    """As launched, with the CPU as an accelerator; the U-Net's blocks are gathered one after the other."""
     blocks = ("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=ResnetBlock2D")
     work = (process_work.__file__, "fsdp", str(tmp_path), str(runs / "vq-alone"))
     launched = accelerate(*blocks, *work, config="fsdp.yaml")

@@ -160,7 +160,7 @@ def test_features_by_option(download, tmp_path):
         make(perceptual_features="lpips", resolution=8)
 
 
-def test_hinge_losses_of_a_constant_judge():
+def test_hinge_losses_of_a_constant_critic():
     loss = ReconstructionLoss(1, adversarial_weight=0.1)
     for weight in loss.discriminator.parameters():
         torch.nn.init.zeros_(weight)
@@ -173,26 +173,26 @@ def test_hinge_losses_of_a_constant_judge():
 
 
 def test_one_backward_pass_serves_both_opponents():
-    """Gradients are those of two textbook steps: decoder against a fixed judge, judge against fixed images."""
+    """Gradients are those of two textbook steps: the decoder with fixed discriminator, then the reverse."""
     torch.manual_seed(0)
     loss = ReconstructionLoss(1, adversarial_weight=0.3)
     images, decoded = torch.randn(2, 4, 1, 16, 16).unbind()
     decoded.requires_grad_()
     sum(loss(images, decoded).values()).backward()
 
-    judge = copy.deepcopy(loss.discriminator).requires_grad_(False)
+    critic = copy.deepcopy(loss.discriminator).requires_grad_(False)
     fixed = decoded.detach().clone().requires_grad_()
-    (F.mse_loss(fixed, images) - 0.3 * judge(fixed).mean()).backward()
+    (F.mse_loss(fixed, images) - 0.3 * critic(fixed).mean()).backward()
     assert torch.allclose(decoded.grad, fixed.grad, rtol=1e-4, atol=1e-8)
 
-    judge = copy.deepcopy(loss.discriminator).requires_grad_()
-    judge.zero_grad()
-    ((1 - judge(images)).clamp(min=0).mean() + (1 + judge(decoded.detach())).clamp(min=0).mean()).div(2).backward()
-    for found, expected in zip(loss.discriminator.parameters(), judge.parameters(), strict=True):
+    critic = copy.deepcopy(loss.discriminator).requires_grad_()
+    critic.zero_grad()
+    ((1 - critic(images)).clamp(min=0).mean() + (1 + critic(decoded.detach())).clamp(min=0).mean()).div(2).backward()
+    for found, expected in zip(loss.discriminator.parameters(), critic.parameters(), strict=True):
         assert torch.allclose(found.grad, expected.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_the_judge_joins_when_told():
+def test_the_critic_joins_at_its_step():
     loss = ReconstructionLoss(1, adversarial_weight=0.3, adversarial_from=5)
     images = torch.zeros(2, 1, 16, 16)
     assert set(loss(images, images)) == {"reconstruction"}
@@ -202,7 +202,7 @@ def test_the_judge_joins_when_told():
     assert set(loss(images, images)) == {"reconstruction", "adversarial", "discriminator"}
 
 
-def test_a_run_saves_the_judge_but_not_the_feature_network(tmp_path):
+def test_a_run_saves_the_critic_but_not_the_feature_network(tmp_path):
     """In the middle of the adversarial phase a resumed run goes on exactly; the pipeline's components stay clean."""
     terms = {"adversarial_weight": 0.1, "adversarial_fraction": 0.25, "perceptual_weight": 0.1}
     small = terms | {"batch_size": 32, "checkpoint_every": 2, "max_train_steps": 4, "keep_checkpoints": 3}

@@ -53,7 +53,7 @@ def main() -> None:
         "--jump-length", type=whole_number(1), default=10, help="resampling: steps between two jumps back"
     )
     parser.add_argument(
-        "--jump-n-sample", type=whole_number(1), default=5, help="resampling: walks of each stretch; 1 for none"
+        "--jump-n-sample", type=whole_number(1), default=5, help="resampling: repetitions of each stretch; 1 for none"
     )
     parser.add_argument(
         "--composite-strength", type=finite_number, default=0.0, help="1 keeps known pixels as they are"

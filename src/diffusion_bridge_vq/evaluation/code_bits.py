@@ -74,7 +74,7 @@ def bridge_code_bits(
     apart = torch.pdist(book.double()).square()
     apart = apart[apart > 1e-6 * variance]  # two codes with one vector are one to the decoder
     if not len(apart):
-        raise ValueError("All code vectors are the same, so that the codes can't be told apart.")
+        raise ValueError("All code vectors are the same, so that codes can't be distinguished.")
     widths = [variance * 2.0**-j for j in range(1, _WIDTHS + 1)]  # tau^2
     labels = [None] * len(codes) if class_labels is None else class_labels.split(batch_size)
 

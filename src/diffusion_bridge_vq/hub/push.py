@@ -123,7 +123,7 @@ def pipeline_files(
 
 
 def run_files(run: RunFiles) -> dict[str, Path | bytes]:
-    """What a run tells besides its weights; there from its first steps on."""
+    """Files of a run besides its weights; written from its first steps on."""
     found: dict[str, Path | bytes] = {f"{name}.png": path.read_bytes() for name, path in run.grids.items()}
     if run.config:
         found["training/config.json"] = _to_json(run.config)

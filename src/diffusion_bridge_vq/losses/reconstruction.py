@@ -84,7 +84,7 @@ class LPIPSLoss(nn.Module):
     """
     LPIPS (Zhang et al. 2018) in VGG-16's features, as in VQGAN: torchmetrics' network, frozen and in eval mode.
 
-    The w_l, fitted to people's judgements, are a file of torchmetrics, which loads them. VGG-16's weights, from
+    The w_l, fitted to people's ratings, are a file of torchmetrics, which loads them. VGG-16's weights, from
     ImageNet, are torchvision's: 528 MB that torch.hub downloads at the first use, checks against the hash in their
     name, and keeps. Both are read with `weights_only`. torchvision's own constructors unpickle whatever the file
     holds, so they make the network without weights.
@@ -122,7 +122,7 @@ class LPIPSLoss(nn.Module):
 
 class PatchDiscriminator(nn.Sequential):
     """
-    Tells real images from decoded ones by their texture (Isola et al. 2017): images (B, C, H, W) in [-1, 1] -> logits
+    Classifies images as real or decoded by their texture (Isola et al. 2017): images (B, C, H, W) in [-1, 1] -> logits
     (B, 1, H / 4, W / 4), each of 18 x 18 pixels but for the groups' statistics. Positive means real.
 
     Args:

@@ -155,7 +155,7 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
             temperature (`float`, *optional*, defaults to 1.0): > 0; 1 is the model's own law, less is closer to the
                 likeliest code.
             class_labels (`torch.Tensor`, *optional*): (B,); the null class if left out.
-            codes (`torch.Tensor`, *optional*): (B, h, w), of any size; what stands at unknown positions is ignored.
+            codes (`torch.Tensor`, *optional*): (B, h, w), of any size; values at unknown positions are ignored.
             mask (`torch.Tensor`, *optional*): True or 1 where codes are unknown and drawn, False or 0 where they are
                 known; broadcasts against `codes`, e.g. (h, w).
             progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over rows, e.g. `tqdm`.

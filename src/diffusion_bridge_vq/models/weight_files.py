@@ -159,7 +159,7 @@ def _refuse_lfs_pointer(name: str, start: bytes) -> None:
 
 
 def _parse_object(name: str, content: bytes) -> dict[str, Any]:
-    """A JSON object in which no key stands twice: two readers could take different ones."""
+    """A JSON object in which no key is repeated: two readers could take different ones."""
     _refuse_lfs_pointer(name, content)
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ def sample_latents(
     progress_bar: Callable[[Iterable], Iterable] = iter,
 ) -> torch.Tensor:
     """
-    Algorithm 2: draw z_T from the stationary law and walk back to z_0.
+    Algorithm 2: draw z_T from the stationary law and go back to z_0.
 
-    A stock diffusers scheduler walks in x = (z - z*) / m_t instead and z = z* + x at the end, see
+    A stock diffusers scheduler works in x = (z - z*) / m_t instead and z = z* + x at the end, see
     `OUBridgeScheduler.to_diffusers`. The timesteps stay on the host, so that the loop never waits for the device.
 
     Args:
@@ -50,7 +50,7 @@ def sample_latents(
         latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
         class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`, *optional*, defaults to 1.0): see
             [`denoise`].
-        solver (`str`, *optional*): how an [`OUBridgeScheduler`] is walked: "dpmsolver++" (the default here) and
+        solver (`str`, *optional*): the sampler of an [`OUBridgeScheduler`]: "dpmsolver++" (the default here) and
             "ddim" without noise, in about 20 steps, or "ancestral" (the paper's Algorithm 2, its `step`; the default
             of [`inpaint_latents`]). A stock scheduler is a solver itself and takes none.
         timestep_spacing (`str`, *optional*): see `OUBridgeScheduler.set_timesteps`; defaults to "logsnr" with
@@ -109,19 +109,19 @@ def inpaint_latents(
     At every step the unknown positions are predicted, and the known ones are drawn from the forward process,
     q(z_t | z_0). Alone this follows the conditional law only roughly, since positions that are already drawn never
     see what the known ones turn out to be; resampling (Lugmayr et al. 2022, "RePaint") repairs it: every
-    `jump_length` steps are walked `jump_n_sample` times, with the forward process from their end back to their start
+    `jump_length` steps are taken `jump_n_sample` times, with the forward process from their end back to their start
     in between. It takes jump_n_sample * num_inference_steps network calls. With nothing known this is
     [`sample_latents`], number for number.
 
     Args:
         unet (`nn.Module`): see [`sample_latents`] for this and for all arguments that aren't listed here.
-        known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); what stands at unknown positions is ignored.
+        known_latents (`torch.Tensor`): z_0, (B, d, h, w) or (B, d, N); values at unknown positions are ignored.
         mask (`torch.Tensor`): True or 1 where z_0 is unknown, False or 0 where it is known; broadcasts against
             `known_latents`, e.g. (B, 1, h, w) or (N,).
         jump_length (`int`, *optional*, defaults to 10): steps between two jumps back, at least 1.
         jump_n_sample (`int`, *optional*, defaults to 1): how often each stretch of steps is taken; 1 is no
             resampling.
-        callback (`Callable`, *optional*): as in [`sample_latents`]; a step that is walked again is reported again.
+        callback (`Callable`, *optional*): as in [`sample_latents`]; a step that is taken again is reported again.
 
     Returns:
         `torch.Tensor`: z_0, exactly `known_latents` where they are known.

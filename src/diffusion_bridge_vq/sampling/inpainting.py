@@ -12,7 +12,7 @@ from .steppers import Stepper
 class InpaintingStepper:
     """
     Takes the steps of another stepper. After each, the known part is drawn from the forward process, q(z_t | z_0);
-    every `jump_length` steps are walked `jump_n_sample` times (Lugmayr et al. 2022, "RePaint"), with the forward
+    every `jump_length` steps are taken `jump_n_sample` times (Lugmayr et al. 2022, "RePaint"), with the forward
     process from their end back to their start in between.
 
     Args:
@@ -88,7 +88,7 @@ def _marginals(scheduler: SchedulerMixin) -> list[tuple[float, float]]:
     """
     Factors of z_0 - z* and of eps in the sample that each step starts from, and (1, 0) for the clean end.
 
-    Read off `add_noise`, so that they hold for whatever coordinates a scheduler walks in.
+    Read off `add_noise`, so that they hold for whatever coordinates a scheduler works in.
     """
     z_star = scheduler.config.get("z_star", 0.0) if isinstance(scheduler, OUBridgeScheduler) else 0.0
     centre = torch.as_tensor(z_star, dtype=torch.float64).reshape(1, -1, 1)

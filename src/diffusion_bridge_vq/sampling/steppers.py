@@ -1,5 +1,5 @@
 """
-The ways to walk from noise to z_0, one small class each. To add one, write a class here and put its name into
+The ways from noise to z_0, one small class each. To add one, write a class here and put its name into
 `Solver` and `SOLVERS`.
 """
 
@@ -29,7 +29,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 class Stepper:
     """
-    One way of walking from noise to z_0, in the coordinates of its scheduler. It lives for one walk.
+    One way from noise to z_0, in the coordinates of its scheduler, for one call.
 
     Args:
         scheduler: its timesteps are set already.
@@ -152,7 +152,7 @@ class Consistency(Stepper):
 
 
 class StockStepper(Stepper):
-    """A scheduler of diffusers, which walks in x = z - z*, around 0."""
+    """A scheduler of diffusers, which works in x = z - z*, around 0."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -273,7 +273,7 @@ def make_stepper(
 
 
 def to_latents(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor:
-    """What a scheduler walks in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
+    """What a scheduler works in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
     return sample if isinstance(scheduler, OUBridgeScheduler) else sample + read_z_star(scheduler, sample)
 
 

@@ -28,7 +28,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     With the defaults (theta = 1, eta = sqrt(2), z* = 0) every method equals DDPM (Ho et al. 2020).
 
     Time. The paper counts t = 0..T with 0 the clean end. A diffusers timestep is i = t - 1, so i runs over 0..T-1,
-    `alphas_cumprod[i]` is the paper's alpha-bar at t = i + 1, and i = -1 stands for the clean end (alpha-bar = 1).
+    `alphas_cumprod[i]` is the paper's alpha-bar at t = i + 1, and i = -1 is the clean end (alpha-bar = 1).
 
     | paper | here |
     |---|---|

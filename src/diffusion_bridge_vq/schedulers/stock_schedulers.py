@@ -62,8 +62,8 @@ SUPPORTED = {
 REFUSED = {
     "CogVideoXDDIMScheduler": "changes the noise levels to those of CogVideoX",
     "CogVideoXDPMScheduler": "is called in another way than other schedulers, with the predictions of earlier steps",
-    "DDIMInverseScheduler": "walks from images to noise",
-    "DPMSolverMultistepInverseScheduler": "walks from images to noise",
+    "DDIMInverseScheduler": "goes from images to noise",
+    "DPMSolverMultistepInverseScheduler": "goes from images to noise",
     "IPNDMScheduler": "reads `trained_betas` as other numbers and leaves its input almost as it was",
     "RePaintScheduler": "needs an image at every step; the inpainting pipeline completes images with any scheduler",
     "TCDScheduler": "needs a network that was distilled for it: with others the variance of samples is too small",

@@ -33,7 +33,7 @@ from .disk import existing_place, free_inodes
 _STATE = "state.json"
 _MANIFEST = "manifest.json"
 _PARTIAL = ".partial"  # being written or removed
-_REPLACED = ".replaced"  # stands in for a checkpoint while a new one takes its name
+_REPLACED = ".replaced"  # a checkpoint while a new one takes its name
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
