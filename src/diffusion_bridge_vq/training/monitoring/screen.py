@@ -116,10 +116,11 @@ def _describe_training(config: RunConfig, images: Images, processes: int) -> str
     text = f"{config.max_train_steps:,} steps of {batch} images"
     if not isinstance(images, StreamedImages):
         count = images.num_images if isinstance(images, EncodedImages) else len(images)
-        text += f" ({config.max_train_steps * batch / count:.3g} epochs)"
+        epochs = config.max_train_steps * batch / count
+        text += f" ({epochs:,.0f} epochs)" if epochs >= 10 else f" ({epochs:.3g} epochs)"
     if config.max_train_time is not None:
         text += f" or {duration(config.max_train_time)}, whichever comes first"
-    warm_up = f", {config.lr_warmup_steps} steps of warm-up" if config.lr_warmup_steps else ""
+    warm_up = f", {config.lr_warmup_steps:,} steps of warm-up" if config.lr_warmup_steps else ""
     return f"{text}; AdamW, learning rate {config.learning_rate:g}, {config.lr_schedule}{warm_up}"
 
 
