@@ -42,6 +42,7 @@ class DistillObjective(Objective):
     saved = ("vqvae", "unet", "scheduler")
     shardable = True
     cached_input = COLUMN
+    samples_from = 0
     timesteps: torch.Tensor
 
     def __init__(
