@@ -40,8 +40,10 @@ def stream_images(
     Args:
         dataset (`str`): a folder of parquet files or tar shards, or the id of a dataset on the Hub, as `load_images`
             takes it.
-        resolution (`int`), channels (`int`, *optional*, defaults to 3), split (`str`, *optional*, defaults to
-            `"train"`), image_column (`str`, *optional*): as for `load_images`.
+        resolution (`int`): as for `load_images`.
+        channels (`int`, *optional*, defaults to 3): as for `load_images`.
+        split (`str`, *optional*, defaults to `"train"`): as for `load_images`.
+        image_column (`str`, *optional*): as for `load_images`.
         label_column (`str`, *optional*): the column of classes; the default is the only ClassLabel column, if there is
             exactly one whose first row has a label. Integers or strings of parquet files become class ids as in
             `load_images`; that column is read once for it. Integers of tar shards, such as "cls" or "json.label", are

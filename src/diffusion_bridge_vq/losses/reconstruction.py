@@ -155,8 +155,8 @@ class ReconstructionLoss(nn.Module):
     Args:
         channels (`int`, *optional*, defaults to 3): C of the images.
         l1_weight (`float`, *optional*, defaults to 0.0): weight of the absolute error, added to the squared one.
-        perceptual_weight (`float`, *optional*, defaults to 0.0), adversarial_weight (`float`, *optional*, defaults to
-            0.0): 0 leaves the term, and its network, out.
+        perceptual_weight (`float`, *optional*, defaults to 0.0): 0 leaves the term, and its network, out.
+        adversarial_weight (`float`, *optional*, defaults to 0.0): 0 leaves the term, and its network, out.
         perceptual_features (`str`, *optional*, defaults to `"efficientnet-lite0"`): "efficientnet-lite0" for
             [`PerceptualLoss`], "lpips" for [`LPIPSLoss`].
         adversarial_from (`int`, *optional*, defaults to 0): first step with the adversarial term.

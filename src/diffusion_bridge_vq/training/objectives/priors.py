@@ -118,8 +118,9 @@ class PriorObjective(_FrozenAutoencoder, BridgeObjective):
     Args:
         vqvae ([`GumbelVQModel`]): frozen, stays in eval mode.
         unet (`UNet2DModel`): trained; of a [`CodeUNet2DModel`] the bridge starts from z_q instead of z_e.
-        scheduler ([`OUBridgeScheduler`]), weighting (`str`, *optional*, defaults to `"simple"`), class_dropout
-            (`float`, *optional*, defaults to 0.1): see [`BridgeObjective`].
+        scheduler ([`OUBridgeScheduler`]): see [`BridgeObjective`].
+        weighting (`str`, *optional*, defaults to `"simple"`): see [`BridgeObjective`].
+        class_dropout (`float`, *optional*, defaults to 0.1): see [`BridgeObjective`].
         cache_latents (`bool`, *optional*, defaults to `False`): encode the data set once.
     """
 
