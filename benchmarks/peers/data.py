@@ -68,7 +68,8 @@ class Data:
             Split(split.__getitems__(range(len(split))).tensors["images"], split.labels) for split in (train, test)
         )
         self.training = self.train.with_mirrors() if preset.get("random_flip") else self.train
-        self._encoded: dict[int, torch.Tensor] = {}
+        self._latents: dict[int, torch.Tensor] = {}
+        self._codes: dict[int, torch.Tensor] = {}
 
     @property
     def num_classes(self) -> int:
@@ -89,13 +90,15 @@ class Data:
 
     def latents(self, split: Split) -> torch.Tensor:
         """z_e of the tokenizer, (n, d, h, w), computed once for each split."""
-        if id(split) not in self._encoded:
-            self._encoded[id(split)] = self.encode(split.images)
-        return self._encoded[id(split)]
+        if id(split) not in self._latents:
+            self._latents[id(split)] = self.encode(split.images)
+        return self._latents[id(split)]
 
     def codes(self, split: Split) -> torch.Tensor:
-        """(n, h, w) int64."""
-        return self.tokenizer.encode_codes(self.latents(split))
+        """(n, h, w) int64, computed once for each split."""
+        if id(split) not in self._codes:
+            self._codes[id(split)] = self.tokenizer.encode_codes(self.latents(split))
+        return self._codes[id(split)]
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:

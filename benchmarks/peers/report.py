@@ -23,7 +23,9 @@ _COLUMNS = {
     "s/image, batch 1": ("seconds_batch_1", "{:.3g}"),
     "s/image, batch 32": ("seconds_batch_32", "{:.3g}"),
 }
-_ALIKE = ("data", "images", "features", "num_images")  # of rows that are in one table
+# settings of rows that are in one table
+_DATA = ("data", "images")
+_ALIKE = (*_DATA, "features", "num_images")
 _SHEET_COLUMNS = 8
 _TILE = 32
 
@@ -57,7 +59,7 @@ def _table(table: str, folders: Sequence[RowFolder]) -> str:
     lines = [f"Table {table}", "", f"| {' | '.join(headers)} |", "|---" * len(headers) + "|"]
     for name, cls in ROWS[table].items():
         mine = [f for f in folders if f.name == name]
-        found = [(f.read(f.training, _ALIKE), f.read(f.figures, _ALIKE)) for f in mine]
+        found = [(f.read(f.training, _DATA), f.read(f.figures, _ALIKE)) for f in mine]
         done = [(training, figures) for training, figures in found if training and figures]
         cells = _cells(done) if done else ["not run"] + [""] * (len(headers) - 2)
         lines.append(f"| {cls.title} | {' | '.join(cells)} |")
