@@ -1,19 +1,35 @@
 """The rows of this package: its objectives, trained by the loop of all rows, and its pipelines."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
-from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, build_objective
+from diffusion_bridge_vq.training import (
+    DistillConfig,
+    E2EConfig,
+    PixelCNNConfig,
+    PriorConfig,
+    VQConfig,
+    build_objective,
+    draw_trajectories,
+)
 from diffusion_bridge_vq.training.config import RunConfig
+from diffusion_bridge_vq.training.objectives.distillation import make_student_scheduler
 
 from .data import Data, Split
 from .row import Learner, Phase, Row, TokenizerRow
 
 _STEPS = 1000  # nominal: phases and ramps inside an objective are fractions of it
+_STUDENT_GUIDANCE = 1.5  # that of its trajectories, which it learns
+_MOST_POINTS = 12  # of a trajectory: the steps that it is drawn in
 _CODEBOOK_IMAGES = 512  # whose latents place a fresh codebook, as the package's trainer does
 
 
@@ -84,6 +100,69 @@ class Bridge(TokenizerRow):
     def draw(self, labels: torch.Tensor, steps: int = 20, guidance_scale: float = 1.0) -> torch.Tensor:
         pipe = DiffusionBridgeVQPipeline(**self.learner.components())
         return _bridge_samples(pipe, labels, steps, guidance_scale)
+
+
+class Student(Bridge):
+    """A bridge for half of the time, then its student: trajectories are drawn, and their ends are learned."""
+
+    title = "student of a bridge"
+    search = {"steps": (4, 3, 2, 1)}
+    tuned = False  # its bridge has the rate that rows on latents have
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        super().__init__(data, learning_rate)
+        self.points = _Points()
+
+    def phases(self) -> Iterator[Phase]:
+        yield Phase(self.learner, self._tensors, self.learning_rate, 0.5)
+        with TemporaryDirectory() as temporary:
+            teacher, trajectories = Path(temporary) / "teacher", Path(temporary) / "trajectories"
+            pipe = DiffusionBridgeVQPipeline(**self.learner.components())
+            pipe.save_pretrained(teacher)
+            encoding = draw_trajectories(
+                **pipe.components,
+                folder=trajectories,
+                accelerator=Accelerator(cpu=True),
+                num_trajectories=self.setting.trajectories,
+                guidance_scale=_STUDENT_GUIDANCE,
+                seed=torch.initial_seed() % 2**20,
+            )
+            self.points.remember(encoding.data["timesteps"])
+            rows = EncodedImages(trajectories)
+            config = _config(DistillConfig, self, init_from=teacher, trajectories=trajectories)
+            self.learner = ObjectiveLearner(config, self.data)
+        drawn = rows.__getitems__(list(range(len(rows))))
+        tensors = {"trajectories": drawn["trajectories"], "class_labels": drawn["labels"]}
+        yield Phase(self.learner, lambda split: tensors, config.learning_rate, 0.5)
+
+    def networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"unet": self.learner.components()["unet"], "points": self.points})
+
+    def draw(self, labels: torch.Tensor, steps: int = 4) -> torch.Tensor:
+        components = self.learner.components()
+        if components["scheduler"].config.distilled_guidance_scale is None:  # loaded into a fresh row
+            known = self.points.known()
+            components["scheduler"] = make_student_scheduler(components["scheduler"], known, _STUDENT_GUIDANCE)
+        pipe = DiffusionBridgeVQPipeline(**components)
+        pipe.set_progress_bar_config(disable=True)
+        drawn = pipe(class_labels=labels, num_inference_steps=steps, output_type="pt").images
+        return to_bytes(drawn * 2 - 1)
+
+
+class _Points(nn.Module):
+    """The timesteps of the trajectories, saved with the network: its few steps begin at some of them."""
+
+    timesteps: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("timesteps", torch.full((_MOST_POINTS,), -1))
+
+    def remember(self, timesteps: list[int]) -> None:
+        self.timesteps[: len(timesteps)] = torch.tensor(timesteps)
+
+    def known(self) -> list[int]:
+        return self.timesteps[self.timesteps >= 0].tolist()
 
 
 class PixelCNN(TokenizerRow):

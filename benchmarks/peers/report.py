@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from diffusion_bridge_vq.grids import image_grid
 
 from .results import RowFolder, first_samples
-from .rows import PLANNED, ROWS
+from .rows import ROWS
 
 _COLUMNS = {
     "distance to real": ("frechet_real", "{:.3g}"),
@@ -63,8 +63,6 @@ def _table(table: str, folders: Sequence[RowFolder]) -> str:
         done = [(training, figures) for training, figures in found if training and figures]
         cells = _cells(done) if done else ["not run"] + [""] * (len(headers) - 2)
         lines.append(f"| {cls.title} | {' | '.join(cells)} |")
-        if name in PLANNED[table]:
-            lines.append(f"| {PLANNED[table][name]} | not run |" + " |" * (len(headers) - 2))
     known = [f.read(f.figures, _ALIKE) for f in folders if f.name in ROWS[table]]
     facts = next((f for f in known if f), None)
     if facts:

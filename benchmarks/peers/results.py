@@ -116,8 +116,9 @@ def _train(folder: RowFolder, data: Any, tune_fraction: float, max_steps: int | 
     torch.manual_seed(seed)
     row, rates = cls(data), {}
     if tune_fraction and row.tuned:
-        own = row.phases()[0].learning_rate
-        rates = tuned_learning_rate(lambda rate: cls(data, rate), own, tune_fraction * seconds, seed, max_steps)
+        rates = tuned_learning_rate(
+            lambda rate: cls(data, rate), row.learning_rate, tune_fraction * seconds, seed, max_steps
+        )
         torch.manual_seed(seed)
         row = cls(data, min(rates, key=lambda rate: rates[rate]))
     with peak_memory() as memory:

@@ -1,7 +1,7 @@
 """What a row of the tables must answer."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -70,8 +70,8 @@ class Row(ABC):
         self.null_class = data.num_classes
 
     @abstractmethod
-    def phases(self) -> list[Phase]:
-        """Its training, in order."""
+    def phases(self) -> Iterable[Phase]:
+        """Its training, in order; each is asked for when the one before it is trained."""
 
     @abstractmethod
     def networks(self) -> nn.ModuleDict:

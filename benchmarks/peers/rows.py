@@ -6,13 +6,14 @@ from packaging.requirements import Requirement
 
 from .code_priors import GPT, MaskedTransformer
 from .latent_priors import DDPM, FlowMatching
-from .ours import Bridge, BridgeEndToEnd, BridgeSystem, PixelCNN
+from .ours import Bridge, BridgeEndToEnd, BridgeSystem, PixelCNN, Student
 from .row import Row
 from .systems import LatentDiffusion, Monai, PixelDDPM
 
 ROWS: dict[str, dict[str, type[Row]]] = {
     "A": {
         "bridge": Bridge,
+        "student": Student,
         "flow": FlowMatching,
         "ddpm": DDPM,
         "gpt": GPT,
@@ -27,8 +28,6 @@ ROWS: dict[str, dict[str, type[Row]]] = {
         "monai": Monai,
     },
 }
-# Rows that can't be run yet, after the row that they follow, with their title in the table.
-PLANNED = {"A": {"bridge": "student of the bridge"}, "B": {}}
 # The extra `peers` of setup.py: what the package itself doesn't need.
 PEERS = ["monai>=1.6"]
 

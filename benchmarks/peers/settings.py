@@ -27,6 +27,7 @@ class Setting:
         pixel_unet (`Mapping[str, Any]`): arguments of the `UNet2DModel` on pixels.
         autoencoder_losses (`Mapping[str, float]`): weights of the loss terms of every autoencoder of table B.
         autoencoder_fraction (`float`): of a row of table B with two stages, for the first.
+        trajectories (`int`): of a bridge, for its student.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Setting:
     pixel_unet: Mapping[str, Any]
     autoencoder_losses: Mapping[str, float]
     autoencoder_fraction: float
+    trajectories: int
 
 
 SETTINGS = {
@@ -67,6 +69,7 @@ SETTINGS = {
             },
             autoencoder_losses={"l1_weight": 0.1},
             autoencoder_fraction=0.3,
+            trajectories=2048,
         ),
         Setting(
             name="cifar10",
@@ -88,6 +91,7 @@ SETTINGS = {
             },
             autoencoder_losses={"l1_weight": 0.1, "perceptual_weight": 10.0, "adversarial_weight": 0.1},
             autoencoder_fraction=0.4,
+            trajectories=6000,
         ),
     )
 }

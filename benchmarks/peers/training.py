@@ -16,6 +16,7 @@ from .row import Learner, Phase, Row
 _WARMUP = 0.05  # fraction of a phase
 _CHECKS = 10  # of the loss on the test split, with `keep_best`
 _VALIDATION_SEED = 0
+_LEAST = 1e-3  # seconds of a phase whose time was used up before it began: it takes one step
 
 
 class Trained(NamedTuple):
@@ -29,7 +30,7 @@ class Trained(NamedTuple):
 def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained:
     """
     Train all phases of a row. The clock is the CPU time of the process: with one thread, the time that it would take
-    on an idle core, whatever else the machine does. It runs while a phase encodes what it learns from, too.
+    on an idle core, whatever else the machine does. It runs while a row encodes or draws what it learns from, too.
 
     Args:
         row ([`Row`]): changed in place; averaged weights at the end.
@@ -40,12 +41,19 @@ def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained
         FloatingPointError: a loss that isn't finite.
     """
     found: list[tuple[int, float, float]] = []
+    began, end, losses = time.process_time(), 0.0, 0.0
     for phase in row.phases():
-        found.append(_train(phase, row, seconds * phase.fraction, max_steps))
+        end += phase.fraction * seconds
+        now = time.process_time()
+        steps, loss = _train(phase, row, max(_LEAST, began + end + losses - now), max_steps)
+        trained = time.process_time()
+        found.append((steps, trained - began - losses - sum(f[1] for f in found), loss()))
+        losses += time.process_time() - trained  # the loss on the test split isn't training
     return Trained(*(list(column) for column in zip(*found, strict=True)))
 
 
-def _train(phase: Phase, row: Row, seconds: float, max_steps: int | None) -> tuple[int, float, float]:
+def _train(phase: Phase, row: Row, seconds: float, max_steps: int | None) -> tuple[int, Callable[[], float]]:
+    """Steps, and how to get the loss on the test split."""
     started = time.process_time()
     learner, decay = phase.learner, row.preset["ema_decay"]
     tensors = phase.tensors(row.data.training)
@@ -82,8 +90,7 @@ def _train(phase: Phase, row: Row, seconds: float, max_steps: int | None) -> tup
         best = _better(best, averaged.module, phase, row)
     learner.load_state_dict(averaged.module.state_dict() if best is None else best[1])
     learner.eval()
-    used = time.process_time() - started
-    return done, used, validation_loss(learner, phase, row)
+    return done, lambda: validation_loss(learner, phase, row)
 
 
 def _schedule(progress: float) -> float:
