@@ -27,10 +27,14 @@ INDEX_NAME = "model_index.json"
 # Integers of a scheduler's configuration. They have no weights that would bound them.
 MAX_SCHEDULER_INTEGER = 100_000
 
+# Whole, in shards, and their index.
+_WEIGHTS = (".safetensors", "-*-of-*.safetensors", ".safetensors.index.json")
+
 logger = logging.get_logger(__name__)
 
 __all__ = [
     "INDEX_NAME",
+    "fetch_autoencoder",
     "fetch_pipeline",
     "find_weights",
     "has_variant",
@@ -170,6 +174,39 @@ def fetch_pipeline(
     if folder.name != info.sha:
         raise OSError(f"{repo_id!r} was changed while it was being downloaded; try again.")
     return folder
+
+
+def fetch_autoencoder(repo_id: str) -> Path:
+    """
+    A folder of the Hugging Face cache with the autoencoder of a repository, in `vqvae/` or at its top: its
+    configuration and its weights in safetensors, and nothing else.
+
+    Raises:
+        ValueError: not a name of a repository; one without weights in safetensors.
+        OSError: no such repository or no access to it, or the download failed.
+    """
+    names = [CONFIG_NAME, *(f"diffusion_pytorch_model{end}" for end in _WEIGHTS)]
+    try:
+        folder = Path(
+            snapshot_download(repo_id, allow_patterns=[f"{sub}{name}" for sub in ("vqvae/", "") for name in names])
+        )
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} is neither a folder nor a repository's name, 'user/model'. {suggest_path(repo_id)}".rstrip()
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise OSError(
+            f"{repo_id!r} is neither a folder here nor a repository on the Hub that could be read: {error}. "
+            f"{suggest_path(repo_id)}".rstrip()
+        ) from error
+    own = next((place for place in (folder / "vqvae", folder) if (place / CONFIG_NAME).is_file()), folder)
+    if not find_weights([path.name for path in own.glob("*")]):
+        raise ValueError(
+            f"{repo_id} has no autoencoder in safetensors, neither in vqvae/ nor at its top; pickles aren't read from "
+            "the Hub, since they can run code. If you trust it, write safetensors once: "
+            f"VQModel.from_pretrained({repo_id!r}, subfolder='vqvae').save_pretrained(folder)."
+        )
+    return own
 
 
 def _find_cached(

@@ -26,6 +26,7 @@ class RunFolder:
     | `curves.png` | the metrics as curves |
     | `checkpoints/` | what `resume` continues from |
     | `encoded/` | latents or codes of the images, where a run encodes them once |
+    | `calibrated/` | the autoencoder that the run started from with the latents' statistics, where it had none |
     | `evaluation/` | results of evaluations during training |
     | `logs/`, `profile/` | tracker files; the profiler's trace |
     | `pipeline/` or `vqvae/` | the trained components, written last |
@@ -56,6 +57,10 @@ class RunFolder:
     @property
     def encoded(self) -> Path:
         return self.path / "encoded"
+
+    @property
+    def calibrated(self) -> Path:
+        return self.path / "calibrated"
 
     @property
     def evaluation(self) -> Path:

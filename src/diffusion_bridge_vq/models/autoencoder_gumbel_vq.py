@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from diffusers import VQModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import SpatialNorm
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 
@@ -196,6 +197,54 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, h, w) -> z_q (B, d, h, w), for `decode(..., force_not_quantize=True)`."""
         return self.quantize.decode_codes(codes)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether the normaliser knows the latents. That of a stock VQModel doesn't, see [`use_statistics`]."""
+        normalizer = self.normalizer
+        fresh = bool((normalizer.running_mean == 0).all() and (normalizer.running_var == 1).all())
+        return not fresh or bool(normalizer.num_batches_tracked > 0)
+
+    @torch.no_grad()
+    def use_statistics(self, mean: torch.Tensor, std: float) -> None:
+        """
+        Normalise latents by measured statistics, without another code or pixel: codebook, `post_quant_conv` and
+        spatial norms, which take code vectors, are changed along. `std` is one number for all channels, since the
+        nearest code would be another one if channels were scaled apart.
+
+        Args:
+            mean (`torch.Tensor`): of each channel of the latents that `encode` gives now, (d,).
+            std (`float`): root of the mean variance of these channels, > 0.
+
+        Raises:
+            ValueError: numbers that aren't finite, another number of channels, a variance below the normaliser's
+                least.
+        """
+        normalizer, mean = self.normalizer, torch.as_tensor(mean, dtype=torch.float32)
+        if mean.shape != normalizer.running_mean.shape or not bool(mean.isfinite().all()) or not math.isfinite(std):
+            raise ValueError(
+                f"`mean` must be {len(normalizer.running_mean)} finite numbers and `std` one, got "
+                f"{mean.tolist()} and {std}."
+            )
+        before = normalizer.running_var.float().clamp(min=normalizer.eps).sqrt()
+        variance = (before * std).square()
+        if std <= 0 or bool((variance < normalizer.eps).any()):
+            raise ValueError(
+                f"The latents' variance is {variance.min().item():.3g}; less than {normalizer.eps:g} can't be "
+                "normalized: is the encoder trained?"
+            )
+        mean = mean.to(normalizer.running_mean.device)
+        normalizer.running_mean += (mean * before).to(normalizer.running_mean.dtype)
+        normalizer.running_var.copy_(variance)
+        normalizer.num_batches_tracked.fill_(round(1 / normalizer.momentum))  # as after many batches
+        codebook = self.quantize.embedding.weight
+        codebook.copy_((codebook.float() - mean) / std)
+        takers = [self.post_quant_conv]
+        takers += [conv for m in self.decoder.modules() if isinstance(m, SpatialNorm) for conv in (m.conv_y, m.conv_b)]
+        for conv in takers:
+            weight = conv.weight.float()
+            conv.bias += (weight[:, :, 0, 0] @ mean).to(conv.bias.dtype)
+            conv.weight.copy_(weight * std)
 
     @torch.no_grad()
     def to_vq_model(self) -> VQModel:

@@ -12,7 +12,7 @@ from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
 from ..models.code_unet import check_process
 from ..schedulers import OUBridgeScheduler
 from .config import AutoencoderConfig, BridgeConfig, PriorConfig, PriorRunConfig, RunConfig
-from .starting_point import load_autoencoder, load_scheduler, load_unet, refuse_other_settings
+from .starting_point import check_images, load_autoencoder, load_scheduler, load_unet, refuse_other_settings
 
 logger = logging.get_logger(__name__)
 
@@ -30,16 +30,7 @@ def build_autoencoder(config: RunConfig) -> GumbelVQModel:
         return build_component(GumbelVQModel, sizes | config.vqvae)
     vqvae = load_autoencoder(place)
     refuse_other_settings(vqvae, "vqvae", config)
-    if vqvae.config.in_channels != config.channels:
-        raise ValueError(
-            f"The autoencoder in {place} is for images with {vqvae.config.in_channels} channels, "
-            f"`channels` is {config.channels}. Give `channels` {vqvae.config.in_channels}, or another autoencoder."
-        )
-    if config.resolution % vqvae.downsampling_factor:
-        raise ValueError(
-            f"`resolution` must be divisible by {vqvae.downsampling_factor} for the autoencoder in "
-            f"{place}, got {config.resolution}."
-        )
+    check_images(vqvae, config)
     if vqvae.config.sample_size != config.resolution:
         logger.warning(
             f"The autoencoder in {place} is one of {vqvae.config.sample_size} pixels, `resolution` is "
@@ -83,7 +74,9 @@ def _build_unet(
     config: BridgeConfig, vqvae: GumbelVQModel, scheduler: OUBridgeScheduler, num_classes: int | None
 ) -> UNet2DModel:
     """A fresh U-Net for the latents of `vqvae`, or for its codes."""
-    arguments = {"sample_size": latent_side(config, vqvae)} | config.unet | class_arguments(num_classes)
+    channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
+    sizes = {"sample_size": latent_side(config, vqvae), "in_channels": channels, "out_channels": channels}
+    arguments = sizes | config.unet | class_arguments(num_classes)
     if not (isinstance(config, PriorConfig) and config.code_posterior):
         return build_component(UNet2DModel, arguments)
     if scheduler.config.prediction_type != "sample":
@@ -91,8 +84,8 @@ def _build_unet(
             f"`code_posterior` predicts z_0: `prediction_type` must be 'sample', got "
             f"{scheduler.config.prediction_type!r}; add it to `scheduler`."
         )
-    sizes = {"num_codes": vqvae.config.num_vq_embeddings, "num_noise_levels": len(scheduler)}
-    unet = build_component(CodeUNet2DModel, arguments | sizes)
+    codes = {"num_codes": vqvae.config.num_vq_embeddings, "num_noise_levels": len(scheduler)}
+    unet = build_component(CodeUNet2DModel, arguments | codes)
     check_channels(unet, vqvae)
     log_snr = scheduler.signal_to_noise(torch.arange(len(scheduler))).log()
     unet.set_process(vqvae.quantize.embedding.weight, log_snr, torch.tensor(scheduler.config.z_star))

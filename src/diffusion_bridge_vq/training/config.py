@@ -68,7 +68,9 @@ class RunConfig:
         "which keep their settings",
     )
     vqvae_from: Path | None = option(
-        None, "folder of an autoencoder, a run or a pipeline, of which the autoencoder alone is taken"
+        None,
+        "an autoencoder, such as a stock VQModel, by its folder, or its run, its pipeline or its id on the Hub, of "
+        "which nothing else is taken",
     )
     resolution: int = option(32, "side of the square training images, in pixels", at_least(1))
     channels: int = option(3, "3 for RGB, 1 for grayscale", one_of(1, 3))
@@ -169,6 +171,8 @@ class RunConfig:
         values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
         if "unet" in loaded:
             values |= fine_tuning_values(values)
+        elif "vqvae" in loaded and "unet" in values:  # the latents' channels are then the autoencoder's
+            values["unet"] = {k: v for k, v in values["unet"].items() if k not in ("in_channels", "out_channels")}
         paper = {k: v for k, v in PAPER_MODE.items() if k in names} if overrides.get("mode") == "paper" else {}
         for changes in (paper, overrides):
             for key, value in changes.items():

@@ -1,6 +1,10 @@
 """A run, from its settings to its components."""
 
+import dataclasses
+import shutil
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -8,6 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from ..run_folder import RunFolder
 from .agreement import on_main_process
+from .calibration import calibrate
 from .config import RunConfig
 from .data import open_images
 from .distributed.accelerate import make_accelerator
@@ -58,7 +63,11 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         if not (folder_is_new or config.dry_run):
             hold_folder()
         images = open_images(config)
+        calibrated = Path(stack.enter_context(TemporaryDirectory())) / "calibrated"
+        config = calibrate(config, accelerator, images, calibrated)
         objective = build_objective(config, images.num_classes, images.class_names)
+        if config.vqvae_from == calibrated:
+            config = dataclasses.replace(config, vqvae_from=run.calibrated)
         accelerator.print(
             describe_run(config, objective, images, accelerator.device, accelerator.num_processes), flush=True
         )
@@ -74,5 +83,7 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
             return None
         if folder_is_new:  # not before, so that a run that is refused leaves no folder
             hold_folder()
+        if calibrated.is_dir():
+            on_main_process(accelerator, lambda: shutil.copytree(calibrated, run.calibrated, dirs_exist_ok=True))
         components = trainer.fit()
         return components if accelerator.is_main_process else None

@@ -6,10 +6,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DModel, VQModel
 
 from .. import pretrained
-from ..data.paths import suggest_path
+from ..data.paths import looks_local, suggest_path
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes
 from ..run_folder import RunFolder
 from ..schedulers import OUBridgeScheduler
@@ -24,13 +24,19 @@ _SAMPLING_ONLY = (
 _MOST_NAMES = 6  # in messages
 
 
-def load_autoencoder(folder: Path) -> GumbelVQModel:
+def load_autoencoder(place: Path) -> GumbelVQModel:
     """
-    The autoencoder of a run, of a pipeline, or in a folder of its own.
+    The autoencoder of a run, of a pipeline, or in a folder of its own, or of a repository on the Hub. A stock VQModel
+    loads, too: its normaliser leaves latents as they are until it knows them (`GumbelVQModel.use_statistics`).
+
+    Args:
+        place (`Path`): a folder, or "user/model".
 
     Raises:
-        ValueError: there is none, or it is damaged.
+        ValueError: there is none, one of another class, or it is damaged.
+        OSError: no such repository or no access to it, or the download failed.
     """
+    folder = place if looks_local(place) else pretrained.fetch_autoencoder(place.as_posix())
     found = RunFolder(folder).find_component("vqvae")
     if found is None and (folder / GumbelVQModel.config_name).is_file():
         found = folder
@@ -39,12 +45,32 @@ def load_autoencoder(folder: Path) -> GumbelVQModel:
             f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}. "
             f"{suggest_path(folder)}".rstrip()
         )
-    name = pretrained.read_json(found / GumbelVQModel.config_name).get("_class_name")
-    if name == GumbelVQModel.__name__:
+    class_name = pretrained.read_json(found / GumbelVQModel.config_name).get("_class_name")
+    if class_name == GumbelVQModel.__name__:
         vqvae: GumbelVQModel = pretrained.load_component(GumbelVQModel, found)
-    else:  # a stock VQModel has the same keys
+    elif class_name == VQModel.__name__:  # has the same keys
         vqvae = GumbelVQModel.from_pretrained(found)
+    else:
+        raise ValueError(f"{found} has a {class_name}, expected a GumbelVQModel or a VQModel of diffusers.")
     return vqvae
+
+
+def check_images(vqvae: GumbelVQModel, config: RunConfig) -> None:
+    """
+    Raises:
+        ValueError: the autoencoder is for images of another number of channels than the run's, or can't halve them.
+    """
+    place = config.autoencoder_from
+    if vqvae.config.in_channels != config.channels:
+        raise ValueError(
+            f"The autoencoder in {place} is for images with {vqvae.config.in_channels} channels, "
+            f"`channels` is {config.channels}. Give `channels` {vqvae.config.in_channels}, or another autoencoder."
+        )
+    if config.resolution % vqvae.downsampling_factor:
+        raise ValueError(
+            f"`resolution` must be divisible by {vqvae.downsampling_factor} for the autoencoder in {place}, got "
+            f"{config.resolution}."
+        )
 
 
 def load_unet(
