@@ -1,7 +1,36 @@
+"""
+All tests of a process talk to one Hub on this machine and to no other, logged out and with a cache of their own. It is
+up before the first Hugging Face import, which reads its address.
+"""
+
+import gc
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
-import torch
+from hub_server import HubServer
+
+HUB = HubServer()
+HOME = tempfile.TemporaryDirectory(prefix="hub-")  # removed with the process
+for name in [name for name in os.environ if name.startswith("HF_")]:
+    del os.environ[name]
+os.environ |= HUB.environment(Path(HOME.name))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector needn't look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seed():
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> HubServer:
+    return HUB

@@ -1,18 +1,13 @@
 """The scripts of examples/ as commands."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
+
+from warm_processes import Script
 
 ROOT = Path(__file__).parents[1]
 
 
-def run_example(script: str, *arguments) -> subprocess.CompletedProcess:
-    """What examples/`script` did with `arguments`, on one thread; its output as text."""
-    return subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-    )
+def run_example(script: str, *arguments, **options) -> subprocess.CompletedProcess[str]:
+    """What examples/`script` did with `arguments`, and its output; `options` are those of [`Script`]."""
+    return Script(ROOT / "examples" / script, *arguments, **options).end()

@@ -5,7 +5,6 @@ a second, and the same again.
 
 import csv
 import json
-import os
 import runpy
 import shutil
 import subprocess
@@ -16,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrow_networks import narrow_presets
 from PIL import Image
 from run_example import ROOT, run_example
 from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline
+from warm_processes import Script
 
 from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.data import load_images
@@ -52,9 +53,13 @@ def write_csv_layout(folder: Path) -> None:
                 rows.writerow([name, f"n{item['labels']}"])
 
 
+def reproduce(*arguments) -> subprocess.CompletedProcess[str]:
+    return run_example("reproduce.py", *arguments, before=narrow_presets)
+
+
 @pytest.mark.slow
 def test_reproduce_and_evaluate(command, tmp_path):
-    done = run_example("reproduce.py", *command, tmp_path)
+    done = reproduce(*command, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     results = read_results(tmp_path / "evaluation" / "results.json")
     for model in ("bridge", "pixelcnn", "bridge-e2e"):
@@ -75,7 +80,7 @@ def test_reproduce_and_evaluate(command, tmp_path):
     weights = tmp_path / "bridge" / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
     measured = (tmp_path / "evaluation" / "results.json").read_bytes()
-    again = run_example("reproduce.py", *command, tmp_path)
+    again = reproduce(*command, tmp_path)
     assert again.returncode == 0 and again.stdout.count("done before") == 4
     assert again.stdout.count("(measured before)") == len(results)
     assert weights.stat().st_mtime_ns == before
@@ -97,7 +102,7 @@ def test_stages_need_only_what_the_ones_before_say(command, tmp_path):
     """On one machine vq, on the next its autoencoder and a prior, then the other prior: each is measured once."""
 
     def stages(*names, folder):
-        done = run_example("reproduce.py", *command, folder, "--stage", *names)
+        done = reproduce(*command, folder, "--stage", *names)
         assert done.returncode == 0, done.stderr[-2000:]
         found = read_results(folder / "evaluation" / "results.json") if "evaluate" in names else []
         return done.stdout, [r["model"] for r in found if r["name"] == "nll"]
@@ -114,17 +119,13 @@ def test_stages_need_only_what_the_ones_before_say(command, tmp_path):
     assert "pixelcnn" in (second / "evaluation" / "tables.md").read_text()
 
 
-def start(command: list, folder: Path, stage: str) -> subprocess.Popen:
-    arguments = [sys.executable, ROOT / "examples" / "reproduce.py", *command, folder, "--stage", stage]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        list(map(str, arguments)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+def start(command: list, folder: Path, stage: str) -> Script:
+    return Script(ROOT / "examples" / "reproduce.py", *command, folder, "--stage", stage, before=narrow_presets)
 
 
-def wait_for(process: subprocess.Popen, found: Callable[[], bool]) -> None:
+def wait_for(script: Script, found: Callable[[], bool]) -> None:
     while not found():
-        assert process.poll() is None, process.communicate()
+        assert script.process.is_alive(), script.end()
         time.sleep(0.01)
 
 
@@ -134,13 +135,13 @@ def test_a_killed_training_stage_goes_on(command, tmp_path):
     run = tmp_path / "vq"
     run.mkdir()
     (run / "steps.json").write_text("40")
-    process = start(command, tmp_path, "vq")
-    wait_for(process, (run / "checkpoints" / "step-00000010").is_dir)
-    process.kill()
-    process.communicate()
+    script = start(command, tmp_path, "vq")
+    wait_for(script, (run / "checkpoints" / "step-00000010").is_dir)
+    script.process.kill()
+    script.end()
     assert not (run / "vqvae").exists()
     (run / "vqvae.partial").mkdir()
-    done = run_example("reproduce.py", *command, tmp_path, "--stage", "vq")
+    done = reproduce(*command, tmp_path, "--stage", "vq")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "resumed from" in done.stdout and "done before" not in done.stdout
     assert list_checkpoints(run / "checkpoints")[-1].name == "step-00000040"
@@ -153,14 +154,14 @@ def test_an_evaluation_that_is_told_to_stop_goes_on(command, tmp_path):
     make_gray_pipeline().save_pretrained(tmp_path / "bridge" / "pipeline")
     evaluation = tmp_path / "evaluation"
     slow = [*command[:-1], "--num-nll-samples", 100, command[-1]]  # the last of an option counts
-    process = start(slow, tmp_path, "evaluate")
-    wait_for(process, (evaluation / "results.json").is_file)  # of the first mask
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == 143 and "run the same command again" in errors
+    script = start(slow, tmp_path, "evaluate")
+    wait_for(script, (evaluation / "results.json").is_file)  # of the first mask
+    script.process.terminate()
+    stopped = script.end()
+    assert stopped.returncode == 143 and "run the same command again" in stopped.stderr
     first = read_results(evaluation / "results.json")
     assert [r["name"] for r in first] == ["nll", "nll_joint"]
-    done = run_example("reproduce.py", *slow, tmp_path, "--stage", "evaluate")
+    done = reproduce(*slow, tmp_path, "--stage", "evaluate")
     assert done.returncode == 0, done.stderr[-2000:]
     found = read_results(evaluation / "results.json")
     assert found[:2] == first and len(found) == len({r["name"] for r in found}) == 8

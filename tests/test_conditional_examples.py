@@ -29,7 +29,8 @@ def test_inpaint(pipeline, tmp_path):
     assert saved["completions"].shape == (2, 3, 1, 16, 16)
     assert (saved["masked"] == 0.5).all()  # everything is hidden
     assert torch.equal(load_file(tmp_path / "chain.safetensors")["chain"][-1], saved["completions"][:, 0])
-    assert Image.open(tmp_path / "inpainting.png").size == (5 * 68, 2 * 68)
+    with Image.open(tmp_path / "inpainting.png") as image:
+        assert image.size == (5 * 68, 2 * 68)
     assert json.loads((tmp_path / "inpainting.json").read_text())["chain_steps"] == [0, 3]
 
     failed = run_example("inpaint.py", pipeline, *options, "--mask", "middle")
@@ -42,7 +43,8 @@ def test_sample_writes_the_chain(pipeline, tmp_path):
     done = run_example("sample.py", pipeline, "--chain-steps", 3, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     assert load_file(tmp_path / "chain.safetensors")["chain"].shape == (3, 4, 1, 16, 16)
-    assert Image.open(tmp_path / "samples.png").size == (3 * 68, 2 * 68)
+    with Image.open(tmp_path / "samples.png") as image:
+        assert image.size == (3 * 68, 2 * 68)
 
 
 @pytest.mark.slow

@@ -1,20 +1,24 @@
 """
 What README and docs tell people to run: Python blocks and commands run as written, page by page, with fewer training
-steps. A block after a line `<!-- not run: REASON -->` is left out. Reports are records of runs that take hours.
+steps and narrower networks, also in the shipped checkpoints' places (tests/test_checkpoints.py loads these). A block
+after a line `<!-- not run: REASON -->` is left out. Reports are records of runs that take hours.
 """
 
 import dataclasses
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, PartialState
+from diffusers import UNet2DModel
+from narrow_networks import narrow
 from PIL import Image
 
-from diffusion_bridge_vq import training
+from diffusion_bridge_vq import GumbelVQModel, training
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if "reports" not in p.parts)])
@@ -41,11 +45,24 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.strip() and not line.startswith(SETUP)]
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """The folder of shipped checkpoints, with untrained narrow networks."""
+    folder = tmp_path_factory.mktemp("narrow") / "checkpoints"
+    shutil.copytree(ROOT / "checkpoints", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("digits", "cifar10-small"):
+        for part, cls in (("unet", UNet2DModel), ("vqvae", GumbelVQModel)):
+            place = folder / name / part
+            cls.from_config(narrow(cls.load_config(place))).save_pretrained(place)
+    return folder
+
+
 @pytest.fixture
-def clone(tmp_path, monkeypatch) -> Path:
+def clone(tmp_path, monkeypatch, checkpoints) -> Path:
     """A folder with what commands name: the repository's folders, and images at the paths of the docs."""
-    for name in ("examples", "benchmarks", "checkpoints"):
+    for name in ("examples", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "checkpoints").symlink_to(checkpoints)
     generator = np.random.default_rng(0)
     for split in ("train", "validation", "test"):
         for label in ("cats", "dogs"):
@@ -79,6 +96,7 @@ def test_blocks_run(page, clone, monkeypatch):
 
     def train_shortly(config, *arguments):
         short = {"max_train_steps": 2, "max_train_time": None, "batch_size": 4, "num_inference_steps": 2}
+        short |= {name: narrow(getattr(config, name)) for name in ("vqvae", "unet", "prior") if hasattr(config, name)}
         return train(dataclasses.replace(config, **short, image_every=0, log_every=1, report_to="none"), *arguments)
 
     monkeypatch.setattr(training, "train", train_shortly, raising=False)

@@ -3,9 +3,6 @@
 import importlib
 import json
 import math
-import os
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,8 +11,10 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.models.attention_processor import Attention
+from narrow_networks import narrow_presets
 from tiny_models import make_pipeline
 from tiny_run import config
+from warm_processes import Script
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
 from diffusion_bridge_vq.training import PriorConfig, PriorObjective
@@ -28,12 +27,7 @@ def report(tmp_path_factory) -> dict:
     arguments = ["--cpu", "--batch-size=8", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
     arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
     arguments += ["--peak-tflops=1", "--bandwidth-gbs=10", "--quantizer-shape", "2", "8", "2", "2", "16"]
-    done = subprocess.run(
-        [sys.executable, root / "benchmarks" / "benchmark.py", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"},
-    )
+    done = Script(root / "benchmarks" / "benchmark.py", *arguments, before=narrow_presets).end()
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(output.read_text())
 

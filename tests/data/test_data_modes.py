@@ -223,7 +223,8 @@ def test_the_first_frame_of_an_animation(kind):
     first, second = (Image.new("RGB", (4, 4), color) for color in (RED, (0, 0, 255)))
     file = io.BytesIO()
     first.save(file, kind, save_all=True, append_images=[second], **({"lossless": True} if kind == "WEBP" else {}))
-    assert Image.open(file).n_frames == 2
+    with Image.open(file) as animation:
+        assert animation.n_frames == 2
     decoded = decode_image({"bytes": file.getvalue(), "path": None}, 4, 3)
     assert decoded.reshape(3, -1).T.tolist() == [list(RED)] * 16
 

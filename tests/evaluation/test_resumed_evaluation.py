@@ -1,6 +1,9 @@
 """Evaluations that are stopped and go on: what is on disk isn't measured again, and nothing else is taken for it."""
 
+import functools
+import shutil
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,13 +45,17 @@ class Killed(BaseException):
     """No handler that catches errors sees it."""
 
 
+@functools.cache
+def load_digits(split: str):
+    return load_images("digits", resolution=16, channels=1, split=split)
+
+
 def digits(monkeypatch, test: str = "test") -> RealImages:
     def features(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
     monkeypatch.setattr(real_images, "load_extractor", lambda name, device: features)
-    splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", test))
-    return RealImages("digits", *splits, N, "quarters", "cpu")
+    return RealImages("digits", load_digits("train"), load_digits(test), N, "quarters", "cpu")
 
 
 @pytest.fixture
@@ -93,6 +100,24 @@ def measure(
     store = SampleStore(folder / "figures.safetensors")
     outputs = ModelOutputs(model, pipe or make_gray_pipeline(), real, store, config, batch_size)
     run_metrics(names, outputs, folder, preset=preset)
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("measured")
+
+
+@pytest.fixture
+def measured(templates, real, tmp_path):
+    """Makes `tmp_path` a folder where these metrics were measured, once for all tests."""
+
+    def prepare(*names: str) -> None:
+        template = templates / "-".join(names)
+        if not template.exists():
+            measure(template, real, names)
+        shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+
+    return prepare
 
 
 def figures(folder) -> list[dict]:
@@ -179,9 +204,9 @@ def other_scheduler():
     ],
     ids=["weights", "scheduler", "steps", "images", "draws", "solver", "seed", "reference", "facts", "batch"],
 )
-def test_what_is_changed_is_measured_anew(real, calls, tmp_path, monkeypatch, changes, again):
+def test_what_is_changed_is_measured_anew(real, measured, calls, tmp_path, monkeypatch, changes, again):
     names = ("kl", "nll", "reconstruction")
-    measure(tmp_path, real, names)
+    measured(*names)
     before = read_results(tmp_path / "results.json")
     calls.clear()
     if "pipe" in changes:
@@ -244,8 +269,8 @@ def test_models_share_the_files(real, calls, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["results.json", "figures.safetensors"])
-def test_damaged_files_are_named_and_left_alone(real, calls, tmp_path, name):
-    measure(tmp_path, real, ("kl",))
+def test_damaged_files_are_named_and_left_alone(real, measured, calls, tmp_path, name):
+    measured("kl")
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-20])
     before = path.read_bytes()
@@ -257,9 +282,9 @@ def test_damaged_files_are_named_and_left_alone(real, calls, tmp_path, name):
     assert path.read_bytes() == before and not calls["draw"]
 
 
-def test_what_one_carries_home_is_small(real, tmp_path):
+def test_what_one_carries_home_is_small(measured, tmp_path):
     """At 5,000 images and three models, figures.safetensors stays below 16 MB with every preset."""
-    measure(tmp_path, real, ("kl", "fid"))
+    measured("kl", "fid")
     kept = load_file(tmp_path / "figures.safetensors")
     shapes = {name.split("/")[0]: (tuple(tensor.shape), tensor.dtype) for name, tensor in kept.items()}
     assert kept[next(name for name in kept if name.startswith("generator"))].nbytes < 10_000
@@ -277,8 +302,8 @@ def test_what_one_carries_home_is_small(real, tmp_path):
         assert 3 * (of_codes + 64 * channels * side**2 + 2 * 8 * positions + 10_000) < 16e6
 
 
-def test_a_writer_that_is_killed_leaves_the_old_figures(real, tmp_path, monkeypatch):
-    measure(tmp_path, real, ("kl",))
+def test_a_writer_that_is_killed_leaves_the_old_figures(real, measured, tmp_path, monkeypatch):
+    measured("kl")
     before = (tmp_path / "figures.safetensors").read_bytes()
 
     def half(tensors, path):
@@ -312,9 +337,9 @@ def spoil(folder, prefix: str, tensor: torch.Tensor | None) -> None:
         ("generator/", torch.zeros(3), "generator/bridge"),
     ],
 )
-def test_draws_that_no_evaluation_wrote(real, tmp_path, prefix, tensor, message):
+def test_draws_that_no_evaluation_wrote(real, measured, tmp_path, prefix, tensor, message):
     """Some were taken for codes of the model; others ended in KeyError or RuntimeError."""
-    measure(tmp_path, real, ("kl",))
+    measured("kl")
     spoil(tmp_path, prefix, tensor)
     before = (tmp_path / "figures.safetensors").read_bytes()
     with pytest.raises(ValueError, match=rf"figures\.safetensors .*{message}.*drawn again"):
@@ -324,18 +349,19 @@ def test_draws_that_no_evaluation_wrote(real, tmp_path, prefix, tensor, message)
 
 @pytest.mark.parametrize("tensor", [torch.zeros(3), torch.zeros(2, 1, 16, 16), torch.zeros(0, 4, dtype=torch.float64)])
 @pytest.mark.parametrize("kind", ["samples", "kl", "kl_floor"])
-def test_pictures_that_no_evaluation_wrote(real, tmp_path, kind, tensor):
-    measure(tmp_path, real, ("fid", "kl"))
+def test_pictures_that_no_evaluation_wrote(measured, tmp_path, kind, tensor):
+    measured("kl", "fid")
     spoil(tmp_path, f"{kind}/", tensor)
     with pytest.raises(ValueError, match=rf"figures\.safetensors has .* as {kind}/bridge"):
         write_report(tmp_path)
 
 
-def test_without_the_store_the_same_codes_are_drawn_again(real, calls, tmp_path):
-    measure(tmp_path, real, ("kl",))
+def test_without_the_store_the_same_codes_are_drawn_again(real, measured, calls, tmp_path):
+    measured("kl")
+    calls.clear()
     before = load_file(tmp_path / "figures.safetensors")
     (tmp_path / "figures.safetensors").unlink()
     measure(tmp_path, real, ("kl", "fid"))
-    assert calls["draw"] == 6 and calls["code_kl"] == 2
+    assert calls["draw"] == 3 and not calls["code_kl"]
     again = load_file(tmp_path / "figures.safetensors")
     assert all(torch.equal(again[name], before[name]) for name in before if name.startswith(("codes/", "generator/")))

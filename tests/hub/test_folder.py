@@ -1,4 +1,4 @@
-"""`from_pretrained` from a folder: what diffusers' own tests ask of a pipeline. The Hub is in client_load.py."""
+"""`from_pretrained` from a folder: what diffusers' own tests ask of a pipeline. The Hub is in test_hub_load.py."""
 
 import json
 import logging

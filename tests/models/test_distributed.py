@@ -1,9 +1,11 @@
 """Two real processes with half a batch each end with what one process with the whole batch has."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from warm_processes import launch
 
 from diffusion_bridge_vq.models import EMAQuantizer, GumbelSoftmaxQuantizer, LatentNormalizer
 
@@ -43,22 +45,21 @@ def shifted_statistics(z: torch.Tensor) -> dict[str, torch.Tensor]:
     return {f"shifted_{name}": tensor for name, tensor in names.items()}
 
 
-def process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def save_results(folder: Path) -> None:
+    rank = dist.get_rank()
     result = work(whole_batch()[4 * rank : 4 * rank + 4])
     started = GumbelSoftmaxQuantizer(K, D)
     torch.manual_seed(rank)  # different latents and draws: rank 0's codebook must win
     started.initialize_codebook(torch.randn(4, D, 2, 2))
     shifted = shifted_statistics(shifted_batch()[4 * rank : 4 * rank + 4])
-    torch.save(result | {"started": started.embedding.weight.data} | shifted, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(result | {"started": started.embedding.weight.data} | shifted, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
     """What the two processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(process, args=(str(folder),), nprocs=2)
+    launch(folder, save_results, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

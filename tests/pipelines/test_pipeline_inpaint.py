@@ -147,9 +147,9 @@ def test_pictures_are_read_as_for_training(channels, tmp_path):
     pipe = make(channels=channels)
     for path in sorted(tmp_path.iterdir()):
         trained_on = torch.tensor(decode_image({"bytes": None, "path": path}, 6, channels))
-        picture = Image.open(path)
-        assert torch.equal(run(pipe, picture), run(pipe, trained_on)), path.name
-        assert dict(picture.getexif()) == dict(Image.open(path).getexif())  # it is as it was
+        with Image.open(path) as picture, Image.open(path) as untouched:
+            assert torch.equal(run(pipe, picture), run(pipe, trained_on)), path.name
+            assert dict(picture.getexif()) == dict(untouched.getexif())  # it is as it was
     mask = Image.fromarray((make_mask().numpy() * 65535).astype(np.uint16))
     assert torch.equal(pipe.read_mask(mask, 1)[0, 0], make_mask() > 0)
     with pytest.raises(ValueError, match="mode F"):

@@ -12,19 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed
-import torch.multiprocessing as mp
-from process_work import process
 from run_in_memory import FILES, Run, as_safetensors_says, assert_equal, flip
 from tiny_run import config, state
 from torch import nn
+from warm_processes import launch
 
 import diffusion_bridge_vq
 from diffusion_bridge_vq.training import VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance import checkpoint
 from diffusion_bridge_vq.training.fault_tolerance.checkpoint import load_newest
-
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer", "diffusion_bridge_vq"])
-
 
 # ---------------------------------------------------------------------------------------------------------- damage
 
@@ -146,7 +142,7 @@ def test_a_run_goes_on_from_the_one_before_a_damaged_one(tmp_path):
 
 def on_two(work, folder: Path) -> None:
     folder.mkdir()
-    mp.start_processes(process, (2, str(folder), work, folder), nprocs=2, start_method="forkserver")
+    launch(folder, work, folder)
 
 
 def everybody_learns_of_it(folder: Path) -> None:

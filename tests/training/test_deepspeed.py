@@ -12,7 +12,8 @@ import tiny_run
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from safetensors.torch import load_file
-from test_processes import accelerate, ended, launch, records, same_but_for_rounding, seen
+from test_processes import accelerate, ended, records, same_but_for_rounding, seen
+from warm_processes import launch
 
 from diffusion_bridge_vq.training.distributed.accelerate import check_engine
 
@@ -144,7 +145,7 @@ def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, f
 def test_the_configuration_trains(runs, tmp_path):
     """As launched, with the setting that the CPU is an accelerator."""
     launched = accelerate(process_work.__file__, "deepspeed", str(tmp_path), str(runs / "vq"), config="deepspeed.yaml")
-    stderr = ended(launched, 240)
-    assert launched.returncode == 0, stderr[-3000:]
+    done = ended(launched, 240)
+    assert done.returncode == 0, done.stderr[-3000:]
     found, expected = (seen(folder)[0]["states"][24] for folder in (tmp_path, runs / "prior"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())

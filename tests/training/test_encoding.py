@@ -2,20 +2,18 @@
 
 import errno
 import json
-import multiprocessing
 import shutil
 
 import datasets
 import numpy as np
-import process_work
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.multiprocessing as mp
 from encoding_work import encode, encode_until_killed
 from tiny_models import make_autoencoder
 from torch.utils.data import DataLoader
+from warm_processes import launch, start
 
 import diffusion_bridge_vq.data.encoded as encoded_module
 from diffusion_bridge_vq.data import load_images
@@ -25,7 +23,6 @@ from diffusion_bridge_vq.training import encoding as encoding_module
 from diffusion_bridge_vq.training import load_autoencoder
 from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
 
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer"])
 NUM_IMAGES = 297
 
 
@@ -131,19 +128,12 @@ def test_the_description(folder, autoencoder, images):
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def on_processes(count, tmp_path, *arguments):
-    """`encode(*arguments)`, by `count` processes."""
-    (tmp_path / "rendezvous").unlink(missing_ok=True)
-    arguments = (count, str(tmp_path), encode, *arguments)
-    mp.start_processes(process_work.process, arguments, nprocs=count, start_method="forkserver")
-
-
 @pytest.mark.slow
 def test_three_processes_share_the_images(autoencoder, tmp_path):
     """16 parts; the same files as one process writes."""
     alone = tmp_path / "alone"
     encode(alone, autoencoder)
-    on_processes(3, tmp_path, tmp_path / "shared", autoencoder)
+    launch(tmp_path, encode, tmp_path / "shared", autoencoder, processes=3)
     assert content(tmp_path / "shared") == content(alone)
 
 
@@ -169,12 +159,12 @@ def png(value):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_streams_are_shared_without_loss_or_repetition(processes, autoencoder, tmp_path):
     """19 images, in row groups of at most 4: seven parts."""
-    for number, (start, count) in enumerate(((0, 5), (5, 13), (18, 1))):
-        write_parquet(tmp_path / "images" / f"train-{number}.parquet", count, start)
+    for number, (first, count) in enumerate(((0, 5), (5, 13), (18, 1))):
+        write_parquet(tmp_path / "images" / f"train-{number}.parquet", count, first)
     if processes == 1:
         encode(tmp_path / "encoded", autoencoder, str(tmp_path / "images"), streaming=True)
     else:
-        on_processes(processes, tmp_path, tmp_path / "encoded", autoencoder, str(tmp_path / "images"), True)
+        launch(tmp_path, encode, tmp_path / "encoded", autoencoder, str(tmp_path / "images"), True)
     encoded = EncodedImages(tmp_path / "encoded")
     vqvae = load_autoencoder(autoencoder).eval()
     pixels = to_pixels(torch.arange(19, dtype=torch.uint8).reshape(19, 1, 1, 1).expand(19, 1, 8, 8))
@@ -196,10 +186,7 @@ def test_fewer_parts_than_processes_are_named(autoencoder, tmp_path, capsys, mon
 def test_an_interrupted_encoding_goes_on(folder, autoencoder, tmp_path):
     """Killed while it writes its sixth shard; what is there stays as it is."""
     target = tmp_path / "encoded"
-    killed = multiprocessing.get_context("forkserver").Process(
-        target=encode_until_killed, args=(5, target, autoencoder)
-    )
-    killed.start()
+    killed = start(encode_until_killed, 5, target, autoencoder)
     killed.join()
     assert killed.exitcode == -9
     with pytest.raises(ValueError, match="isn't complete; encode with the same command again"):

@@ -12,35 +12,32 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-import torch.multiprocessing as mp
 from killable_run import ACCUMULATION, BATCHES_PER_EPOCH, FREEZE_FROM, JOINT_FROM, STEPS, config, run
 from run_in_memory import FILES
 from safetensors.torch import load_file
+from warm_processes import CONTEXT, start
 
 from diffusion_bridge_vq.training import train
 from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints
 
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer", "diffusion_bridge_vq"])
 # clocks
 NOT_HELD = {"train/images_per_second", "train/seconds"}
 PATIENCE = 300  # seconds without a word from a process, after which something is wrong
 AFTER_ONE = ("batch", 3)  # after the first checkpoint
 
 
-def start(folder: Path, place: tuple[str, int], checkpoint_every: int = 1) -> tuple[ForkServerProcess, Connection]:
+def start_run(folder: Path, place: tuple[str, int], checkpoint_every: int = 1) -> tuple[ForkServerProcess, Connection]:
     """The run in `folder`, from its newest checkpoint if there is one; and the way to hear from it."""
-    context = mp.get_context("forkserver")
-    here, there = context.Pipe()
+    here, there = CONTEXT.Pipe()
     resume = newest_step(folder) > 0
     settings = config(folder, checkpoint_every=checkpoint_every, resume=resume)
-    process = context.Process(target=run, args=(settings, place, there))
-    process.start()
+    process = start(run, settings, place, there)
     there.close()
     return process, here
 
 
 def to_the_end(folder: Path) -> None:
-    process, connection = start(folder, ("end", 0))
+    process, connection = start_run(folder, ("end", 0))
     assert connection.poll(PATIENCE), "nothing heard"
     assert connection.recv() == "done"
     process.join()
@@ -52,7 +49,7 @@ def kill(folder: Path, place: tuple[str, int], watched: bool = False, checkpoint
     Start, and kill where the run waits at `place`, or, if `watched`, earlier: while it writes. Returns where it was.
     """
     begun = time.time_ns()
-    process, connection = start(folder, place, checkpoint_every)
+    process, connection = start_run(folder, place, checkpoint_every)
     found = ""
     while not found:
         assert time.time_ns() - begun < PATIENCE * 1e9, "nothing heard"

@@ -16,23 +16,15 @@ import psutil
 import pytest
 import tiny_run
 import torch
-import torch.multiprocessing as mp
+from accelerate.commands import launch as launcher
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from warm_processes import Script, launch
 
 from diffusion_bridge_vq import GumbelVQModel
 
 pytestmark = pytest.mark.slow
-# a process is started once and forked for every other, in 1 s instead of 10
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer"])
-
-
-def launch(folder: Path, work, *arguments, processes: int = 2) -> None:
-    """`work(*arguments)` on each process."""
-    (folder / "rendezvous").unlink(missing_ok=True)
-    arguments = (processes, str(folder), work, *arguments)
-    mp.start_processes(process_work.process, arguments, nprocs=processes, start_method="forkserver")
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -229,25 +221,21 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
 
 
-def accelerate(*command: str, config: str = "cpu_2.yaml") -> subprocess.Popen:
+def accelerate(*command: str, config: str = "cpu_2.yaml") -> Script:
     """accelerate launch on two processes of this machine."""
-    options = ("--config_file", str(CONFIGS / config), "--num_processes", "2", "--main_process_port", "0")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "accelerate.commands.launch", *options, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    options = ("--config_file", CONFIGS / config, "--num_processes", 2, "--main_process_port", 0)
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    return Script(Path(launcher.__file__), *options, *command, variables=variables)
 
 
-def ended(launched: subprocess.Popen, seconds: float) -> str:
-    """What it wrote on stderr, when it ends within `seconds`."""
-    try:
-        return launched.communicate(timeout=seconds)[1]
-    finally:
-        launched.kill()
+def ended(launched: Script, seconds: float) -> subprocess.CompletedProcess[str]:
+    """What it did, when it ends within `seconds`."""
+    launched.process.join(seconds)
+    late = launched.process.is_alive()
+    launched.process.kill()
+    done = launched.end()
+    assert not late, done.stderr[-3000:]
+    return done
 
 
 def test_the_configurations_are_accelerates():
@@ -269,13 +257,13 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_and_is_named(tmp_pa
     launched = accelerate(process_work.__file__, fault, str(tmp_path))
     last = [tmp_path / f"pid-{rank}" for rank in range(2)]  # written when they come to the fatal batch
     for _ in range(1200):
-        if all(path.exists() and path.read_text() for path in last) or launched.poll() is not None:
+        if all(path.exists() and path.read_text() for path in last) or not launched.process.is_alive():
             break
         time.sleep(0.1)
-    stderr = ended(launched, 60)
-    assert launched.returncode != 0
+    done = ended(launched, 60)
+    assert done.returncode != 0
     assert not any(psutil.pid_exists(int(path.read_text())) for path in last)
-    summary = stderr[stderr.index("FAILED") :]  # the launcher's
+    summary = done.stderr[done.stderr.index("FAILED") :]  # the launcher's
     if fault == "exception":
         cause = summary[summary.index("Root Cause") :]
         assert "(local_rank: 1)" in cause and "the third batch of process 1 of 2 is bad" in cause
@@ -297,9 +285,8 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
     )
     options = [f"--{name}={getattr(config, name)}" for name in (*names, "output_dir")]
     script = str(ROOT / "examples" / "train_vqvae.py")
-    launched = accelerate(script, *options, f"--vqvae={json.dumps(config.vqvae)}")
-    stderr = ended(launched, 120)
-    assert launched.returncode == 0, stderr[-3000:]
+    done = ended(accelerate(script, *options, f"--vqvae={json.dumps(config.vqvae)}"), 120)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert [r["step"] for r in records(tmp_path)] == [4, 8, 12, 16, 20, 24]
     assert {"random-0.safetensors", "random-1.safetensors"} <= {
         path.name for path in (tmp_path / "checkpoints" / "step-00000024").iterdir()
@@ -311,8 +298,7 @@ def test_the_configuration_of_fsdp_splits_block_by_block(runs, tmp_path):
     """As launched, with the CPU as an accelerator; the U-Net's blocks are gathered one after the other."""
     blocks = ("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=ResnetBlock2D")
     work = (process_work.__file__, "fsdp", str(tmp_path), str(runs / "vq-alone"))
-    launched = accelerate(*blocks, *work, config="fsdp.yaml")
-    stderr = ended(launched, 240)
-    assert launched.returncode == 0, stderr[-3000:]
+    done = ended(accelerate(*blocks, *work, config="fsdp.yaml"), 240)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert all(0.4 < result["shares"][24] < 0.6 for result in seen(tmp_path))
     same_but_for_rounding(seen(tmp_path)[0]["states"][24], seen(runs / "prior")[0]["states"][24])

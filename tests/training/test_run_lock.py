@@ -1,83 +1,74 @@
 """Two runs in one folder: the second is refused, and a killed one leaves no lock."""
 
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 from tiny_run import config
+from warm_processes import CONTEXT, start
 
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
 
-HOLDER = """
-import os, sys, time
-from pathlib import Path
-from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
-with run_lock(RunFolder(Path(sys.argv[1]))):
-    print("held", flush=True)
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        time.sleep(2)  # a worker that outlives the run
-        os._exit(0)
-    sys.stdin.read()
-"""
+
+def hold(folder: Path, kind: str, connection: Connection) -> None:
+    with run_lock(RunFolder(folder)):
+        connection.send("held")
+        if kind == "fork" and os.fork() == 0:
+            time.sleep(2)  # a worker that outlives the run
+            os._exit(0)
+        connection.recv()
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts another process that holds the folder."""
+    """Starts another process that holds the folder; it ends when it gets a message."""
     processes = []
 
-    def start(kind: str = "plain") -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(tmp_path), kind],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        )
+    def start_holder(kind: str = "plain"):
+        here, there = CONTEXT.Pipe()
+        process = start(hold, tmp_path, kind, there)
         processes.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process
+        assert here.recv() == "held"
+        return process, here
 
-    yield start
+    yield start_holder
     for process in processes:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def test_the_second_run_is_refused_by_name(tmp_path, holder):
-    process = holder()
+    process, connection = holder()
     with (
         pytest.raises(ValueError, match=f"process {process.pid} on {socket.gethostname()}.*another `output_dir`"),
         run_lock(RunFolder(tmp_path), wait_seconds=0),
     ):
         pass
-    process.communicate("")  # it ends
+    connection.send("end")
     with run_lock(RunFolder(tmp_path), wait_seconds=5):
         assert str(os.getpid()) in RunFolder(tmp_path).lock_owner.read_text()
     assert not RunFolder(tmp_path).lock_owner.exists()
 
 
 def test_a_killed_run_leaves_no_lock(tmp_path, holder):
-    process = holder()
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process, _ = holder()
+    process.kill()
+    process.join()
     assert RunFolder(tmp_path).lock_owner.exists()  # nobody removed it
     with run_lock(RunFolder(tmp_path), wait_seconds=0):
         pass
 
 
 def test_workers_of_a_killed_run_are_waited_for(tmp_path, holder):
-    process = holder("fork")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process, _ = holder("fork")
+    process.kill()
+    process.join()
     with run_lock(RunFolder(tmp_path), wait_seconds=30):
         pass
 

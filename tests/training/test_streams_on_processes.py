@@ -5,14 +5,12 @@ import json
 from collections import Counter
 
 import datasets
-import process_work
 import pytest
 import stream_work
-import torch.multiprocessing as mp
 from PIL import Image
+from warm_processes import launch
 
 pytestmark = pytest.mark.slow
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.training.trainer"])
 SIZES = (17, 40, 5)  # in row groups of at most 6: 62 images, which two and three processes divide with a rest
 BATCH = 4
 
@@ -37,8 +35,7 @@ def folder(tmp_path_factory):
 
 def read(processes, folder, output, skip=0):
     output.mkdir()
-    arguments = (processes, str(output), stream_work.read, folder, output, skip)
-    mp.start_processes(process_work.process, arguments, nprocs=processes, start_method="forkserver")
+    launch(output, stream_work.read, folder, output, skip, processes=processes)
     return [json.loads((output / f"{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -1,16 +1,13 @@
 """The loop on a few real digits: resumed runs, averaged weights, faults. CPU, tiny networks."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import process_work
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from run_example import run_example
 from safetensors.torch import load_file
 from tiny_run import SETTINGS, TINY, assert_same_state, config, state, stopped_at_a_checkpoint
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -175,15 +172,12 @@ def test_a_dry_run_tries_all_phases_and_writes_nothing(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_command_line_makes_a_pipeline(tmp_path):
     """examples/train_e2e.py and sample.py as a user runs them; --resume of a finished run changes nothing."""
-    root = Path(__file__).parents[2]
     settings = {**SETTINGS, "max_train_steps": 4}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items()]
     options += [f"--vqvae={json.dumps(TINY['vqvae'])}", f"--unet={json.dumps(TINY['unet'])}"]
-    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
 
     def run(script: str, *arguments: str) -> str:
-        command = [sys.executable, str(root / "examples" / script), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = run_example(script, *arguments)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from pipeline_files import FILES, INDEX, PARTS, WEIGHTS, draw
 from push_helpers import heard, own_files
-from server import TOKEN
 from tiny_models import make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from server_answers import LFS, Fault, Handler, Request
+from hub_answers import LFS, Fault, Handler, Request
 
 TOKEN = "hf_tester"  # of the user "tester", who may read and write everything
 
@@ -87,6 +87,11 @@ class HubServer:
             "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
             "NO_PROXY": "127.0.0.1",
         }
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for kept in (self.repos, self.uploads, self.log, self.faults):
+            kept.clear()
 
     def add(self, repo_id: str, files: Mapping[str, bytes] | Path = {}, private: bool = False) -> str:  # noqa: B006
         """Creates a repository, or replaces it; returns the commit of its branch main."""

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 import torch
+from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from pipeline_files import draw
 from push_helpers import heard, own_files
-from server import TOKEN
 from tiny_run import TINY
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline

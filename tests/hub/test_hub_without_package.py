@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import torch
+from hub_server import TOKEN
 from pipeline_files import draw
 from safetensors.torch import load_file
-from server import TOKEN
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.hub import push_run

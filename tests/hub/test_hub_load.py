@@ -1,5 +1,5 @@
 """
-`from_pretrained` from a Hub over HTTP: what is fetched, what survives. What is refused is in client_hostile.py,
+`from_pretrained` from a Hub over HTTP: what is fetched, what survives. What is refused is in test_hub_hostile.py,
 folders are in test_folder.py.
 """
 
@@ -12,10 +12,10 @@ import sys
 import pytest
 import torch
 from diffusers import UNet2DModel
+from hub_server import TOKEN
 from huggingface_hub import constants
 from pipeline_files import FILES, INDEX, WEIGHTS, draw, read_folder
 from safetensors.torch import load_file
-from server import TOKEN
 from tiny_models import make_gray_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import (

@@ -1,4 +1,4 @@
-"""What `server.HubServer` answers to each request of the huggingface_hub client, and how it fails on demand."""
+"""What `hub_server.HubServer` answers to each request of the huggingface_hub client, and how it fails on demand."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from server import Blob, HubServer, Repo
+    from hub_server import Blob, HubServer, Repo
 
 LFS = (".safetensors", ".bin", ".png")
 

@@ -1,9 +1,9 @@
 """Pushes where waiting doesn't help end at once, and what diffusers would push is refused before anything is sent."""
 
 import pytest
+from hub_server import TOKEN
 from huggingface_hub import HfApi, constants
 from pipeline_files import WEIGHTS
-from server import TOKEN
 from tiny_models import make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, PixelCNNPrior, PixelCNNVQPipeline
