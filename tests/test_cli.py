@@ -69,6 +69,9 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
         (["--evaluate-extractor", "vgg"], "'vgg'"),
         (["--joint-fraction", "0.6"], "`joint_fraction` must be at most `freeze_fraction`, got 0.6 and 0.5"),
         (["--joint-fraction", "1", "--freeze-fraction", "1"], "`joint_fraction` of 1 would never train the prior"),
+        (["--class-dropout", "1", "--class-conditional"], "`class_dropout` of 1 would never show a class"),
+        (["--adversarial-weight", "1"], "join after step 600, but the autoencoder is trained for 600 steps"),
+        (["--joint-fraction", "0", "--freeze-fraction", "0"], "`freeze_fraction` 0.0 of 1200 steps leaves none for"),
     ],
 )
 def test_bad_values_end_with_one_line(arguments, words, capsys):

@@ -76,6 +76,8 @@ def test_a_run_without_metrics_has_no_curves(tmp_path):
     """It raised a ValueError of matplotlib, after training."""
     assert plot_metrics(tmp_path) is None
     (tmp_path / "metrics.jsonl").write_text('{}\n12\n{"step": 3}\n{"step": "x", "loss/prior": 1}\n\x00')
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(f'\n{{"step": {10**400}, "loss/prior": 1}}\n{{"step": 4, "loss/prior": {10**400}}}')
     assert plot_metrics(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
 
@@ -91,7 +93,7 @@ def test_runs_side_by_side_need_metrics_and_samples(tmp_path):
     ("images", "options", "error", "words"),
     [
         ([], {"columns": 1}, ValueError, "at least one image"),
-        ([GRAY], {"columns": 0}, ValueError, "`columns` must be a whole number of at least 1, got 0"),
+        ([GRAY], {"columns": 0}, ValueError, "`columns` must be a whole number in 1..10000, got 0"),
         ([GRAY], {"columns": 1.5}, ValueError, "got 1.5"),
         ([GRAY], {"columns": 1, "tile_size": 0}, ValueError, "`tile_size`"),
         ([np.zeros((8, 8))], {"columns": 1}, TypeError, "must be PIL images, got ndarray"),

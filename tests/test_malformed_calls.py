@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from tiny_models import SKEWED, make_pipeline, rng
 
 import diffusion_bridge_vq
@@ -25,7 +26,18 @@ from diffusion_bridge_vq import (
     PixelCNNPrior,
     PixelCNNVQPipeline,
 )
-from diffusion_bridge_vq.sampling import inpaint_latents, sample_latents
+from diffusion_bridge_vq.grids import image_grid
+from diffusion_bridge_vq.losses import (
+    ReconstructionLoss,
+    prediction_target,
+    prior_loss,
+    prior_temperature,
+    reconstruction_loss,
+    regularization_loss,
+    terminal_loss,
+)
+from diffusion_bridge_vq.models import LatentNormalizer
+from diffusion_bridge_vq.sampling import generators_for, inpaint_latents, sample_latents
 
 PACKAGE = str(Path(diffusion_bridge_vq.__file__).parent)
 FEW = settings(
@@ -77,6 +89,7 @@ Z = torch.randn(2, 3, 3, 3, generator=rng())
 SHORT = {"num_inference_steps": 2, "output_type": "latent"}
 CLASSES = {"class_labels": [0, 1], "guidance_scale": 2.0}
 CALLBACKS = {"callback_on_step_end": lambda *_: {}, "callback_on_step_end_tensor_inputs": ["latents"]}
+LOSS = {"scheduler": BRIDGE, "timesteps": torch.tensor([1, 2])}
 MASK = torch.ones(6, 6).tril()
 
 # name: (call, arguments that are right)
@@ -128,6 +141,23 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     }),
     "decode_latents": (PIPE.decode_latents, {"latents": Z, "output_type": "pt"}),
     "get_label_ids": (PIPE.get_label_ids, {"names": "ship"}),
+    "prediction_target": (prediction_target, LOSS | {"latents": Z, "noise": Z}),
+    "prior_loss": (prior_loss, LOSS | {"model_output": Z, "latents": Z, "noise": Z, "weighting": "elbo"}),
+    "terminal_loss": (terminal_loss, {"scheduler": BRIDGE, "latents": Z}),
+    "prior_temperature": (prior_temperature, LOSS),
+    "regularization_loss": (
+        regularization_loss,
+        LOSS | {"quantizer": PIPE.vqvae.quantize, "noisy_latents": Z, "form": "gamma", "temperature": 1.0},
+    ),
+    "reconstruction_loss": (reconstruction_loss, {"images": Z, "reconstructions": Z, "l1_weight": 0.5}),
+    "ReconstructionLoss": (ReconstructionLoss, {
+        "channels": 3, "l1_weight": 0.1, "perceptual_weight": 0, "perceptual_features": "lpips",
+        "adversarial_weight": 0.1, "adversarial_from": 2,
+    }),
+    "LatentNormalizer": (LatentNormalizer, {"num_channels": 3, "momentum": 0.1, "eps": 1e-5}),
+    "decode_codes": (PIPE.vqvae.decode_codes, {"codes": torch.zeros(2, 3, 3, dtype=torch.long)}),
+    "generators_for": (generators_for, {"seed": 0, "numbers": [0, 1]}),
+    "image_grid": (image_grid, {"images": [Image.new("L", (4, 4))] * 3, "columns": 2, "tile_size": 8}),
     "DenoisingChain": (DenoisingChain, {"steps": [0], "output_type": "pt"}),
     "DiffusionBridgeVQPipeline": (lambda **kwargs: DiffusionBridgeVQPipeline(**PIPE.components, **kwargs), {
         "id2label": None, "default_guidance_scale": 1.0, "default_num_inference_steps": 3,

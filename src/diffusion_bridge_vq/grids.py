@@ -1,10 +1,13 @@
 """Grids of images, without matplotlib."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import torch
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageOps
+
+_MOST = 10_000  # columns, and pixels of a tile's side
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, tile_size: int = 64) -> Image.Image:
@@ -18,12 +21,14 @@ def image_grid(images: Sequence[Image.Image], columns: int, tile_size: int = 64)
 
     Raises:
         TypeError: something that isn't a PIL image.
-        ValueError: no image, images of several sizes or modes, or a number below 1.
+        ValueError: no image, images of several sizes or modes, or a number outside 1..10,000.
     """
+    if not isinstance(images, Iterable) or isinstance(images, torch.Tensor):
+        raise TypeError(f"`images` must be a list of PIL images, got {type(images).__name__}.")
     images = list(images)
     for name, number in (("columns", columns), ("tile_size", tile_size)):
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"`{name}` must be a whole number of at least 1, got {number!r}.")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MOST:
+            raise ValueError(f"`{name}` must be a whole number in 1..{_MOST}, got {number!r}.")
     if not images:
         raise ValueError("`images` is empty: a grid needs at least one image.")
     for image in images:

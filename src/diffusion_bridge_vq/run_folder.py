@@ -11,6 +11,7 @@ AUTOENCODER_NAME = "vqvae"  # what a run saves that trained an autoencoder alone
 PIPELINE_NAME = "pipeline"
 _CHECKPOINT = "step-"
 _INDEX = "model_index.json"  # of a pipeline
+_TOO_LARGE = 2**63  # JSON has integers that no float can be made of
 
 
 @dataclass(frozen=True)
@@ -125,10 +126,17 @@ class RunFolder:
         """
         The names of the classes that a run learned, by number; None if it has none. `path` may be a run's folder or a
         pipeline's.
+
+        Raises:
+            ValueError: a file has something else as names.
         """
-        indices = (self.path / _INDEX, self.pipeline / _INDEX, self.config)
-        found = next((names for file in indices if (names := _read_object(file).get("id2label"))), None)
-        return None if found is None else {int(number): name for number, name in found.items()}
+        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
+            if names := _read_object(file).get("id2label"):
+                try:
+                    return {int(number): str(name) for number, name in names.items()}
+                except (AttributeError, TypeError, ValueError):
+                    raise ValueError(f"'id2label' of {file} must name classes by number, got {names!r}.") from None
+        return None
 
     def read_config(self) -> dict[str, Any]:
         """
@@ -193,8 +201,12 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or (_is_whole(value) and abs(value) < _TOO_LARGE)
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return _is_whole(value) and 0 <= value < _TOO_LARGE
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -30,6 +30,41 @@ def test_damaged_shards_are_named(tmp_path, source, parquet, tars):
         source(str(tars), **GREY)
 
 
+def read_all(source, folder):
+    return values(source(str(folder), **GREY))
+
+
+def read_share(source, folder):
+    images = source(str(folder), **GREY)
+    assert images.share(0, 1)
+    return values(images)
+
+
+def read_classes(source, folder):
+    """Numbers, which are read before anything else."""
+    return source(str(folder), label_column="label", **GREY)
+
+
+@pytest.mark.parametrize(
+    ("source", "read"),
+    [(load_images, read_all), (stream_images, read_all), (stream_images, read_share), (stream_images, read_classes)],
+)
+def test_a_damaged_page_names_its_file(parquet, source, read):
+    """What pyarrow says of it names no file."""
+    file = parquet / "train-1.parquet"
+    if read is read_classes:
+        for one in parquet.iterdir():
+            write_parquet(one, [{"bytes": encoded(5), "path": None}] * 3, [1, 2, 3], datasets.Value("int64"))
+    columns = pq.read_metadata(file).row_group(0)
+    column = columns.column(columns.num_columns - 1 if read is read_classes else 0)
+    place = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(file.read_bytes())
+    content[place : place + 20] = bytes(20)  # the header of its first page
+    file.write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=r"can't .*train-1\.parquet"):
+        read(source, parquet)
+
+
 @pytest.mark.parametrize("source", [load_images, stream_images])
 def test_shards_that_contradict_each_other(tmp_path, source):
     row = [{"bytes": encoded(1), "path": None}]

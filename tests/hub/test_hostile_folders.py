@@ -43,6 +43,12 @@ def test_a_hostile_folder_is_refused(good, bounded, tmp_path, name):
         KINDS[kind].from_pretrained(folder)
 
 
+def test_the_page_of_the_docs_has_all_of_them():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "hostile-files.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.count("|") == 5]
+    assert rows[0] == "folder" and rows[2:] == list(CASES)
+
+
 MODELS = {"vqvae": GumbelVQModel, "unet": CodeUNet2DModel, "prior": PixelCNNPrior}
 
 

@@ -30,6 +30,11 @@ def generate(pipe, **kwargs):
         ({"callback_on_step_end": 5}, TypeError, "must be a function of .* got int"),
         ({"callback_on_step_end": lambda p, i, t, k: {"latents": 3}}, TypeError, "as a torch.Tensor.*got int"),
         ({"callback_on_step_end": lambda p, i, t, k: {"latents": NOISE[:1]}}, ValueError, "latents of shape"),
+        (
+            {"callback_on_step_end": lambda p, i, t, k: k | {"mask": 1}},
+            ValueError,
+            "returned mask, which is not used",
+        ),
         ({"batch_size": True}, ValueError, "`batch_size` must be a whole number"),
     ],
 )

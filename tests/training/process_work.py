@@ -54,17 +54,6 @@ OBJECTIVE_CLASSES = {"vq": VQObjective, "prior": PriorObjective, "e2e": E2EObjec
 CONFIGS = {config.kind: config for config in (VQConfig, PriorConfig, E2EConfig, PixelCNNConfig)}
 
 
-def process(rank: int, world: int, folder: str, work: Callable[..., None], *arguments: Any) -> None:
-    """One of `world` processes with gloo, as a launcher would start it."""
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-    os.environ |= {name: str(value) for name, value in variables.items()} | {"ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    work(*arguments)
-    if dist.is_initialized():  # `train` ends it itself
-        dist.destroy_process_group()
-
-
 def split(work: Callable[..., None], *arguments: Any) -> None:
     """`work(*arguments)` as if launched with FSDP."""
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -351,6 +340,16 @@ def run_with_unreadable_data(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
         patch.setattr(Trainer, "batches", broken)
         train(configure("vq", folder))
+    (folder / f"refused-{rank}").write_text(str(error.value))
+
+
+def run_on_a_broken_stream(folder: Path) -> None:
+    """A run on the tar files in folder/data. The error of each process goes into folder/refused-RANK."""
+    rank, _ = place()
+    stream: dict[str, Any] = {"dataset": str(folder / "data"), "streaming": True, "shuffle_buffer": 1}
+    small = {"batch_size": 4, "gradient_accumulation_steps": 1, "checkpoint_every": 0}
+    with pytest.raises(ValueError) as error:
+        train(configure("vq", folder / "run", **stream, **small))
     (folder / f"refused-{rank}").write_text(str(error.value))
 
 

@@ -50,3 +50,11 @@ def test_they_are_saved_with_run_and_pipeline(animals):
 def test_a_run_without_classes_names_none(animals, tmp_path):
     train(config(E2EConfig, tmp_path, dataset=str(animals / "photos"), **SHORT))
     assert RunFolder(tmp_path).read_id2label() is None
+
+
+@pytest.mark.parametrize("names", [["cat"], {"a": "cat"}, "cat", 5])
+def test_names_that_are_none_are_refused(tmp_path, names):
+    """Somebody else's run may say anything."""
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": names}))
+    with pytest.raises(ValueError, match=r"'id2label' of .*config\.json must name classes by number, got"):
+        RunFolder(tmp_path).read_id2label()

@@ -67,6 +67,10 @@ def test_every_phase_has_a_loss(tmp_path):
             with pytest.raises(ValueError, match="`joint_fraction`"):
                 tiny_config(E2EConfig, tmp_path, **settings)
             continue
+        if freeze == 0:  # only of an autoencoder that is trained
+            with pytest.raises(ValueError, match=r"`freeze_fraction` 0\.0 of 3 steps leaves none .* as `vqvae_from`"):
+                tiny_config(E2EConfig, tmp_path, **settings)
+            settings["resume"] = True
         objective = build_objective(tiny_config(E2EConfig, tmp_path, **settings)).train()
         for step in range(3):
             objective.set_step(step)

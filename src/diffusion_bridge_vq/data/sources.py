@@ -97,5 +97,5 @@ def check_arguments(dataset: str, resolution: int, channels: int) -> None:
         raise ValueError(f"dataset is {dataset!r}; give 'digits', a folder or the id of a dataset")
     if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
         raise ValueError(f"resolution is {resolution!r}; give a positive whole number of pixels")
-    if channels not in (1, 3):
+    if not isinstance(channels, int) or channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}; choose 3 for RGB or 1 for gray")

@@ -17,7 +17,7 @@ from .images import decode_ahead, short_hash
 from .row_groups import RowGroups, shuffled
 from .shards import find_shards
 from .sources import check_arguments
-from .tables import FEW_SHARDS, find_image_column, find_label_column, first_line, read_classes, stream_table
+from .tables import FEW_SHARDS, find_image_column, find_label_column, first_line, in_file, read_classes, stream_table
 
 if TYPE_CHECKING:
     import datasets
@@ -233,13 +233,15 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
                 number += 1
         except (HTTPError, OSError, ArrowException, TarError) as error:
             raise OSError(
-                f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process). "
-                "When it can be read again, `resume` takes a run on from its last checkpoint, with the same images."
+                f"{self._stop(number, error)}. When it can be read again, `resume` takes a run on from its last "
+                "checkpoint, with the same images."
             ) from error
         except ValueError as error:  # such as a shard with other columns
-            raise ValueError(
-                f"{self.name} can't be read on: {first_line(error)} ({number} images read before it by this process)"
-            ) from error
+            raise ValueError(self._stop(number, error)) from error
+
+    def _stop(self, number: int, error: Exception) -> str:
+        reason = f"{first_line(error)}{in_file(error)}"
+        return f"{self.name} can't be read on: {reason} ({number} images read before it by this process)"
 
     def count_parts(self, most: int = 256) -> int:
         """Into how many parts `read_part` divides the stream: a part has one or several of its shards."""

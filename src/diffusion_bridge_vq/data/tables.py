@@ -24,6 +24,8 @@ Table: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 FEW_SHARDS = 16
 # Files that are open at a time to read their labels.
 MAX_OPEN = 16
+# Modules whose functions read a parquet file that they call `file`. The errors of pyarrow don't name it.
+_PARQUET_READERS = {"datasets.packaged_modules.parquet.parquet", f"{__package__}.row_groups", __name__}
 
 
 def load_table(dataset: str, split: str) -> "datasets.Dataset":
@@ -100,7 +102,9 @@ def _explained(dataset: str, split: str) -> Iterator[None]:
             f"folder: there is none of this name. {suggest_path(dataset)}".rstrip()
         ) from error
     except (ValueError, FileNotFoundError, tarfile.TarError, DatasetGenerationError) as error:
-        reason = str(error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error)
+        reason = str(error)
+        if isinstance(error, DatasetGenerationError) and error.__cause__:
+            reason = f"{first_line(error.__cause__)}{in_file(error.__cause__)}"
         if "corresponds to no data" in reason:
             reason = "it is empty; choose another split or add images to it"
         if "Must pass at least one table" in reason:
@@ -115,6 +119,16 @@ def _explained(dataset: str, split: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Of the message of an error, or of what caused it: an HTTP status with its address, or a broken connection."""
     return (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
+
+
+def in_file(error: BaseException) -> str:
+    """ " (in FILE)", the parquet file that was read when the error came up, where its message doesn't say so."""
+    trace, file = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") in _PARQUET_READERS:
+            file = str(trace.tb_frame.f_locals.get("file", file))
+        trace = trace.tb_next
+    return f" (in {file})" if file and os.path.basename(file) not in first_line(error) else ""
 
 
 class ImageColumn:
@@ -170,6 +184,8 @@ def find_label_column(table: Table, label_column: str | None) -> tuple[list[str]
     if label_column is None:
         found = [name for name, feature in table.features.items() if isinstance(feature, ClassLabel)]
         return (found, table.features[found[0]]) if len(found) == 1 else ([], None)
+    if not isinstance(label_column, str):
+        raise TypeError(f"label_column must be the name of a column, got {label_column!r}")
     path = [label_column] if label_column in table.features else label_column.split(".")
     feature: Any = table.features
     for name in path:
@@ -227,9 +243,13 @@ def read_classes(files: list[str], path: list[str]) -> list[Any]:
     Args:
         files (`list[str]`): paths or addresses.
         path (`list[str]`): the column and the names of the fields inside.
+
+    Raises:
+        OSError: a file can't be read; it is named.
     """
     import pyarrow.parquet as pq
     from fsspec.core import url_to_fs
+    from pyarrow import ArrowException
 
     def classes_in(file: str) -> set[Any]:
         system, name = url_to_fs(file)
@@ -237,8 +257,11 @@ def read_classes(files: list[str], path: list[str]) -> list[Any]:
             column = pq.ParquetFile(opened).read(columns=[".".join(path)]).column(0)
         return set(_unique(column, path[1:]))
 
-    with ThreadPoolExecutor(MAX_OPEN) as pool:
-        found = set().union(*pool.map(classes_in, files))
+    try:
+        with ThreadPoolExecutor(MAX_OPEN) as pool:
+            found = set().union(*pool.map(classes_in, files))
+    except (ArrowException, OSError) as error:
+        raise OSError(f"the classes can't be read: {first_line(error)}{in_file(error)}") from error
     return sorted(value for value in found if value is not None)
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..choices import Regularization, Weighting
+from ..models.inputs import check_same_shape, check_tensor
 from ..models.quantizer import VectorQuantizer
 from ..schedulers import OUBridgeScheduler
 
@@ -19,7 +20,12 @@ def prediction_target(
 ) -> torch.Tensor:
     """
     What the network should return for add_noise(latents, noise, timesteps), by the scheduler's `prediction_type`.
+
+    Raises:
+        TypeError, ValueError: not a bridge, or tensors of another kind or shape; it is named.
     """
+    _check_call(scheduler, timesteps)
+    check_same_shape(latents=latents, noise=noise)
     if scheduler.config.prediction_type == "epsilon":
         return noise
     if scheduler.config.prediction_type == "sample":
@@ -52,7 +58,12 @@ def prior_loss(
 
     Returns:
         `torch.Tensor`: scalar, mean over batch and coordinates.
+
+    Raises:
+        TypeError, ValueError: as [`prediction_target`], or another `weighting`.
     """
+    check_same_shape(latents=latents, model_output=model_output)
+    _check_call(scheduler, timesteps, len(latents))
     target = prediction_target(scheduler, latents, noise, timesteps)
     error = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B,)
     if weighting == "simple":
@@ -71,11 +82,13 @@ def prior_loss(
 
 def terminal_loss(scheduler: OUBridgeScheduler, latents: torch.Tensor) -> torch.Tensor:
     """-L_T per coordinate, for z_0 (B, d, ...); constant for a frozen encoder, see `OUBridgeScheduler.terminal_kl`."""
+    _check_bridge(scheduler)
     return scheduler.terminal_kl(latents).mean()
 
 
 def prior_temperature(scheduler: OUBridgeScheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """tau_t, linear from 10 at t = 0 to 0.1 at t = T (appendix 8); (B,) timesteps 0..T-1 (or -1) -> (B,) float32."""
+    _check_call(scheduler, timesteps)
     t = (timesteps + 1).float() / len(scheduler)
     return 10.0 + (0.1 - 10.0) * t
 
@@ -102,7 +115,16 @@ def regularization_loss(
 
     Returns:
         `torch.Tensor`: scalar per latent coordinate.
+
+    Raises:
+        TypeError, ValueError: not a bridge, tensors of another kind, or another `form`.
     """
+    if not isinstance(quantizer, VectorQuantizer):
+        raise TypeError(
+            f"`quantizer` must be a VectorQuantizer, such as `vqvae.quantize`, got {type(quantizer).__name__}."
+        )
+    check_tensor("noisy_latents", noisy_latents)
+    _check_call(scheduler, timesteps, len(noisy_latents))
     z = noisy_latents.float()
     if form == "none":
         return z.new_zeros(())
@@ -123,3 +145,15 @@ def categorical_kl(
     log_q = F.log_softmax(logits / temperature, dim=-1)
     log_p = F.log_softmax(logits / other_temperature, dim=-1)
     return (log_q.exp() * (log_q - log_p)).sum(dim=-1)
+
+
+def _check_call(scheduler: OUBridgeScheduler, timesteps: torch.Tensor, samples: int | None = None) -> None:
+    _check_bridge(scheduler)
+    check_tensor("timesteps", timesteps, integers=True)
+    if samples is not None and timesteps.shape != (samples,):
+        raise ValueError(f"`timesteps` must be ({samples},), one per sample, got shape {tuple(timesteps.shape)}.")
+
+
+def _check_bridge(scheduler: OUBridgeScheduler) -> None:
+    if not isinstance(scheduler, OUBridgeScheduler):
+        raise TypeError(f"`scheduler` must be an OUBridgeScheduler, got {type(scheduler).__name__}.")

@@ -13,8 +13,18 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..choices import PerceptualFeatures
+from ..models.arguments import Integer, Number, Rule, check_arguments
 from ..models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE, feature_maps, load_efficientnet
+from ..models.inputs import check_same_shape
 
+_WEIGHT = Number(low=0)
+_ARGUMENTS: dict[str, Rule] = {
+    "channels": Integer(),
+    "l1_weight": _WEIGHT,
+    "perceptual_weight": _WEIGHT,
+    "adversarial_weight": _WEIGHT,
+    "adversarial_from": Integer(0),
+}
 _OFFLINE = "`perceptual_features` that need no internet are 'efficientnet-lite0' (extra `eval`)."
 
 # Smaller images are enlarged to twice their size for the feature network: of 32 pixels a side its fourth map would be
@@ -23,7 +33,15 @@ _LARGE_ENOUGH = 64
 
 
 def reconstruction_loss(images: torch.Tensor, reconstructions: torch.Tensor, l1_weight: float = 0.0) -> torch.Tensor:
-    """-L_rec up to constants: mean squared error + l1_weight * mean absolute error; (B, C, H, W) in [-1, 1] -> ()."""
+    """
+    -L_rec up to constants: mean squared error + l1_weight * mean absolute error; (B, C, H, W) in [-1, 1] -> ().
+
+    Raises:
+        TypeError, ValueError: not two tensors of floating point and of one shape, or a weight that isn't a finite
+            number of at least 0.
+    """
+    check_same_shape(images=images, reconstructions=reconstructions)
+    check_arguments("reconstruction_loss", {"l1_weight": l1_weight}, {"l1_weight": _WEIGHT})
     loss = F.mse_loss(reconstructions.float(), images.float())
     return loss + l1_weight * F.l1_loss(reconstructions.float(), images.float()) if l1_weight else loss
 
@@ -162,7 +180,8 @@ class ReconstructionLoss(nn.Module):
         adversarial_from (`int`, *optional*, defaults to 0): first step with the adversarial term.
 
     Raises:
-        ValueError: other `perceptual_features`, or a network that can't be had here, with what to do instead.
+        ValueError: other `perceptual_features`, a number outside its range, or a network that can't be had here, with
+            what to do instead.
     """
 
     def __init__(
@@ -174,7 +193,9 @@ class ReconstructionLoss(nn.Module):
         adversarial_weight: float = 0.0,
         adversarial_from: int = 0,
     ):
+        given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
         super().__init__()
+        check_arguments("ReconstructionLoss", given, _ARGUMENTS)
         choices = get_args(PerceptualFeatures)
         if perceptual_features not in choices:
             raise ValueError(f"`perceptual_features` must be one of {choices}, got {perceptual_features!r}.")

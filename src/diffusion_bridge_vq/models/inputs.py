@@ -41,6 +41,22 @@ def check_tensor(name: str, value: Any, integers: bool = False) -> None:
         raise ValueError(f"`{name}` must be floating point, got {value.dtype}; convert it by `.float()`.")
 
 
+def check_same_shape(**tensors: Any) -> None:
+    """
+    Raises:
+        TypeError: not a tensor.
+        ValueError: an empty tensor, one that isn't of floating point, or one of another shape than the first.
+    """
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    (first, expected), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape != expected.shape:
+            raise ValueError(
+                f"`{name}` must have the shape of `{first}`, {tuple(expected.shape)}, got {tuple(tensor.shape)}."
+            )
+
+
 def check_generator(generator: Any) -> None:
     """
     Raises:

@@ -3,8 +3,15 @@
 import torch
 from torch import nn
 
+from .arguments import Integer, Number, Rule, check_arguments
 from .distributed import is_distributed
 from .inputs import check_tensor
+
+_ARGUMENTS: dict[str, Rule] = {
+    "num_channels": Integer(),
+    "momentum": Number(low=0, high=1, without_low=True),
+    "eps": Number(low=0, without_low=True),
+}
 
 
 class LatentNormalizer(nn.Module):
@@ -20,6 +27,9 @@ class LatentNormalizer(nn.Module):
         momentum (`float`, *optional*, defaults to 0.05): weight of the new batch in the running statistics, in (0, 1].
             The first batches weigh equally, so that the statistics are good from the start.
         eps (`float`, *optional*, defaults to 1e-5): least variance that is divided by.
+
+    Raises:
+        ValueError: a number outside its range.
     """
 
     running_mean: torch.Tensor
@@ -28,6 +38,8 @@ class LatentNormalizer(nn.Module):
 
     def __init__(self, num_channels: int, momentum: float = 0.05, eps: float = 1e-5):
         super().__init__()
+        given = {"num_channels": num_channels, "momentum": momentum, "eps": eps}
+        check_arguments("LatentNormalizer", given, _ARGUMENTS)
         self.momentum, self.eps = momentum, eps
         self.frozen = False
         self.register_buffer("running_mean", torch.zeros(num_channels))

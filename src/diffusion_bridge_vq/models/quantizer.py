@@ -136,10 +136,12 @@ class VectorQuantizer(nn.Module):
         Code vectors: codes (B, ...) -> z_q (B, d, ...).
 
         Raises:
-            ValueError: codes aren't integers, or lie outside 0..K-1. The range is checked on the CPU only: elsewhere
-                the check would wait for the device.
+            ValueError: codes aren't integers (B, ...), or lie outside 0..K-1. The range is checked on the CPU only:
+                elsewhere the check would wait for the device.
         """
         check_tensor("codes", codes, integers=True)
+        if codes.ndim == 0:
+            raise ValueError(f"`codes` must be (B, ...), e.g. (B, h, w), got shape {tuple(codes.shape)}.")
         if codes.device.type == "cpu" and not 0 <= int(codes.min()) <= int(codes.max()) < self.n_e:
             raise ValueError(
                 f"`codes` must lie in 0..{self.n_e - 1}, got values {int(codes.min())}..{int(codes.max())}."

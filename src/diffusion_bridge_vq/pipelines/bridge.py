@@ -172,6 +172,12 @@ class BridgePipeline(VQPipeline):
                     "`callback_on_step_end` must return a dict, such as {'latents': latents}, or None, got "
                     f"{type(returned).__name__}."
                 )
+            ignored = sorted(map(str, set(returned or {}) - set(self._callback_tensor_inputs)))
+            if ignored:
+                raise ValueError(
+                    f"`callback_on_step_end` returned {', '.join(ignored)}, which is not used here; return a dict "
+                    f"with names from {self._callback_tensor_inputs}."
+                )
             return returned.get("latents") if returned else None
 
         return on_step

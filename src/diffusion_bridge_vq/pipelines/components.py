@@ -28,8 +28,11 @@ def build_pipeline(components: Mapping[str, Any], id2label: Mapping[int, str] | 
         id2label (`Mapping[int, str]`, *optional*): names of the classes, of a model that has classes.
 
     Raises:
+        TypeError: `components` isn't a dict.
         ValueError: no pipeline has these components, or names that don't fit them.
     """
+    if not isinstance(components, Mapping):
+        raise TypeError(f"`components` must be a dict, from names to components, got {type(components).__name__}.")
     cls = _PIPELINES.get(frozenset(components))
     if cls is None:
         known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)

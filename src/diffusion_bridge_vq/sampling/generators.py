@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from typing import SupportsIndex
 
 import torch
 
@@ -18,6 +19,15 @@ def generators_for(seed: int, numbers: Iterable[int]) -> list[torch.Generator]:
     Args:
         seed (`int`): of the set.
         numbers (`Iterable[int]`): of the images, 0 to 2^32 - 1.
+
+    Raises:
+        TypeError: something else than whole numbers.
     """
+    if not isinstance(numbers, Iterable) or isinstance(numbers, (str, torch.Tensor)):
+        raise TypeError(f"`numbers` must be a list or range of whole numbers, got {numbers!r}.")
+    numbers = list(numbers)
+    for number in (seed, *numbers):
+        if not isinstance(number, SupportsIndex) or isinstance(number, bool):
+            raise TypeError(f"`seed` and `numbers` must be whole numbers, got {number!r}.")
     first = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
-    return [torch.Generator().manual_seed((first + number) % _SEEDS) for number in numbers]
+    return [torch.Generator().manual_seed((first + int(number)) % _SEEDS) for number in numbers]

@@ -15,13 +15,13 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     left waiting for a process that refused.
 
     Raises:
-        ValueError, OSError: what `work` raises.
+        Exception: what `work` raises.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
-        except (ValueError, OSError) as error:
+        except Exception as error:
             outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:

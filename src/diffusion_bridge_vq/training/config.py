@@ -214,6 +214,18 @@ class AutoencoderConfig(RunConfig):
                 f"VGG-16 halves images four times: `perceptual_features` 'lpips' needs a `resolution` of at least 16, "
                 f"got {self.resolution}; take 'efficientnet-lite0'."
             )
+        joins = round(self.adversarial_fraction * self.max_train_steps)
+        if self.adversarial_weight and joins >= self.autoencoder_steps:
+            raise ValueError(
+                f"`adversarial_fraction` {self.adversarial_fraction} lets the discriminator join after step {joins}, "
+                f"but the autoencoder is trained for {self.autoencoder_steps} steps: take less, or drop "
+                "`adversarial_weight`."
+            )
+
+    @property
+    def autoencoder_steps(self) -> int:
+        """For how many steps the autoencoder is trained."""
+        return self.max_train_steps
 
 
 @dataclass(frozen=True)
@@ -235,6 +247,8 @@ class PriorRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.class_conditional and self.class_dropout == 1:
+            raise ValueError("`class_dropout` of 1 would never show a class; take less, or drop `class_conditional`.")
         if self.evaluate_every and self.validation_split is None:
             raise ValueError("`evaluate_every` compares with real images: give `validation_split`.")
 
@@ -394,6 +408,16 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
             )
         if self.joint_fraction == 1:
             raise ValueError("`joint_fraction` of 1 would never train the prior; take less, or train_vqvae.")
+        started = self.init_from is not None or self.vqvae_from is not None or self.resume
+        if self.autoencoder_steps == 0 and not started:
+            raise ValueError(
+                f"`freeze_fraction` {self.freeze_fraction} of {self.max_train_steps} steps leaves none for the "
+                "autoencoder: take more, or give one that is trained as `vqvae_from`."
+            )
+
+    @property
+    def autoencoder_steps(self) -> int:
+        return round(self.freeze_fraction * self.max_train_steps) if self.mode == "stable" else self.max_train_steps
 
 
 def _find_start(

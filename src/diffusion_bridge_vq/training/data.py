@@ -15,6 +15,7 @@ from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.encoded import EncodedImages
 from ..data.pixels import to_pixels
 from ..run_folder import RunFolder
+from .agreement import on_main_process
 from .config import RunConfig
 from .encoding import describe_normalizer, encode_images, encoder_fingerprint
 from .objectives import Objective
@@ -185,7 +186,6 @@ class TrainingBatches:
     def __init__(self, loader: Any, accelerator: Accelerator, config: RunConfig, name: str):
         self.loader, self.accelerator, self.config, self.name = loader, accelerator, config, name
         self.epoch = self.batches_done = 0
-        self.main_process_reads = isinstance(loader, DataLoaderDispatcher)  # and sends the others their share
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of this epoch from the position on; then the position is the start of the next."""
@@ -214,7 +214,10 @@ class TrainingBatches:
 
         Raises:
             ValueError: a whole one has no batch, since no worker of a stream reads enough images for it.
+            Exception: what this process met, or the main one if it reads for all.
         """
+        if isinstance(loader, DataLoaderDispatcher):  # the main process reads, and sends the others their share
+            loader.base_dataloader = _EndingAtErrors(loader.base_dataloader)
         empty = not self.batches_done
         try:
             for batch in loader:
@@ -223,11 +226,45 @@ class TrainingBatches:
         except ValueError as error:
             if not (empty and "does not contain any data" in str(error)):  # Accelerate's words for it
                 raise
+            self._raise_failure(loader)
             raise ValueError(
                 f"{self.name} has no batch of {self.config.batch_size} images for each process: none of "
                 f"its {self.config.num_workers} workers reads that many. Take fewer `num_workers` or "
                 "a smaller `batch_size`."
             ) from error
+        self._raise_failure(loader)
+
+    def _raise_failure(self, loader: Any) -> None:
+        """On all processes, what ended the reading of the main one."""
+        if isinstance(loader, DataLoaderDispatcher):
+            on_main_process(self.accelerator, loader.base_dataloader.raise_failure)
+
+
+class _EndingAtErrors:
+    """
+    A loader that ends where it fails, and keeps the error: the other processes wait for the main one's next batch, or
+    for word that it was the last.
+    """
+
+    def __init__(self, loader: Any):
+        self.loader: Any = loader.loader if isinstance(loader, _EndingAtErrors) else loader
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._until_failure(iter(self.loader))
+
+    def _until_failure(self, batches: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from batches
+        except Exception as error:
+            self.failure = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def raise_failure(self) -> None:
+        if self.failure is not None:
+            raise self.failure
 
 
 def outlive_first_signal(_: int) -> None:

@@ -182,8 +182,6 @@ class Trainer:
             batch = next(batches)
         except Exception as caught:
             error = caught
-            if self.data.main_process_reads:
-                raise  # the others wait for its batch, and can't save with it
         if self.request.anywhere(error is not None):
             self.endings.by_unreadable_data(self.steps_done, error, begun=part > 0)
         return batch
