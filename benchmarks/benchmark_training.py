@@ -26,7 +26,7 @@ Call = Callable[[], torch.Tensor]
 def package_step(
     objective: PriorObjective, config: PriorConfig, accelerator: Accelerator, latents: torch.Tensor | None = None
 ) -> Call:
-    """One optimiser step, as `train` does it: on `latents`, or on batches from its own loader."""
+    """One optimizer step, as `train` does it: on `latents`, or on batches from its own loader."""
     images = load_images("digits", resolution=config.resolution, channels=config.channels)
     run = Trainer(config, accelerator, objective, images)
     run.model.train()

@@ -1,5 +1,6 @@
-"""MkDocs hook: the page of flags is made from the settings, so that it is always true."""
+"""MkDocs hooks: the page of flags is made from the settings, that of the notebook from the notebook."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,9 +20,28 @@ _KINDS = {
 }
 
 
+_NOTEBOOK = Path(__file__).resolve().parents[1] / "examples" / "quickstart.ipynb"
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace `<!-- flags KIND -->` by tables."""
-    return re.sub(r"<!-- flags (\w+) -->", lambda match: _tables(match[1]), markdown)
+    """Replace `<!-- flags KIND -->` by tables, and `<!-- notebook -->` by the cells of the notebook."""
+    markdown = re.sub(r"<!-- flags (\w+) -->", lambda match: _tables(match[1]), markdown)
+    return markdown.replace("<!-- notebook -->", _cells()) if "<!-- notebook -->" in markdown else markdown
+
+
+def _cells() -> str:
+    """All but the title, with what the cells printed and drew."""
+    parts = []
+    for cell in json.loads(_NOTEBOOK.read_text(encoding="utf-8"))["cells"][1:]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if output["output_type"] == "stream":
+                parts.append(f"```text\n{''.join(output['text'])}```")
+            elif (picture := output["data"].get("image/png")) is not None:
+                encoded = "".join(picture).replace("\n", "")
+                parts.append(f'<img alt="what this cell draws" src="data:image/png;base64,{encoded}">')
+    return "\n\n".join(parts)
 
 
 def _tables(kind: str) -> str:

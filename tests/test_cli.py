@@ -107,7 +107,7 @@ def test_help_shows_the_values_of_the_preset_in_groups(capsys):
     shown = {line.strip() for line in text.splitlines() if line.endswith(":")}
     assert {"common options:", "data:", "networks:", "this kind of run:"} <= shown
     flat = " ".join(text.split())
-    assert "images per process and step (default: 256)" in flat and "optimiser steps (default: 100000)" in flat
+    assert "images per process and step (default: 256)" in flat and "optimizer steps (default: 100000)" in flat
     for f in dataclasses.fields(E2EConfig):
         assert text.count(f"--{f.name.replace('_', '-')} ") + text.count(f"--{f.name.replace('_', '-')},") >= 1, f.name
     assert "_" not in "".join(re.findall(r"^  (--\S+)", text, re.MULTILINE))  # each option once

@@ -141,9 +141,9 @@ def test_the_whole_elbo_in_nats_for_gaussian_data():
     # x_t ~ N(0, 1) and E[eps | z_t] = sqrt(1 - abar) z_t, whose mean squared error is abar
     diffusion = (scheduler.elbo_weight(t) * scheduler.alphas_cumprod.double()).sum()
     beta = torch.linspace(1e-3, 0.1, 200, dtype=torch.float64)
-    normaliser = 0.5 * math.log(2 * math.pi * beta[0].item())  # of -log p(z_0 | z_1)
+    normalizer = 0.5 * math.log(2 * math.pi * beta[0].item())  # of -log p(z_0 | z_1)
     z_0 = torch.tensor([-1.0, 1.0], dtype=torch.float64).reshape(2, 1, 1)  # mean square 1, as N(0, 1)
-    minus_elbo = diffusion + normaliser + terminal_loss(scheduler, z_0)
+    minus_elbo = diffusion + normalizer + terminal_loss(scheduler, z_0)
 
     abar = torch.cumprod(1 - beta, 0)
     bridge = (1 - abar[:-1]) / (1 - abar[1:]) * beta[1:]

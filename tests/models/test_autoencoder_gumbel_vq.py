@@ -1,5 +1,5 @@
 """
-The autoencoder against diffusers' VQModel and the chain of its parts by hand. Its normaliser is in
+The autoencoder against diffusers' VQModel and the chain of its parts by hand. Its normalizer is in
 test_latent_normalizer.py, files and types are in test_autoencoder_saved_and_cast.py.
 """
 

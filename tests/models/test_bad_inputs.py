@@ -83,7 +83,7 @@ def test_seeds_are_no_generators(vqvae, prior):
 
 
 def test_an_empty_batch_does_not_reach_the_running_statistics():
-    """It made the EMA codebook and the normaliser's statistics NaN."""
+    """It made the EMA codebook and the normalizer's statistics NaN."""
     quantizer, normalizer = EMAQuantizer(4, 3), LatentNormalizer(3)
     for module in (quantizer, normalizer):
         refused(module, torch.zeros(0, 3, 4, 4), match="`z` is empty")

@@ -17,7 +17,7 @@ def whole_batch() -> torch.Tensor:
 
 
 def work(z: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Two training steps of normaliser and EMA codebook; the gradient of a loss that depends on the statistics."""
+    """Two training steps of normalizer and EMA codebook; the gradient of a loss that depends on the statistics."""
     torch.manual_seed(0)
     normalizer, quantizer = LatentNormalizer(D).train(), EMAQuantizer(K, D).train()
     quantizer.embedding.weight.data *= 0.3
@@ -37,7 +37,7 @@ def shifted_batch() -> torch.Tensor:
 
 
 def shifted_statistics(z: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Output, statistics and gradient of the normaliser alone; the gradient of a mean over the whole batch."""
+    """Output, statistics and gradient of the normalizer alone; the gradient of a mean over the whole batch."""
     normalizer, z = LatentNormalizer(D, momentum=1.0).train(), z.requires_grad_()
     out = normalizer(z)
     out.pow(3).mean().backward()

@@ -1,4 +1,4 @@
-"""The normaliser of the latents against torch's batch normalisation."""
+"""The normalizer of the latents against torch's batch normalisation."""
 
 import math
 

@@ -180,7 +180,7 @@ def test_model_input_has_unit_variance(config):
 def test_elbo_weight_is_the_kl_between_two_bridges(config):
     """
     Eq. 4 from its definition: KL between Gaussians with the bridge's variance, means those for eps and eps_theta. At
-    the first step the negative log-density of z_0 with variance beta_1 s^2, without its normaliser.
+    the first step the negative log-density of z_0 with variance beta_1 s^2, without its normalizer.
     """
     scheduler = OUBridgeScheduler(**config)
     eps, eps_theta = torch.randn(2, 1, 3, 4, dtype=torch.float64)

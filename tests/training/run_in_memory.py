@@ -23,7 +23,7 @@ FILES = (
 
 
 class Run:
-    """Two modules and an optimiser that move by a step at a time, and what they were at each of them."""
+    """Two modules and an optimizer that move by a step at a time, and what they were at each of them."""
 
     def __init__(self, folder: Path, features: int = 4):
         self.folder, self.features, self.accelerator = folder, features, Accelerator(cpu=True)

@@ -33,7 +33,7 @@ def test_steps_are_clipping_and_adamw_with_weight_decay(tmp_path):
         optimizer.step()
     assert min(norms) > 0.02 and abs(norms[0] / norms[1] - 1) > 0.05  # so that clipping matters
     for (name, trained), expected in zip(run.objective.named_parameters(), twin.parameters(), strict=True):
-        # what shifts all latents alike is taken away by the normaliser: its gradient is rounding
+        # what shifts all latents alike is taken away by the normalizer: its gradient is rounding
         if name not in ("vqvae.encoder.conv_out.bias", "vqvae.quant_conv.bias"):
             assert torch.allclose(trained, expected, rtol=0, atol=1e-5), name
 

@@ -1,4 +1,4 @@
-"""The terms that decoded images are held to, against a peer's network, textbook losses and two optimisers."""
+"""The terms that decoded images are held to, against a peer's network, textbook losses and two optimizers."""
 
 import copy
 import pickle

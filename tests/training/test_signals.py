@@ -17,7 +17,7 @@ RUN |= {"joint_fraction": 0.25, "freeze_fraction": 0.75}
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
-    """In the middle of an optimiser step; the resumed run ends bit for bit where the whole one does."""
+    """In the middle of an optimizer step; the resumed run ends bit for bit where the whole one does."""
     train(config(E2EConfig, tmp_path / "whole", **RUN))
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     original, calls = Trainer.step, []
@@ -25,7 +25,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
     def interrupted(self, *args):
         original(self, *args)
         calls.append(args)
-        if len(calls) == 7:  # first batch of the fourth optimiser step
+        if len(calls) == 7:  # first batch of the fourth optimizer step
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:

@@ -57,7 +57,7 @@ def test_stages_and_what_they_leave(tmp_path):
 
 
 def test_averaged_weights_are_the_average_of_parameters_and_buffers(tmp_path, monkeypatch):
-    """EMA recomputed from the raw states after every step, codebook and normaliser included; and torch's own."""
+    """EMA recomputed from the raw states after every step, codebook and normalizer included; and torch's own."""
     seen, peer = [], []
     original = trainer_module.AveragedWeights.update_parameters
 
@@ -116,7 +116,7 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
 
 @pytest.mark.parametrize("name", process_work.OBJECTIVES)
 def test_what_is_trained_is_saved(name):
-    """A weight that the optimiser moves and no checkpoint holds would be lost when the run is resumed."""
+    """A weight that the optimizer moves and no checkpoint holds would be lost when the run is resumed."""
     objective = process_work.OBJECTIVES[name]()
     learning = {id(p) for p in objective.parameters() if p.requires_grad}
     assert learning and learning <= {id(p) for p in objective.trained_part().parameters()}

@@ -17,7 +17,7 @@ from PIL import Image
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
     """
-    End the program on a ValueError, OSError or ImportError, or for want of memory, with its message and status 2, as
+    End the program on a ValueError, OSError or ImportError, or if memory runs out, with its message and status 2, as
     argparse does, where Python would print a traceback. Also decorates a function.
     """
     try:

@@ -8,7 +8,7 @@ After an interruption the same command goes on, with any number of processes.
 
 from datetime import timedelta
 
-from ..cli import errors_as_lines, finite_number, local_path, new_parser, whole_number
+from ..cli import command_line, errors_as_lines, finite_number, local_path, new_parser, print_next, whole_number
 
 
 @errors_as_lines()
@@ -62,4 +62,7 @@ def main() -> None:
         f"{sum(encoding.rows or [])} trajectories of {len(encoding.data['timesteps'])} points, guidance scale "
         f"{encoding.data['guidance_scale']:g}: {args.output_dir}"
     )
+    if accelerator.is_main_process:
+        following = command_line("distill", "--init-from", args.teacher, "--trajectories", args.output_dir)
+        print_next((following, "train a student on them"))
     accelerator.end_training()

@@ -46,7 +46,7 @@ def bridge_elbo(
     - `reconstruction`: -log N(x; decode(z_q^0), variance), a density of pixels in [-1, 1]. For 8-bit images
       log2(127.5) = 6.99 bits more are the usual bits per dimension.
     - `prior`: -sum_{t=1}^T L_t by eq. 4 ([`prior_loss`] with weighting "elbo"). At t = 1 it is the exact
-      -log p(z_0 | z_1), a Gaussian of variance beta_1 s^2, with the normaliser that the loss leaves out.
+      -log p(z_0 | z_1), a Gaussian of variance beta_1 s^2, with the normalizer that the loss leaves out.
     - `terminal`: KL(q(z_T | z_0) || N(z*, s^2)), exact ([`OUBridgeScheduler.terminal_kl`]).
 
     L^reg is 0: codes are taken to be the nearest in the model, too, p(z_q^t | z_e^t) = q(z_q^t | z_e^t). The codes are
@@ -129,5 +129,5 @@ def _prior_nats(
     coordinates = z_0[0].numel()
     # what `prior_loss` leaves out at t = 1; it doesn't depend on z
     variance = float(scheduler.betas[0]) * scheduler.stationary_std**2
-    normaliser = 0.5 * math.log(2 * math.pi * variance)
-    return coordinates * (total * len(scheduler) / num_draws + normaliser)
+    normalizer = 0.5 * math.log(2 * math.pi * variance)
+    return coordinates * (total * len(scheduler) / num_draws + normalizer)

@@ -106,7 +106,7 @@ def regularization_loss(
 
     "kl" is eq. 5 in closed form. "gamma" is what appendix 8 keeps of it, gamma_t ||z_e^t - zhat||^2 with zhat ~ q and
     gamma_t = 1 / tau - 1 / tau_t: it pulls codes and latents together at small t and pushes them apart at large t. The
-    dropped normalisers are not constant, so the two differ. "none" is 0.
+    dropped normalizers are not constant, so the two differ. "none" is 0.
 
     Args:
         noisy_latents (`torch.Tensor`): z_e^t, (B, d, ...).

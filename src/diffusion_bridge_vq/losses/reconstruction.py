@@ -207,7 +207,7 @@ class ReconstructionLoss(nn.Module):
         self.set_step(0)
 
     def set_step(self, step: float) -> None:
-        """Called before every optimiser step with its place in the schedule."""
+        """Called before every optimizer step with its place in the schedule."""
         self.adversarial = step >= self.adversarial_from
 
     def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -248,7 +248,7 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
 
     @torch.no_grad()
     def to_vq_model(self) -> VQModel:
-        """A stock VQModel with the same weights; the running normaliser is folded into its `quant_conv`."""
+        """A stock VQModel with the same weights; the running normalizer is folded into its `quant_conv`."""
         config: dict[str, Any] = {k: v for k, v in self.config.items() if k in VQModel._get_init_keys(VQModel)}
         model = VQModel(**config).to(self.device, self.dtype)
         own = {k: v for k, v in self.state_dict().items() if k in model.state_dict()}

@@ -20,7 +20,7 @@ class GumbelSoftmaxQuantizer(VectorQuantizer):
     The gradient reaches z_e through the soft assignment and the codebook through the chosen code. The loss, times
     `commitment_weight`, is that of section 3.2 for T = 0:
 
-        -log p(k | z_e) = ||z_e - e_k||^2 + log sum_j exp(-||z_e - e_j||^2)    (the print leaves out the squares).
+        -log p(k | z_e) = ||z_e - e_k||^2 + log sum_j exp(-||z_e - e_j||^2)    (printed without the squares).
     """
 
     def assign(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

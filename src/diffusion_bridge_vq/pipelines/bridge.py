@@ -102,7 +102,7 @@ class BridgePipeline(VQPipeline):
         channels-last layout, and run once, which takes from seconds to minutes. On CUDA the U-Net is replayed as a
         graph. Images differ by rounding only. For bfloat16 call `pipe.to(torch.bfloat16)` before.
 
-        Where compiling fails, for want of a compiler for example, the pipeline stays as it was and a warning says why.
+        If compiling fails, for example without a compiler, the pipeline stays as it was and a warning says why.
 
         Example:
 

@@ -185,7 +185,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
                       + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t - z*)
             var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
 
-        The print has z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
+        Printed is z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
 
         Args:
             original_sample (`torch.Tensor`): z_0, (B, d, ...).
@@ -217,9 +217,9 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
         and that of v this over 1 + SNR, see [`prior_loss`]; both are finite at abar_T = 0.
 
-        At t = 1 the print is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen for
-        that Gaussian the weight of eps is 1 / (2 alpha_1), that of z_0 1 / (2 s^2 beta_1) (the log-normaliser doesn't
-        depend on the network and is left out).
+        At t = 1 the printed weight is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen
+        for that Gaussian the weight of eps is 1 / (2 alpha_1), that of z_0 1 / (2 s^2 beta_1) (the log-normalizer
+        doesn't depend on the network and is left out).
 
         Args:
             timesteps (`torch.Tensor`): any shape, values 0..T-1.

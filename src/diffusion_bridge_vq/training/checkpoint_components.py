@@ -104,7 +104,7 @@ def _names(cls: type[RunConfig]) -> set[str]:
 def _check_all_trained(checkpoint: Path, objective: Objective) -> None:
     """
     Raises:
-        ValueError: a part has none of the optimiser's moments: no gradient has ever reached it.
+        ValueError: a part has none of the optimizer's moments: no gradient has ever reached it.
     """
     with safe_open(checkpoint / "optimizer.safetensors", "pt") as file:
         stepped = {int(key.split(".", 1)[0]) for key in file.keys()}  # noqa: SIM118

@@ -76,8 +76,8 @@ class RunConfig:
     channels: int = option(3, "3 for RGB, 1 for grayscale", one_of(1, 3))
     random_flip: bool = option(False, "mirror images at random, left to right", fixed=True)
     batch_size: int = option(64, "images per process and step", at_least(1), fixed=True)
-    gradient_accumulation_steps: int = option(1, "batches per optimiser step", at_least(1), fixed=True)
-    max_train_steps: int = option(10_000, "optimiser steps", at_least(1))
+    gradient_accumulation_steps: int = option(1, "batches per optimizer step", at_least(1), fixed=True)
+    max_train_steps: int = option(10_000, "optimizer steps", at_least(1))
     max_train_time: float | None = option(
         None,
         "seconds of training, over all starts, after which the run ends as after its last step; the schedule follows",

@@ -270,7 +270,7 @@ class _EndingAtErrors:
 def outlive_first_signal(_: int) -> None:
     """
     For workers of a DataLoader. Signals often go to all of a process group: the run needs batches until its step is
-    done. The second one, or the main process that is done with them, ends them as ever.
+    done. The second one, or the main process that is done with them, ends them as usual.
     """
 
     def note(number: int, _: FrameType | None) -> None:

@@ -11,7 +11,7 @@ class AveragedWeights(nn.Module):
     A copy of a module whose parameters and floating-point buffers follow it: w <- decay w + (1 - decay) w_model.
 
     As `torch.optim.swa_utils.AveragedModel` with `get_ema_multi_avg_fn` and `use_buffers=True` (the codebook and the
-    normaliser are buffers and frozen parameters), which however copies a counter to the device at every step and waits
+    normalizer are buffers and frozen parameters), which however copies a counter to the device at every step and waits
     for it. The first update takes the weights as they are; integer buffers are copied.
 
     Args:
@@ -27,7 +27,7 @@ class AveragedWeights(nn.Module):
 
     @torch.no_grad()
     def update_parameters(self, module: nn.Module, decay: float | None = None) -> None:
-        """Take in the weights of `module` after an optimiser step, by another `decay` than its own if given."""
+        """Take in the weights of `module` after an optimizer step, by another `decay` than its own if given."""
         decay = self.decay if decay is None else decay
         averaged = [*self.module.parameters(), *self.module.buffers()]
         newest = [*module.parameters(), *module.buffers()]

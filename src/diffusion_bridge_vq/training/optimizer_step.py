@@ -1,4 +1,4 @@
-"""What follows a forward pass: gradients and, when enough batches are gathered, a step of the optimiser."""
+"""What follows a forward pass: gradients and, when enough batches are gathered, a step of the optimizer."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ class Update:
         self.detector, self.max_grad_norm = detector, max_grad_norm
 
     def __call__(self, output: ObjectiveOutput, step: int) -> None:
-        """`step`: of the optimiser, from 0."""
+        """`step`: of the optimizer, from 0."""
         watched, updating = self.watched(output), self.accelerator.sync_gradients
         self.backward(output)
         if updating:
@@ -68,5 +68,5 @@ class Update:
 
     @property
     def moments(self) -> Any:
-        """The optimiser as a checkpoint has it."""
+        """The optimizer as a checkpoint has it."""
         return self.optimizer.optimizer

@@ -22,7 +22,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def split_like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """This process's part of a whole tensor that all hold, if `other`, of the same shape, is split."""
-    if not isinstance(other, DTensor) or tensor.shape != other.shape:  # an optimiser's counters
+    if not isinstance(other, DTensor) or tensor.shape != other.shape:  # an optimizer's counters
         return tensor
     return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
 

@@ -13,7 +13,7 @@ _TIMED_STEPS = 3  # after one that warms up, at each of the steps spread over th
 
 def steps_within(config: RunConfig, seconds: float) -> int:
     """
-    Optimiser steps of a run that take `seconds`, from timing a few on random images.
+    Optimizer steps of a run that take `seconds`, from timing a few on random images.
 
     Only the steps are counted: not loading and encoding data, grids and checkpoints. Learning rate and phases follow
     the number of steps, so a run within a time needs to know it beforehand.

@@ -35,7 +35,7 @@ _CODEBOOK_BATCHES = 8
 
 class Trainer:
     """
-    One run: its objective, optimiser and averaged weights, and the position in its data.
+    One run: its objective, optimizer and averaged weights, and the position in its data.
 
     Args:
         config (`RunConfig`): of any kind.
@@ -170,7 +170,7 @@ class Trainer:
 
     def next_batch(self, batches: Iterator[Batch], part: int) -> Batch:
         """
-        The next batch, number `part` of an optimiser step.
+        The next batch, number `part` of an optimizer step.
 
         Raises:
             ValueError, OSError: it can't be read on some process; the state before this step is saved first.
@@ -196,7 +196,7 @@ class Trainer:
         return inputs
 
     def step(self, batch: Batch, step: int) -> None:
-        """One batch; an optimiser step when enough of them are gathered."""
+        """One batch; an optimizer step when enough of them are gathered."""
         self.objective.set_step(self.schedule.place(step))
         with self.accelerator.accumulate(self.synchronized):
             with self.accelerator.autocast():
@@ -205,7 +205,7 @@ class Trainer:
         self.last_output = output
 
     def advance(self, seconds: float) -> None:
-        """After an optimiser step, at `seconds` of training: learning rate and averaged weights."""
+        """After an optimizer step, at `seconds` of training: learning rate and averaged weights."""
         before = self.schedule.place(self.steps_done)
         self.steps_done, self.schedule.seconds = self.steps_done + 1, seconds
         after = self.schedule.place(self.steps_done)

@@ -42,7 +42,7 @@ def make_accelerator(config: RunConfig) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False)
         ],
     )
-    if config.report_to != "none" and not accelerator.log_with:  # Accelerate would leave it out without a word
+    if config.report_to != "none" and not accelerator.log_with:  # Accelerate would leave it out silently
         raise ValueError(f"`report_to` {config.report_to!r} isn't installed; install it, or take 'none'.")
     check_engine(config, accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -66,7 +66,7 @@ def check_engine(config: RunConfig, accelerator: Accelerator) -> None:
         raise ValueError(
             f"{engine.value} is for a prior on a frozen autoencoder (prior, pixelcnn), but {config.kind} trains "
             "the autoencoder, too. The forward pass changes its codebook, so each process needs it whole, without a "
-            f"copy in the optimiser. {remedy}"
+            f"copy in the optimizer. {remedy}"
         )
     if engine == DistributedType.DEEPSPEED:
         check_deepspeed(config, accelerator.deepspeed_plugin)
@@ -82,7 +82,7 @@ def prepare(
         optimizer (`Optimizer`), loader (`DataLoader`): of them.
 
     Returns:
-        what `accelerator.accumulate` takes, what to call instead of `objective`, optimiser and loader.
+        what `accelerator.accumulate` takes, what to call instead of `objective`, optimizer and loader.
     """
     if accelerator.ddp_handler is not None:
         accelerator.ddp_handler.find_unused_parameters = objective.has_unused_parameters

@@ -2,7 +2,7 @@
 DeepSpeed's ZeRO, stages 1 and 2, as Accelerate drives it: AdamW's moments, from stage 2 on gradients, too, are split
 over processes, and so is a second float32 copy of the weights, which AdamW steps. The module's own stay whole.
 
-Its engine clips and steps inside `accelerator.backward`. The optimiser in there is still torch's fused AdamW, which
+Its engine clips and steps inside `accelerator.backward`. The optimizer in there is still torch's fused AdamW, which
 takes `found_inf`: see `NonFiniteDetector`. Nothing here imports deepspeed before a run was launched with it.
 """
 
@@ -36,7 +36,7 @@ def check_deepspeed(config: RunConfig, plugin: Any) -> None:
     if plugin.offload_optimizer_device not in (None, "none"):
         raise ValueError(
             f"With DeepSpeed `offload_optimizer_device` must be none, got {plugin.offload_optimizer_device!r}: "
-            "DeepSpeed's optimiser for the CPU doesn't skip bad steps."
+            "DeepSpeed's optimizer for the CPU doesn't skip bad steps."
         )
     decided = [name for name in ("optimizer", "scheduler") if name in plugin.deepspeed_config]
     if decided:
@@ -122,7 +122,7 @@ class _WholeMoments:
         return {"state": state, "param_groups": [group | {"params": list(range(len(group["params"])))}]}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """After the weights were loaded, of which the optimiser's copy is made again."""
+        """After the weights were loaded, of which the optimizer's copy is made again."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         self._zero.refresh_fp32_params()

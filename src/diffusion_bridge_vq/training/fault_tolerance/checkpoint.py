@@ -48,7 +48,7 @@ def save_checkpoint(
     """
     Write `directory`/step-N, N = `state["step"]`, and remove all but the newest `keep` up to it.
 
-    Called by every process: the main one writes weights, optimiser, `state` and everybody's random state.
+    Called by every process: the main one writes weights, optimizer, `state` and everybody's random state.
 
     Args:
         modules (`dict[str, nn.Module]`): by name; each becomes `name.safetensors`.

@@ -18,7 +18,7 @@ class Endings:
     Args:
         accelerator (`Accelerator`): of the run.
         state ([`RunState`]): is saved.
-        detector ([`NonFiniteDetector`]): knows of values that are not finite, and the state before them.
+        detector ([`NonFiniteDetector`]): finds values that are not finite, and keeps the state before them.
     """
 
     def __init__(self, accelerator: Accelerator, state: RunState, detector: NonFiniteDetector):

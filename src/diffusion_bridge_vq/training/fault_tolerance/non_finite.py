@@ -26,14 +26,14 @@ class NonFiniteDetector:
     """
     Looks at losses, latents and gradient norm of every step without waiting for the device.
 
-    From the first one that isn't finite on, or latents beyond `LARGEST_LATENT_RMS`, no update is made: the optimiser
+    From the first one that isn't finite on, or latents beyond `LARGEST_LATENT_RMS`, no update is made: the optimizer
     skips it (`found_inf`, as gradient scaling has it), and what the forward pass changes is put back. So the run holds
     still in the state before the bad step until somebody asks for the `failure`, and can be saved then; it never goes
     on.
 
     Args:
         optimizer (`Optimizer`): a fused AdamW, which takes `found_inf`.
-        forward_state (`Iterable[torch.Tensor]`): floating-point tensors that forward passes change, not the optimiser:
+        forward_state (`Iterable[torch.Tensor]`): floating-point tensors that forward passes change, not the optimizer:
             codebook and statistics.
         device (`torch.device`): of everything.
     """
@@ -50,7 +50,7 @@ class NonFiniteDetector:
 
     @torch.no_grad()
     def watch(self, values: dict[str, torch.Tensor], step: int) -> None:
-        """Before the optimiser steps: `values` are scalars, by name; `LATENT_RMS` has a limit of its own."""
+        """Before the optimizer steps: `values` are scalars, by name; `LATENT_RMS` has a limit of its own."""
         names = list(values)
         if names not in self._names:  # phases have their own
             self._names.append(names)
@@ -67,7 +67,7 @@ class NonFiniteDetector:
         self._bad = torch.where(first, 1.0, self._bad)
 
     def _skip_bad(self, optimizer: Any, *_: Any) -> None:
-        """Just before the optimiser steps: a GradScaler has put its own `found_inf` there by then."""
+        """Just before the optimizer steps: a GradScaler has put its own `found_inf` there by then."""
         optimizer.found_inf = torch.maximum(getattr(optimizer, "found_inf", self._bad), self._bad)
 
     def agree(self) -> None:
@@ -77,7 +77,7 @@ class NonFiniteDetector:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """After the optimiser stepped: keep what the forward pass made of its state, or put back what it was."""
+        """After the optimizer stepped: keep what the forward pass made of its state, or put back what it was."""
         for tensor, kept in zip(self._state, self._kept, strict=True):
             tensor.copy_(torch.where(self._bad > 0, kept, tensor))
             kept.copy_(tensor)

@@ -26,7 +26,7 @@ class RunState:
         data (`dict`): what describes the data and their order; a checkpoint of other data is refused.
         modules (`dict[str, nn.Module]`): what a checkpoint holds, by file name; "ema" is an [`AveragedWeights`].
         optimizer: has the moments; see `Update.moments`.
-        lr_scheduler: of the optimiser.
+        lr_scheduler: of the optimizer.
         batches ([`TrainingBatches`]): whose position is saved.
         usage ([`CodebookUsage`]): whose counts are saved.
         schedule ([`Schedule`]): whose seconds are saved if the run has a time limit.
@@ -99,7 +99,7 @@ class RunState:
         return done
 
     def mark(self) -> None:
-        """Remember the position in the data and the random state, before the batches of an optimiser step."""
+        """Remember the position in the data and the random state, before the batches of an optimizer step."""
         counts = self.usage.vqvae.quantize.code_counts.clone()
         self._marked = (self.batches.epoch, self.batches.batches_done, self.usage.last_epoch, counts, random_state())
 

@@ -50,7 +50,7 @@ class RunLog:
 
     def speed(self, done: int) -> dict[str, float]:
         """
-        At optimiser step `done`: images per second of all processes since the last call, and seconds in all, over all
+        At optimizer step `done`: images per second of all processes since the last call, and seconds in all, over all
         starts of the run.
         """
         now = time.perf_counter()

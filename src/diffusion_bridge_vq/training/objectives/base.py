@@ -95,7 +95,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def set_step(self, step: float) -> None:
-        """Called before every optimiser step with its place in the schedule; phases and ramps depend on it."""
+        """Called before every optimizer step with its place in the schedule; phases and ramps depend on it."""
 
     def trained_part(self) -> nn.ModuleDict:
         """What training changes, by name."""
@@ -118,7 +118,7 @@ class Objective(nn.Module):
         return False
 
     def networks(self) -> list[nn.Module]:
-        """What is worth compiling: not quantizer, normaliser and losses, whose shapes and phases change."""
+        """What is worth compiling: not quantizer, normalizer and losses, whose shapes and phases change."""
         return [self.vqvae.encoder, self.vqvae.decoder]
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:

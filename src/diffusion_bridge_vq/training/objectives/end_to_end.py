@@ -27,7 +27,7 @@ class E2EObjective(BridgeObjective):
 
     - "paper": as printed. Every gradient flows, also the prior's into the encoder, with its full weight. Algorithm 1
       draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without a step,
-      are added every time with weight 1 / T. Latents keep the scale they came with (the normaliser is frozen). The
+      are added every time with weight 1 / T. Latents keep the scale they came with (the normalizer is frozen). The
       sum can be made small by shrinking the latents.
     - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
       prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
