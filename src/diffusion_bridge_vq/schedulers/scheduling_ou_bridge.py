@@ -217,7 +217,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
         and that of v this over 1 + SNR, see [`prior_loss`]; both are finite at abar_T = 0.
 
-        At t = 1 the printed weight is infinite: the exact term is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen
+        At t = 1 the printed weight is infinite; the exact is -log p(z_0 | z_1). With the variance beta_1 s^2 chosen
         for that Gaussian the weight of eps is 1 / (2 alpha_1), that of z_0 1 / (2 s^2 beta_1) (the log-normalizer
         doesn't depend on the network and is left out).
 

@@ -41,7 +41,7 @@ def try_phases(trainer: "Trainer") -> None:
     trainer.accelerator.print(describe_estimate(config, objective, seconds, memory))
     if memory > total_memory(device):
         trainer.accelerator.print(
-            f"This is more than the {size(total_memory(device))} that {device} has: take a smaller `batch_size` with "
+            f"This is more than the {size(total_memory(device))} available on {device}: take a smaller `batch_size` with "
             "`gradient_accumulation_steps`, or `gradient_checkpointing`."
         )
     terms = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
@@ -65,9 +65,9 @@ class _Trial:
         self._time(batch, few)  # compiles and allocates
         settled = psutil.Process().memory_info().rss
         images, seconds = few, self._time(batch, few)
-        if few < whole:
-            images = max(few, min(whole, int(few * _SECONDS / seconds)))
-            seconds = self._time(batch, images)
+        more = min(whole, int(few * _SECONDS / seconds))
+        if self.device.type == "cpu" and more >= 2 * few:
+            images, seconds = more, self._time(batch, more)
         memory: float = peak_memory(self.device)
         if self.device.type == "cpu":
             memory = settled + max(0.0, memory - settled) * whole / images
