@@ -41,8 +41,8 @@ def try_phases(trainer: "Trainer") -> None:
     trainer.accelerator.print(describe_estimate(config, objective, seconds, memory))
     if memory > total_memory(device):
         trainer.accelerator.print(
-            f"This is more than the {size(total_memory(device))} available on {device}: take a smaller `batch_size` with "
-            "`gradient_accumulation_steps`, or `gradient_checkpointing`."
+            f"This is more than the {size(total_memory(device))} available on {device}: take a smaller `batch_size` "
+            "with `gradient_accumulation_steps`, or `gradient_checkpointing`."
         )
     terms = ", ".join(f"{name} {value.item():.4f}" for name, value in losses.items())
     trainer.accelerator.print(f"dry run: steps of all phases on {device} gave {terms}; nothing was written")
