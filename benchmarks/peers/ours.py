@@ -84,7 +84,7 @@ class Bridge(TokenizerRow):
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
         config = _config(
-            PriorConfig, self, init_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
+            PriorConfig, self, vqvae_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
         )
         self.learner = ObjectiveLearner(config, data)
 
@@ -173,7 +173,7 @@ class PixelCNN(TokenizerRow):
         config = _config(
             PixelCNNConfig,
             self,
-            init_from=self.setting.checkpoint,
+            vqvae_from=self.setting.checkpoint,
             class_conditional=True,
             prior=dict(self.setting.pixelcnn),
         )
@@ -205,7 +205,7 @@ class BridgeSystem(Row):
         self.tokenizer = ObjectiveLearner(vq, data)
         self.tokenizer.place_codebook(data.training.images)
         prior = _config(
-            PriorConfig, self, init_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
+            PriorConfig, self, vqvae_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
         )
         self.prior = ObjectiveLearner(prior, data)
         # fresh weights in place of the shipped autoencoder's, whose sizes are the preset's; frozen when its turn comes

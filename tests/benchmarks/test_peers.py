@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from safetensors.torch import load, load_file
 from tiny_models import autoencoder_settings, make_autoencoder, unet_settings, with_running_statistics
 
-from diffusion_bridge_vq import PixelCNNPrior
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler, PixelCNNPrior
 from diffusion_bridge_vq.training.presets import PRESETS, preset_values
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,9 @@ def tiny(tmp_path_factory):
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     sizes = autoencoder_settings(3, latent_channels=3)
     vqvae = with_running_statistics(make_autoencoder(3, in_channels=1, out_channels=1, quantizer_type="ema"))
-    vqvae.save_pretrained(checkpoint / "vqvae")
+    unet = UNet2DModel(**unet_settings(attention_head_dim=4, sample_size=4))
+    scheduler = OUBridgeScheduler(**PRESETS["digits"]["common"]["scheduler"])
+    DiffusionBridgeVQPipeline(vqvae, unet, scheduler).save_pretrained(checkpoint)
     common = PRESETS["digits"]["common"] | {"vqvae": sizes | {"layers_per_block": 1, "quantizer_type": "ema"}}
     common |= {"unet": unet_settings(attention_head_dim=4), "batch_size": 64}
     pixels = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
@@ -66,6 +69,19 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tiny) -> Data:
     return Data(SETTINGS["digits"], "digits")
+
+
+def test_nothing_but_the_tokenizer_comes_from_the_checkpoint(data):
+    """`init_from` once gave the rows of this package the shipped U-Net to start from."""
+    torch.manual_seed(7)
+    shipped = DiffusionBridgeVQPipeline.from_pretrained(data.setting.checkpoint)
+    for name in ("bridge", "system"):
+        row = rows.row_class(name)(data)
+        fresh = row.networks()["unet"]
+        assert not torch.equal(fresh.conv_in.weight, shipped.unet.conv_in.weight)
+        assert fresh.class_embedding.weight.std() > 0.5  # diffusers' own start
+    encoders = [vqvae.encoder.conv_in.weight for vqvae in (row.networks()["vqvae"], shipped.vqvae)]
+    assert not torch.equal(*encoders)
 
 
 @pytest.fixture(scope="module")
