@@ -1,10 +1,14 @@
-"""Docstrings refer to objects as diffusers' do, [`OUBridgeScheduler`]: make such a reference a link of the site."""
+"""
+Docstrings are written as those of diffusers. References, [`OUBridgeScheduler`], become links of the site; types of
+arguments, (`float`, *optional*, defaults to 0.1), become what the site shows as a type. Defaults come from signatures.
+"""
 
 import re
 from typing import Any
 
 import griffe
 
+_TYPE = re.compile(r"^(\s+[\w, ]+ \()([^()\n]*(?:\([^()\n]*\)[^()\n]*)*)(\):)", re.MULTILINE)
 _REFERENCE = re.compile(r"\[`(~?)([A-Za-z_][\w.]*)`\](?![\[(])")
 
 
@@ -30,7 +34,8 @@ class LinkReferences(griffe.Extension):
 
     def _rewrite(self, obj: griffe.Object) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = _REFERENCE.sub(self._link, obj.docstring.value)
+            text = _TYPE.sub(_plain_type, obj.docstring.value)
+            obj.docstring.value = _REFERENCE.sub(self._link, text)
         for member in obj.members.values():
             if not member.is_alias:
                 self._rewrite(member)
@@ -39,3 +44,8 @@ class LinkReferences(griffe.Extension):
         name = match[2]
         place = self._places.get(name)
         return f"[`{name}`][{place}]" if place else f"`{name}`"
+
+
+def _plain_type(match: re.Match[str]) -> str:
+    text = re.sub(r"\[`~?([\w.]+)`\]", r"\1", match[2]).replace("`", "").replace("*optional*", "optional")
+    return match[1] + re.sub(r", defaults to .*", "", text) + match[3]
