@@ -12,6 +12,7 @@ _VERBS = {
     "train-e2e": "train encoder, decoder, codebook and diffusion prior together (Algorithm 1)",
     "draw-trajectories": "write trajectories of a trained bridge, to distill a student from",
     "distill": "train a student that draws in one to four steps",
+    "fit-timesteps": "place few sampling steps where they lose least for one bridge",
     "encode-dataset": "write the latents or codes of a data set, to train priors on",
     "sample": "draw images",
     "inpaint": "complete images",

@@ -12,7 +12,7 @@ from ..models import GumbelVQModel, check_channels
 from ..models.code_unet import check_process
 from ..sampling.arguments import check_count, check_guidance, check_latents
 from ..sampling.chain import Callback, sample_latents
-from ..schedulers.few_steps import default_number_of_steps
+from ..schedulers.few_steps import default_number_of_steps, is_student
 from .base import VQPipeline, logger
 from .class_labels import (
     ClassLabels,
@@ -49,6 +49,8 @@ class BridgePipeline(VQPipeline):
         num_embeds = unet.config.num_class_embeds
         num_classes = None if num_embeds is None else num_embeds - 1
         check_default_guidance_scale(default_guidance_scale, num_classes)
+        if is_student(scheduler) and default_num_inference_steps is None:
+            default_num_inference_steps = default_number_of_steps(scheduler, 0)
         if default_num_inference_steps is not None:
             most = scheduler.config.num_train_timesteps
             check_count("default_num_inference_steps", default_num_inference_steps, most)
@@ -124,6 +126,7 @@ class BridgePipeline(VQPipeline):
         modules: tuple[tuple[nn.Module, dict[str, Any]], ...] = ((self.unet, replay), (self.vqvae.decoder, {}))
         shape = (batch_size, self.unet.config.in_channels, *self._latent_size())
         labels = read_class_labels(None, batch_size, self._num_classes(), None, self.unet.device)
+        levels = self.scheduler.config.num_train_timesteps
         try:
             for module, own in modules:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -133,7 +136,7 @@ class BridgePipeline(VQPipeline):
                 self.scheduler,
                 shape,
                 # a graph is recorded after the first calls
-                num_inference_steps=self._choose_steps(None, min(3, self.scheduler.config.num_train_timesteps)),
+                num_inference_steps=default_number_of_steps(self.scheduler, min(3, levels)),
                 generator=torch.Generator(self.unet.device),
                 device=self.unet.device,
                 dtype=self.unet.dtype,
@@ -196,12 +199,6 @@ class BridgePipeline(VQPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be a list with names from {known}, got {tensor_inputs!r}."
             )
-
-    def _choose_steps(self, num_inference_steps: int | None, otherwise: int) -> int:
-        """Steps of a call: the given number, or that of a student."""
-        return (
-            default_number_of_steps(self.scheduler, otherwise) if num_inference_steps is None else num_inference_steps
-        )
 
     def _latent_size(self) -> tuple[int, int]:
         size = self.unet.config.sample_size

@@ -33,7 +33,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
         id2label (`dict[int, str]`, *optional*): a name for each class, so that calls take names.
         default_guidance_scale (`float`, *optional*): of calls with classes; 1 without it.
-        default_num_inference_steps (`int`, *optional*): of calls that generate; 20 without it.
+        default_num_inference_steps (`int`, *optional*): of calls that generate; without it 20, or the most that a
+            student takes.
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook, or names or defaults that don't fit the U-Net's
@@ -63,7 +64,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         Args:
             batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
             num_inference_steps (`int`, *optional*): network calls, 1 to `num_train_timesteps`; defaults to the
-                pipeline's `default_num_inference_steps`, or 20; of a student, to the most that it takes.
+                pipeline's `default_num_inference_steps`, or 20.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
             output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
                 in [0, 1], or "latent", which is z_0 (B, d, h, w) before quantization.
@@ -93,8 +94,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
                 without classes, latents of another shape, or `sample_codes` of latents.
         """
         batch_size = count_images(batch_size, class_labels)
-        default = self.config.get("default_num_inference_steps", 20)
-        num_inference_steps = self._choose_steps(num_inference_steps, default)
+        if num_inference_steps is None:
+            num_inference_steps = self.config.get("default_num_inference_steps", 20)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         if sample_codes and output_type == "latent":
             raise ValueError("`output_type` 'latent' is z_0, before any code is drawn: leave out `sample_codes`.")

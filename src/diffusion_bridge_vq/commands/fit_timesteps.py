@@ -1,0 +1,51 @@
+"""
+Place few sampling steps where they lose least for one trained bridge, and save them in its scheduler's config.
+
+python examples/fit_timesteps.py outputs/demo/pipeline --steps 4 6 8
+
+The steps end nearest to where 32 steps end from the same noise. The pipeline takes them where a call asks for as many
+steps of "dpmsolver++" and for no spacing.
+"""
+
+from ..cli import errors_as_lines, finite_number, local_path, new_parser, whole_number
+
+
+@errors_as_lines()
+def main() -> None:
+    parser = new_parser(__doc__)
+    parser.add_argument("pipeline", type=local_path, help="folder of a saved bridge, or of the run that trained it")
+    parser.add_argument("--steps", type=whole_number(1, 31), nargs="+", default=[4, 6, 8], help="numbers of steps")
+    parser.add_argument("--num-samples", type=whole_number(1), default=64, help="compared; default: 64")
+    parser.add_argument(
+        "--guidance-scale", type=finite_number, help="of a model with classes; none: the pipeline's own, or 1"
+    )
+    parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    args = parser.parse_args()
+
+    import torch  # after `--help`
+
+    from ..pipelines import DiffusionBridgeVQPipeline
+    from ..pipelines.saved_folder import find_pipeline_folder
+    from ..sampling import fit_timesteps
+
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    unet, scale, labels = pipe.unet, 1.0, None
+    size = unet.config.sample_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    generator = torch.Generator().manual_seed(args.seed)
+    noise = torch.randn(args.num_samples, unet.config.in_channels, *sides, generator=generator).to(pipe.device)
+    if unet.config.num_class_embeds is not None:
+        labels = torch.arange(args.num_samples, device=pipe.device) % (unet.config.num_class_embeds - 1)
+        scale = pipe.config.get("default_guidance_scale", 1.0) if args.guidance_scale is None else args.guidance_scale
+    with torch.autocast(pipe.device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
+        fitted = fit_timesteps(unet, pipe.scheduler, noise, args.steps, labels, scale)
+    table = dict(pipe.scheduler.config.few_step_timesteps or {})
+    for number, found in fitted.items():
+        print(f"{number} steps: {found.timesteps}, error {found.error:.4f}, before {found.error_before:.4f}")
+        table[str(number)] = found.timesteps
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, few_step_timesteps=table)
+    folder = (find_pipeline_folder(args.pipeline) or args.pipeline) / "scheduler"
+    scheduler.save_pretrained(folder)
+    print(f"Saved: {folder}")
