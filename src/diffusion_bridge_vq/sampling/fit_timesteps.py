@@ -47,7 +47,8 @@ def fit_timesteps(
         scheduler ([`OUBridgeScheduler`]): its process.
         noise (`torch.Tensor`): standard normal, (B, d, h, w) or (B, d, N), to start from; 64 samples are enough.
         numbers (`list[int]`): of steps.
-        class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`): see [`sample_latents`].
+        class_labels (`torch.Tensor`, *optional*): see [`sample_latents`].
+        guidance_scale (`float`, *optional*, defaults to 1.0): see [`sample_latents`].
         num_reference_steps (`int`, *optional*, defaults to 32): the many steps.
 
     Returns:
