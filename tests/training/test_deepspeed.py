@@ -145,7 +145,7 @@ def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, f
 def test_the_configuration_trains(runs, tmp_path):
     """As launched, with the setting that the CPU is an accelerator."""
     launched = accelerate(process_work.__file__, "deepspeed", str(tmp_path), str(runs / "vq"), config="deepspeed.yaml")
-    done = ended(launched, 240)
+    done = ended(launched, 600)
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = (seen(folder)[0]["states"][24] for folder in (tmp_path, runs / "prior"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -285,7 +285,7 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
     )
     options = [f"--{name}={getattr(config, name)}" for name in (*names, "output_dir")]
     script = str(ROOT / "examples" / "train_vqvae.py")
-    done = ended(accelerate(script, *options, f"--vqvae={json.dumps(config.vqvae)}"), 120)
+    done = ended(accelerate(script, *options, f"--vqvae={json.dumps(config.vqvae)}"), 600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [r["step"] for r in records(tmp_path)] == [4, 8, 12, 16, 20, 24]
     assert {"random-0.safetensors", "random-1.safetensors"} <= {
@@ -298,7 +298,7 @@ def test_the_configuration_of_fsdp_splits_block_by_block(runs, tmp_path):
     """As launched, with the CPU as an accelerator; the U-Net's blocks are gathered one after the other."""
     blocks = ("--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP", "--fsdp_transformer_layer_cls_to_wrap=ResnetBlock2D")
     work = (process_work.__file__, "fsdp", str(tmp_path), str(runs / "vq-alone"))
-    done = ended(accelerate(*blocks, *work, config="fsdp.yaml"), 240)
+    done = ended(accelerate(*blocks, *work, config="fsdp.yaml"), 600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(0.4 < result["shares"][24] < 0.6 for result in seen(tmp_path))
     same_but_for_rounding(seen(tmp_path)[0]["states"][24], seen(runs / "prior")[0]["states"][24])
