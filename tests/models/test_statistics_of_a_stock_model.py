@@ -1,4 +1,4 @@
-"""A stock VQModel with measured statistics: normalised latents, and the codes and images of before."""
+"""A stock VQModel with measured statistics: normalized latents, and the codes and images of before."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_codes_and_images_stay(tmp_path, settings):
 
 @torch.no_grad()
 def test_it_can_be_repeated_and_saved(tmp_path):
-    """Statistics of what is normalised already: both steps are one."""
+    """Statistics of what is normalized already: both steps are one."""
     before, x = stock(tmp_path / "stock"), make_images(4)
     ours = GumbelVQModel.from_pretrained(tmp_path / "stock")
     ours.use_statistics(MEAN, STD)

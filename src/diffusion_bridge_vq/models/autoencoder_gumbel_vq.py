@@ -1,4 +1,4 @@
-"""VQ autoencoder with normalised latents: pixels in [-1, 1] -> z_e -> z_q -> pixels."""
+"""VQ autoencoder with normalized latents: pixels in [-1, 1] -> z_e -> z_q -> pixels."""
 
 import math
 from typing import Any
@@ -55,7 +55,7 @@ _AUTOENCODER_RULES: dict[str, Rule] = {
 
 class GumbelVQModel(SafeLoadingMixin, VQModel):
     r"""
-    diffusers' `VQModel` with normalised latents and a quantizer of [`QUANTIZERS`].
+    diffusers' `VQModel` with normalized latents and a quantizer of [`QUANTIZERS`].
 
     Encoder, decoder and constructor keys are VQModel's, so that stock checkpoints load here
     (`GumbelVQModel.from_pretrained`) and `to_vq_model` gives back a stock model that decodes and reconstructs alike.
@@ -138,7 +138,7 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[torch.Tensor]:
-        """Pixels (B, C, H, W) in [-1, 1] -> `.latents`: z_e (B, d, h, w), normalised, not quantized."""
+        """Pixels (B, C, H, W) in [-1, 1] -> `.latents`: z_e (B, d, h, w), normalized, not quantized."""
         factor, channels = self.downsampling_factor, self.config.in_channels
         check_tensor("x", x)
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
@@ -200,7 +200,7 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
 
     @property
     def has_statistics(self) -> bool:
-        """Whether the normaliser knows the latents. That of a stock VQModel doesn't, see [`use_statistics`]."""
+        """Whether the normalizer knows the latents. That of a stock VQModel doesn't, see [`use_statistics`]."""
         normalizer = self.normalizer
         fresh = bool((normalizer.running_mean == 0).all() and (normalizer.running_var == 1).all())
         return not fresh or bool(normalizer.num_batches_tracked > 0)
@@ -217,7 +217,7 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
             std (`float`): root of the mean variance of these channels, > 0.
 
         Raises:
-            ValueError: numbers that aren't finite, another number of channels, a variance below the normaliser's
+            ValueError: numbers that aren't finite, another number of channels, a variance below the normalizer's
                 least.
         """
         normalizer, mean = self.normalizer, torch.as_tensor(mean, dtype=torch.float32)

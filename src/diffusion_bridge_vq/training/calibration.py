@@ -99,7 +99,7 @@ def measure_latents(vqvae: GumbelVQModel, images: torch.Tensor, batch_size: int 
 
 def calibrate(config: Config, accelerator: Accelerator, images: Images, folder: Path) -> Config:
     """
-    If the run starts from an autoencoder whose normaliser knows nothing, measure the latents on the run's images and
+    If the run starts from an autoencoder whose normalizer knows nothing, measure the latents on the run's images and
     save the autoencoder with their statistics. It gives each image the codes that it gave before.
 
     Args:

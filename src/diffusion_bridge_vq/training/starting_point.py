@@ -27,7 +27,7 @@ _MOST_NAMES = 6  # in messages
 def load_autoencoder(place: Path) -> GumbelVQModel:
     """
     The autoencoder of a run, of a pipeline, or in a folder of its own, or of a repository on the Hub. A stock VQModel
-    loads, too: its normaliser leaves latents as they are until it knows them (`GumbelVQModel.use_statistics`).
+    loads, too: its normalizer leaves latents as they are until it knows them (`GumbelVQModel.use_statistics`).
 
     Args:
         place (`Path`): a folder, or "user/model".
