@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         return RowFolder(args.output_dir, name, shared | own)
 
     if not args.report_only:
-        figures = Figures(data, features, shared["num_images"])
+        figures = Figures(data, features, shared["num_images"], args.output_dir / args.data / "features")
         for seed in args.seeds:
             for name in names:
                 run_row(folder(name, seed), data, figures, args.tune_fraction, args.max_steps)

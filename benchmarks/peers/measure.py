@@ -1,10 +1,14 @@
 """Figures of a row's samples, and the search for its sampling settings."""
 
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from diffusion_bridge_vq.evaluation import (
     extract,
@@ -15,6 +19,7 @@ from diffusion_bridge_vq.evaluation import (
     train_classifier,
     wilson_interval,
 )
+from diffusion_bridge_vq.evaluation.fingerprints import fingerprint_tensors
 from diffusion_bridge_vq.evaluation.real_images import evenly
 
 from .data import Data
@@ -36,27 +41,44 @@ class Figures:
         data ([`Data`]): has the real images.
         features (`str`): "latents", those of the tokenizer of table A, or an extractor of the package.
         num_images (`int`): real images that samples are compared with, at most; evenly from the setting's split.
+        store (`Path`): a folder for an extractor's features of real images and reconstructions: rows and starts of the
+            command share them.
 
     Raises:
         ValueError: an extractor that can't be loaded.
     """
 
-    def __init__(self, data: Data, features: str, num_images: int):
-        self.data, self.features = data, features
+    def __init__(self, data: Data, features: str, num_images: int, store: Path):
+        self.data, self.features, self.store = data, features, store
         self.extractor: Callable[[torch.Tensor], torch.Tensor] = (
             (lambda images: data.encode(images).flatten(1)) if features == "latents" else load_extractor(features)
         )
         split = data.train if data.setting.reference == "train" else data.test
         other = data.test if split is data.train else data.train
         self.reference, self.others = evenly(split.images, num_images), evenly(other.images, num_images)
-        self.real = self(self.reference)
+        self.real = self.kept(self.reference)
         enough = len(self.others) > self.real.shape[1]
-        self.floor = frechet_distance(self(self.others), self.real) if enough else None
+        self.floor = frechet_distance(self.kept(self.others), self.real) if enough else None
         self._facts: dict[str, Any] = {}
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Features (n, d)."""
         return extract(self.extractor, images)
+
+    def kept(self, images: torch.Tensor) -> torch.Tensor:
+        """Features that are stored, since images of the same pixels come again."""
+        if self.features == "latents":
+            return self(images)
+        path = self.store / f"{self.features}-{fingerprint_tensors(images)}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".partial")
+            save_file({"features": self(images).contiguous()}, temporary)
+            os.replace(temporary, path)
+        try:
+            return load_file(path)["features"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: remove it, and it is computed again.") from error
 
     def distance(self, images: torch.Tensor) -> float:
         """Frechet distance to the real images."""
@@ -73,7 +95,7 @@ class Figures:
         }
         reconstructions = row.reconstruct(self.reference)
         if reconstructions is not None:
-            own = self(reconstructions)
+            own = self.kept(reconstructions)
             found["frechet_own"] = frechet_distance(features, own)
             found["frechet_reconstruction"] = frechet_distance(own, self.real)
         found |= self._accuracy(features, labels)
@@ -96,7 +118,7 @@ class Figures:
     def _classified(self, name: str) -> torch.Tensor:
         """Features of the images that the classifier, and the search for copies, know."""
         if name not in self._facts:
-            self._facts[name] = self(evenly(getattr(self.data, name).images, _CLASSIFIER_IMAGES))
+            self._facts[name] = self.kept(evenly(getattr(self.data, name).images, _CLASSIFIER_IMAGES))
         return self._facts[name]
 
 

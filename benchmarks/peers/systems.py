@@ -16,7 +16,7 @@ from .row import LatentScale, Learner, LossOf, Phase, Row
 
 _STEPS = 1000  # nominal, see `ours`
 _ADVERSARIAL_FROM = 0.5  # fraction of the autoencoder's phase, the package's default
-_KL_WEIGHT = 1e-6  # latent diffusion's (Rombach et al. 2022)
+_KL_WEIGHT = 1e-6  # latent diffusion's (Rombach et al. 2022), against the sum over pixels and channels
 
 
 class PixelDDPM(Row):
@@ -87,7 +87,8 @@ class AutoencoderLearner(Learner):
 class _KLLearner(AutoencoderLearner):
     def reconstruct(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = self.autoencoder.encode(pixels).latent_dist
-        return self.autoencoder.decode(posterior.sample()).sample, _KL_WEIGHT * posterior.kl().mean()
+        kl = posterior.kl().mean() / pixels[0].numel()  # as the other terms, which are means over these
+        return self.autoencoder.decode(posterior.sample()).sample, _KL_WEIGHT * kl
 
 
 class LatentDiffusion(Row):

@@ -306,6 +306,25 @@ def test_a_masked_transformer_that_knows_the_codes_draws_them(data):
     assert torch.equal(drawn["codes"], (codes + row.class_tokens(labels)) % row.num_codes)
 
 
+def test_features_of_an_extractor_are_computed_once(data, tmp_path, monkeypatch):
+    calls = []
+
+    def load(name):
+        return lambda images: calls.append(len(images)) or images.float().flatten(1)[:, ::16]
+
+    monkeypatch.setattr(measure, "load_extractor", load)
+    figures = measure.Figures(data, "efficientnet-lite2", 60, tmp_path)
+    first, count = figures.kept(data.test.images[:50]), len(calls)
+    again = measure.Figures(data, "efficientnet-lite2", 60, tmp_path)
+    assert torch.equal(again.kept(data.test.images[:50]), first) and len(calls) == count
+    assert torch.equal(again.real, data.train.images[torch.linspace(0, 1499, 60).long()].flatten(1)[:, ::16].float())
+    stored = next(tmp_path.iterdir())
+    stored.write_bytes(b"")
+    with pytest.raises(ValueError, match="is damaged: remove it, and it is computed again"):
+        for images in (figures.reference, figures.others, data.test.images[:50]):
+            figures.kept(images)
+
+
 def test_steps_are_the_fewest_that_lose_nothing(monkeypatch):
     distances = {(1.0, 20): 3.0, (1.5, 20): 2.0, (1.5, 8): 2.5, (1.5, 12): 2.03, (1.5, 50): 2.0}
 
