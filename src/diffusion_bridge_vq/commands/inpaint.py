@@ -68,6 +68,7 @@ def main() -> None:
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=None)  # on a terminal only
     mask = read_mask(pipe, args.mask)
     images, chosen = read_images(pipe, args)
     steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()

@@ -99,6 +99,7 @@ def main() -> None:
         write_files(pipe, args)
         return
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.set_progress_bar_config(disable=None)  # on a terminal only
     images, chain = draw(pipe, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     image_grid(images, columns=math.ceil(math.sqrt(len(images))), tile_size=args.tile_size).save(args.output)
