@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 # On a CPU a batch may take minutes: there a step is timed with a part of it.
-_FEW_IMAGES, _SECONDS = 4, 4.0
+_FEW_IMAGES, _SECONDS = 2, 4.0
 
 
 def try_phases(trainer: "Trainer") -> None:
@@ -62,12 +62,13 @@ class _Trial:
         whole, few = config.batch_size, config.batch_size
         if self.device.type == "cpu":
             few = min(whole, _FEW_IMAGES)
-        self._time(batch, few)  # compiles and allocates
+        images, seconds = few, self._time(batch, few)  # compiles and allocates
         settled = psutil.Process().memory_info().rss
-        images, seconds = few, self._time(batch, few)
-        more = min(whole, int(few * _SECONDS / seconds))
-        if self.device.type == "cpu" and more >= 2 * few:
-            images, seconds = more, self._time(batch, more)
+        if self.device.type != "cpu" or seconds < _SECONDS:
+            seconds = self._time(batch, few)
+            more = min(whole, int(few * _SECONDS / seconds))
+            if more > few:
+                images, seconds = more, self._time(batch, more)
         memory: float = peak_memory(self.device)
         if self.device.type == "cpu":
             memory = settled + max(0.0, memory - settled) * whole / images
