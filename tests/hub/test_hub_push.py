@@ -22,6 +22,8 @@ STUBS = {
     "pipeline.py",
     "scheduler/diffusion_bridge_vq.schedulers.scheduling_ou_bridge.py",
     "vqvae/diffusion_bridge_vq.models.autoencoder_gumbel_vq.py",
+    "vqvae/modeling.py",
+    "unet/modeling.py",
 }
 
 

@@ -22,8 +22,8 @@ from .. import pipelines
 from ..model_card import RunFiles, make_model_card, read_run
 from ..pretrained import INDEX_NAME, find_weights, read_json
 from ..privacy import redact
-from .carried_code import CODE_PREFIX
-from .code import carried_files
+from .carried_code import CODE_PREFIX, PACKAGE_PREFIX
+from .code import AUTO_MAP, carried_files
 
 _ATTEMPTS = 5
 _FIRST_WAIT = 2.0  # seconds, doubled each time
@@ -109,12 +109,14 @@ def pipeline_files(
     pipeline_class = getattr(pipelines, str(run.index.get("_class_name")), None)
     if pipeline_class is None:
         raise ValueError(f"{run.pipeline / INDEX_NAME} is of {run.index.get('_class_name')}, not of this package.")
-    found: dict[str, Path | bytes] = {"README.md": str(card).encode(), INDEX_NAME: _to_json(run.index)}
+    found: dict[str, Path | bytes] = {"README.md": str(card).encode(), INDEX_NAME: _to_json(run.index | AUTO_MAP)}
     for name in run.components:
         part = run.pipeline / name
         is_model = (part / CONFIG_NAME).is_file()
         config = CONFIG_NAME if is_model else SCHEDULER_CONFIG_NAME
-        found[f"{name}/{config}"] = _to_json(redact(read_json(part / config)))
+        settings = redact(read_json(part / config))
+        is_own = is_model and run.components[name][0].startswith(PACKAGE_PREFIX)  # a stock class would warn of the key
+        found[f"{name}/{config}"] = _to_json(settings | (AUTO_MAP if is_own else {}))
         weights = [path for path in sorted(part.iterdir()) if path.suffix == ".safetensors" or "index" in path.name]
         if is_model and not find_weights(path.name for path in weights):
             raise ValueError(f"{part} has no weights in safetensors, and nothing else is pushed: save it again.")

@@ -24,7 +24,17 @@ _FETCH_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_fil
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "ema_count")
 
 
-class SafeLoadingMixin:
+class AutoMapMixin:
+    """Before a class of diffusers among a class's bases. Its configuration may say where a repository has its code."""
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """As ConfigMixin's, without `auto_map`, which only diffusers' AutoModel reads."""
+        own = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return super().extract_init_dict(own, **kwargs)  # type: ignore[misc]
+
+
+class SafeLoadingMixin(AutoMapMixin):
     """
     Before diffusers' ModelMixin among a class's bases. From the Hub it reads safetensors only. A configuration that
     asks for far more than its weight file holds is refused before anything is allocated, and so are weights that

@@ -13,7 +13,7 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..models import CodeUNet2DModel, GumbelVQModel, PixelCNNPrior
-from ..models.bounded_loading import check_values
+from ..models.bounded_loading import AutoMapMixin, check_values
 from ..pretrained import INDEX_NAME, fetch_pipeline, has_variant, load_component, read_json
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.arguments import check_generators
@@ -36,7 +36,7 @@ _MODEL_OPTIONS = ("device_map", "disable_mmap", "low_cpu_mem_usage", "use_safete
 logger = logging.get_logger(DiffusionPipeline.__module__)  # the stock loader's
 
 
-class VQPipeline(DiffusionPipeline):
+class VQPipeline(AutoMapMixin, DiffusionPipeline):
     """Base of all pipelines: what they draw are codes of `vqvae` in the end."""
 
     vqvae: GumbelVQModel
@@ -195,7 +195,7 @@ class VQPipeline(DiffusionPipeline):
             ValueError: the index has a component that this pipeline hasn't, or a class that can't stand there.
         """
         names = _component_names(cls)
-        known_names = names + _setting_names(cls)
+        known_names = [*names, *_setting_names(cls), "auto_map"]  # which is for AutoModel
         unknown = [name for name in index if name not in known_names and not name.startswith("_")]
         if unknown:
             raise ValueError(f"{INDEX_NAME} has {unknown}; the components of {cls.__name__} are {names}.")
