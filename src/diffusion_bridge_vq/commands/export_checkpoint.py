@@ -21,8 +21,9 @@ def main() -> None:
     if output.finished() or output.config.exists():
         parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
     components, checkpoint = load_components(args.checkpoint, args.init_from or args.vqvae_from)
-    names = RunFolder(checkpoint.absolute().parent.parent).read_id2label()
-    saved = save_components(components, output, names)
+    run = RunFolder(checkpoint.absolute().parent.parent)
+    names, words = run.read_id2label(), bool(run.read_config().get("label_words"))
+    saved = save_components(components, output, names, words)
     print(f"{checkpoint}: {', '.join(map(str, saved))}")
     if output.find_component("unet") is not None:
         print_next(*after_pipeline(output.pipeline, output.path, list((names or {}).values())))

@@ -127,7 +127,7 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
     if args.compile:
         pipe.compile(args.batch_size)
     labels, guidance = args.class_labels, args.guidance_scale
-    if labels is not None:
+    if labels is not None and not pipe.config.get("label_words"):
         given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
         numbers = read_class_labels(labels, *given, pipe.id2label, torch.device("cpu"))
         labels = numbers if numbers is None else numbers.tolist()

@@ -43,7 +43,7 @@ def load_images(
         image_column (`str`, *optional*): the column of images; needed where there are several.
         label_column (`str`, *optional*): the column of classes. The default is the only ClassLabel column, if there is
             exactly one. Integers or strings become consecutive class ids in their sorted order, counted in this split.
-            "json.label" is the field label of the column json.
+            "json.label" is the field label of the column json. The texts of several columns, "name,style", are joined.
         in_memory (`bool`, *optional*, defaults to `True`): decode a set that fits into memory at once, otherwise all
             images on access.
 

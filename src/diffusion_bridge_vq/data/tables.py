@@ -208,6 +208,8 @@ def read_labels(table: "datasets.Dataset", label_column: str | None) -> tuple[Te
     import pyarrow.compute as pc
     from datasets import ClassLabel
 
+    if label_column is not None and "," in label_column and label_column not in table.features:
+        return _join_labels(table, [name.strip() for name in label_column.split(",")])
     path, feature = find_label_column(table, label_column)
     if not path:
         return None, None
@@ -234,6 +236,15 @@ def read_labels(table: "datasets.Dataset", label_column: str | None) -> tuple[Te
         values = pc.index_in(values, value_set=pa.array(classes, values.type))
         names = [str(value) for value in classes]
     return torch.from_numpy(values.to_numpy().astype(np.int64)), names
+
+
+def _join_labels(table: "datasets.Dataset", columns: list[str]) -> tuple[Tensor, list[str]]:
+    """The texts of several columns as one class: "purple heart" and "noto" -> "purple heart, noto"."""
+    read = [read_labels(table, column) for column in columns]
+    numbers = torch.stack([labels for labels, _ in read if labels is not None], dim=1)
+    rows, labels = numbers.unique(dim=0, return_inverse=True)
+    names = [names for _, names in read if names is not None]
+    return labels, [", ".join(own[i] for own, i in zip(names, row, strict=True)) for row in rows.tolist()]
 
 
 def read_classes(files: list[str], path: list[str]) -> list[Any]:

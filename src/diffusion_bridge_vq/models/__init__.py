@@ -3,6 +3,7 @@
 from .autoencoder_gumbel_vq import GumbelVQModel
 from .class_embedding import replace_classes
 from .code_unet import CodeUNet2DModel, bridge_start_latents
+from .conditions import find_vocabulary, null_labels, take_several_classes, words_to_labels
 from .denoiser import check_channels, denoise
 from .latent_normalizer import LatentNormalizer
 from .pixelcnn import PixelCNNOutput, PixelCNNPrior, check_num_codes
@@ -24,5 +25,9 @@ __all__ = [
     "check_channels",
     "check_num_codes",
     "denoise",
+    "find_vocabulary",
+    "null_labels",
     "replace_classes",
+    "take_several_classes",
+    "words_to_labels",
 ]

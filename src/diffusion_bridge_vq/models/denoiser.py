@@ -8,6 +8,8 @@ from diffusers import UNet2DModel, VQModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
+from .conditions import null_labels
+
 
 def denoise(
     unet: nn.Module,
@@ -54,7 +56,8 @@ def call_network(
         unet (`nn.Module`): `UNet2DModel`, a 1-D network, or any module called as `unet(x, t, class_labels=...)`.
         x (`torch.Tensor`): x_t of unit variance, (B, d, h, w) or (B, d, N).
         timestep (`torch.Tensor`): scalar, or one per sample (B,).
-        class_labels (`torch.Tensor`, *optional*): (B,) int64. The null class, for guidance, is the network's last.
+        class_labels (`torch.Tensor`, *optional*): (B,) int64, or vectors (B, K) over the network's K classes, if it
+            takes them ([`take_several_classes`]). The null class, for guidance, is the network's last.
         guidance_scale (`float`, *optional*, defaults to 1): 1 is no guidance; above, null + scale * (conditional -
             null) (Ho and Salimans 2022).
 
@@ -69,8 +72,7 @@ def call_network(
     elif guidance_scale == 1.0:
         output = _call(unet, x, timestep, class_labels=class_labels)
     else:
-        null = torch.full_like(class_labels, config.num_class_embeds - 1)
-        labels = torch.cat([null, class_labels])
+        labels = torch.cat([null_labels(class_labels, config.num_class_embeds), class_labels])
         both = timestep if timestep.ndim == 0 else timestep.repeat(2)
         null_output, output = _call(unet, torch.cat([x, x]), both, class_labels=labels).chunk(2)
         output = null_output + guidance_scale * (output - null_output)

@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from ..models import GumbelVQModel, check_channels
+from ..models import GumbelVQModel, check_channels, take_several_classes
 from ..models.code_unet import check_process
 from ..sampling.arguments import check_count, check_guidance, check_latents
 from ..sampling.chain import Callback, sample_latents
@@ -19,6 +19,7 @@ from .class_labels import (
     check_default_guidance_scale,
     check_id2label,
     read_class_labels,
+    read_words,
 )
 
 StepCallback = Callable[[Any, int, torch.Tensor, dict], dict | None]
@@ -43,6 +44,7 @@ class BridgePipeline(VQPipeline):
         id2label: dict[int, str] | None = None,
         default_guidance_scale: float | None = None,
         default_num_inference_steps: int | None = None,
+        label_words: bool | None = None,
     ):
         check_channels(unet, vqvae)
         check_process(unet, vqvae, scheduler)
@@ -58,7 +60,12 @@ class BridgePipeline(VQPipeline):
             id2label=check_id2label(id2label, num_classes),
             default_guidance_scale=default_guidance_scale,
             default_num_inference_steps=default_num_inference_steps,
+            label_words=label_words or None,
         )
+        if label_words:
+            if self.id2label is None:
+                raise ValueError("`label_words` needs `id2label`, the words by their numbers.")
+            take_several_classes(unet)
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
 
     @property
@@ -219,6 +226,9 @@ class BridgePipeline(VQPipeline):
         if guidance_scale != 1.0 and class_labels is None and num_classes is not None:
             raise ValueError(f"`guidance_scale` needs `class_labels` in 0..{num_classes - 1}.")
         device = self._execution_device
+        if self.config.get("label_words") and class_labels is not None:
+            words = read_words(class_labels, num_images, self.id2label)
+            return None if words is None else words.to(device, self.unet.dtype), float(guidance_scale)
         return read_class_labels(class_labels, num_images, num_classes, self.id2label, device), float(guidance_scale)
 
     def _num_classes(self) -> int | None:

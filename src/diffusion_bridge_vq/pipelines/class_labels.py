@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..models.conditions import words_to_labels
 from ..sampling.arguments import check_count, check_number
 
 ClassLabels = torch.Tensor | np.ndarray | Sequence[int | str] | int | str | None
@@ -64,6 +65,29 @@ def count_images(batch_size: int | None, class_labels: ClassLabels) -> int:
         return max(1, len(_to_list(class_labels)))
     check_count("batch_size", batch_size)
     return int(batch_size)
+
+
+def read_words(class_labels: ClassLabels, num_images: int, id2label: Mapping[int, str] | None) -> torch.Tensor | None:
+    """
+    Texts, of whose words each is a class, as vectors over the classes (num_images, K + 1); None without any.
+
+    Raises:
+        ValueError: something else than texts or numbers of words, unknown words, or as many as fit neither the images
+            nor one for all.
+    """
+    if class_labels is None:
+        return None
+    names = list((id2label or {}).values())
+    given = _to_list(class_labels)
+    numbers = [one for one in given if not isinstance(one, str)]
+    whole = all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in numbers)
+    if not whole or not all(0 <= one < len(names) for one in numbers) or len(given) not in (1, num_images):
+        raise ValueError(
+            f"`class_labels` must be {num_images} texts or one, or numbers of words in 0..{len(names) - 1}, got "
+            f"{len(given)}: {_list_some(map(repr, given))}."
+        )
+    labels = words_to_labels([one if isinstance(one, str) else names[one] for one in given], names)
+    return labels if len(labels) == num_images else labels.repeat(num_images, 1)
 
 
 def find_label_ids(names: Sequence[str] | str, id2label: Mapping[int, str] | None) -> list[int]:

@@ -19,13 +19,16 @@ _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
 }
 
 
-def build_pipeline(components: Mapping[str, Any], id2label: Mapping[int, str] | None = None) -> DiffusionPipeline:
+def build_pipeline(
+    components: Mapping[str, Any], id2label: Mapping[int, str] | None = None, label_words: bool = False
+) -> DiffusionPipeline:
     """
     The pipeline that consists of these components.
 
     Args:
         components (`Mapping[str, Any]`): by name: vqvae, unet and scheduler, or vqvae and prior.
         id2label (`Mapping[int, str]`, *optional*): names of the classes, of a model that has classes.
+        label_words (`bool`, *optional*, defaults to `False`): these are words, see [`DiffusionBridgeVQPipeline`].
 
     Raises:
         TypeError: `components` isn't a dict.
@@ -37,7 +40,7 @@ def build_pipeline(components: Mapping[str, Any], id2label: Mapping[int, str] | 
     if cls is None:
         known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)
         raise ValueError(f"No pipeline has the components {', '.join(sorted(components))}; expected {known}.")
-    return cls(**components, id2label=id2label)
+    return cls(**components, id2label=id2label, **({"label_words": True} if label_words else {}))
 
 
 def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
@@ -57,7 +60,10 @@ def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
 
 
 def save_components(
-    components: Mapping[str, Any], run: RunFolder, id2label: Mapping[int, str] | None = None
+    components: Mapping[str, Any],
+    run: RunFolder,
+    id2label: Mapping[int, str] | None = None,
+    label_words: bool = False,
 ) -> list[Path]:
     """
     Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
@@ -65,14 +71,14 @@ def save_components(
     Args:
         components (`Mapping[str, Any]`): by name.
         run ([`RunFolder`]): where to.
-        id2label (`Mapping[int, str]`, *optional*): names of the classes, see [`build_pipeline`]. Left out without a
-            pipeline.
+        id2label (`Mapping[int, str]`, *optional*), label_words (`bool`, *optional*, defaults to `False`): see
+            [`build_pipeline`]. Left out without a pipeline.
 
     Returns:
         `list[Path]`: the folders that were written.
     """
     if frozenset(components) in _PIPELINES:
-        return [_save_whole(build_pipeline(components, id2label), run.pipeline)]
+        return [_save_whole(build_pipeline(components, id2label, label_words), run.pipeline)]
     return [_save_whole(component, run.path / name) for name, component in components.items()]
 
 

@@ -35,6 +35,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         default_guidance_scale (`float`, *optional*): of calls with classes; 1 without it.
         default_num_inference_steps (`int`, *optional*): of calls that generate; without it 20, or the most that a
             student takes.
+        label_words (`bool`, *optional*): the classes are words. A label is then a text, such as "purple heart", and
+            means all of its words.
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook, or names or defaults that don't fit the U-Net's
@@ -71,7 +73,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             return_dict (`bool`, *optional*, defaults to `True`): return an `ImagePipelineOutput` or a tuple.
             latents (`torch.Tensor`, *optional*): standard normal noise (B, d, h, w) to start from.
             class_labels (`torch.Tensor`, `list` of `int` or `str`, `int` or `str`, *optional*): numbers or names of
-                classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for.
+                classes (`pipe.id2label`), one per image or one for all. Without them no class is asked for. Where
+                classes are words, any text of them.
             guidance_scale (`float`, *optional*): 1 is no guidance; larger follows the class more closely. With
                 `class_labels` it defaults to the pipeline's `default_guidance_scale`, or 1.
             solver (`str`, *optional*): "dpmsolver++" (the default: DPM-Solver++(2M), made for about 20 steps), "ddim",

@@ -69,8 +69,8 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
     """
     Raises:
         TypeError: not a tensor.
-        ValueError: not one whole number per image, numbers out of range, none for a network that needs them, or some
-            for a network without classes.
+        ValueError: not one whole number or vector over the classes per image, numbers out of range, none for a network
+            that needs them, or some for a network without classes.
     """
     num_embeds = getattr(getattr(unet, "config", None), "num_class_embeds", None)
     if class_labels is None:
@@ -81,6 +81,8 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
         return
     if not isinstance(class_labels, torch.Tensor):
         raise TypeError(f"`class_labels` must be a torch.Tensor, got {type(class_labels).__name__}.")
+    if class_labels.is_floating_point() and tuple(class_labels.shape) == (num_images, num_embeds):
+        return check_finite("class_labels", class_labels)  # vectors over the classes
     whole = not class_labels.is_floating_point() and not class_labels.is_complex() and class_labels.dtype != torch.bool
     if not whole or tuple(class_labels.shape) != (num_images,):
         raise ValueError(

@@ -110,13 +110,14 @@ def calibrate(config: Config, accelerator: Accelerator, images: Images, folder: 
 
     Returns:
         `RunConfig`: one that starts from `folder`, or from what this run saved at its first start; the given one if
-        there is nothing to do. A U-Net that goes on keeps the latents that it knows.
+        there is nothing to do. Latents that a U-Net in `init_from` knows stay as they are.
 
     Raises:
         ValueError: an autoencoder for other images, see [`measure_latents`]; nothing but encoded images.
     """
     place, before = config.autoencoder_from, RunFolder(config.output_dir).calibrated
-    if place is None or config.find_start("unet") is not None:
+    knows_latents = config.init_from is not None and RunFolder(config.init_from).find_component("unet") is not None
+    if place is None or knows_latents:
         return config
     if config.resume and before.is_dir():
         return dataclasses.replace(config, init_from=None, vqvae_from=before)

@@ -60,7 +60,9 @@ class RunConfig:
         10_000, "images among which a stream is shuffled; see docs/how-to/large-data.md", at_least(1), fixed=True
     )
     image_column: str | None = option(None, "column with the images, if there are several")
-    label_column: str | None = option(None, "column with the classes, if it isn't a ClassLabel")
+    label_column: str | None = option(
+        None, "column with the classes, if it isn't a ClassLabel; of several, as in name,style, the texts are joined"
+    )
     output_dir: Path = option(Path("outputs/run"), "everything the run writes goes here")
     init_from: Path | None = option(
         None,
@@ -145,6 +147,11 @@ class RunConfig:
     @property
     def uses_classes(self) -> bool:
         """Whether the run learns from the labels of the data."""
+        return False
+
+    @property
+    def uses_words(self) -> bool:
+        """Whether labels are texts, whose words are the classes."""
         return False
 
     @property
@@ -290,9 +297,24 @@ class BridgeConfig(PriorRunConfig):
 
     starts_with = ("vqvae", "unet", "scheduler")
 
+    label_words: bool = option(
+        False,
+        "with class_conditional: labels are texts, and each of their words is a class; an image may have several",
+    )
     unet: dict[str, Any] = option({}, "arguments of UNet2DModel, JSON; added to the preset's")
     scheduler: dict[str, Any] = option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
     weighting: Weighting = option("simple", "weight of L_t over the noise levels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_words and not self.class_conditional:
+            raise ValueError("`label_words` says what classes are: give `class_conditional`, too, or drop it.")
+        if self.label_words and self.evaluate_every:
+            raise ValueError("Evaluation draws classes one by one: drop `evaluate_every`, or `label_words`.")
+
+    @property
+    def uses_words(self) -> bool:
+        return self.label_words
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.encoded import EncodedImages
 from ..data.pixels import to_pixels
+from ..models import find_vocabulary, words_to_labels
 from ..run_folder import RunFolder
 from .agreement import on_main_process
 from .config import RunConfig
@@ -164,10 +165,35 @@ def _check_encoding(images: EncodedImages, config: RunConfig, objective: Objecti
         )
 
 
-def model_inputs(batch: Batch, device: torch.device | None = None) -> dict[str, torch.Tensor]:
-    """Arguments of an objective: uint8 images become floats in [-1, 1]; what was encoded stays as it is."""
+def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[str] | None]:
+    """Number and names of the classes that a run on these images learns: with `uses_words` the words of the labels."""
+    if not config.uses_words:
+        return images.num_classes, images.class_names
+    names = images.class_names or []
+    if isinstance(images, ImageDataset) and images.labels is not None:  # a folder's names are those of all its splits
+        names = [names[number] for number in images.labels.unique().tolist()]
+    words = find_vocabulary(names)
+    return len(words) or None, words or None
+
+
+def make_label_table(config: RunConfig, images: Images, words: Sequence[str] | None) -> torch.Tensor | None:
+    """With `uses_words`, the vector of each label of the images, (labels, K + 1); words outside are left out."""
+    if not config.uses_words or words is None:
+        return None
+    return words_to_labels(images.class_names or (), words, skip_unknown=True)
+
+
+def model_inputs(
+    batch: Batch, device: torch.device | None = None, label_table: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """
+    Arguments of an objective: uint8 images become floats in [-1, 1]; what was encoded stays as it is. Labels become
+    rows of `label_table` if there is one.
+    """
     batch = {name: tensor if device is None else tensor.to(device) for name, tensor in batch.items()}
     inputs = {"class_labels": batch.pop("labels")} if "labels" in batch else {}
+    if label_table is not None and inputs:
+        inputs["class_labels"] = label_table.to(inputs["class_labels"].device)[inputs["class_labels"]]
     if "images" in batch:
         inputs["images"] = to_pixels(batch.pop("images"))
     return inputs | batch

@@ -13,7 +13,7 @@ from diffusers.optimization import get_scheduler
 from ..data import StreamedImages
 from ..run_folder import RunFolder
 from .config import RunConfig
-from .data import Batch, Images, TrainingBatches, make_loader, model_inputs
+from .data import Batch, Images, TrainingBatches, find_classes, make_label_table, make_loader, model_inputs
 from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
 from .fault_tolerance.endings import Endings
@@ -99,7 +99,9 @@ class Trainer:
         data: dict[str, Any] = {"name": images.name, "fingerprint": images.fingerprint}
         if isinstance(images, StreamedImages):
             data["num_workers"] = config.num_workers  # the order of a stream depends on it
-        moments, classes = self.update.moments, images.class_names if config.uses_classes else None
+        moments, classes = self.update.moments, find_classes(config, images)[1] if config.uses_classes else None
+        table = make_label_table(config, images, classes)
+        self.label_table = None if table is None else table.to(accelerator.device)
         self.state = RunState(
             config, accelerator, data, modules, moments, self.lr_scheduler, self.data, self.usage, self.schedule
         )
@@ -188,7 +190,7 @@ class Trainer:
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Arguments of the objective, with images mirrored at random."""
-        inputs = model_inputs(batch)
+        inputs = model_inputs(batch, label_table=self.label_table)
         if self.config.random_flip and "images" in inputs:
             images = inputs["images"]
             mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...data import ImageDataset, load_images
 from ..config import RunConfig
-from ..data import Images, image_options, model_inputs, outlive_first_signal
+from ..data import Images, find_classes, image_options, make_label_table, model_inputs, outlive_first_signal
 from ..objectives import Objective
 
 
@@ -27,14 +27,23 @@ class Validation:
         batch_size (`int`), num_workers (`int`): of each process.
         seed (`int`): of the noise.
         accelerator (`Accelerator`): of the run.
+        label_table (`torch.Tensor`, *optional*): see `model_inputs`.
     """
 
-    def __init__(self, images: Dataset, batch_size: int, num_workers: int, seed: int, accelerator: Accelerator):
+    def __init__(
+        self,
+        images: Dataset,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        accelerator: Accelerator,
+        label_table: torch.Tensor | None = None,
+    ):
         share = range(accelerator.process_index, len(images), accelerator.num_processes)  # type: ignore[arg-type]
         self.loader = DataLoader(
             Subset(images, share), batch_size=batch_size, num_workers=num_workers, worker_init_fn=outlive_first_signal
         )
-        self.seed, self.accelerator = seed, accelerator
+        self.seed, self.accelerator, self.label_table = seed, accelerator, label_table
 
     @torch.no_grad()
     def __call__(self, objective: Objective, averaged: Mapping[str, nn.Module]) -> dict[str, float]:
@@ -55,7 +64,7 @@ class Validation:
         with torch.random.fork_rng(), self.accelerator.autocast():
             torch.manual_seed(self.seed)
             for batch in self.loader:
-                losses = validated(**model_inputs(batch, device)).losses
+                losses = validated(**model_inputs(batch, device, self.label_table)).losses
                 names = list(losses)
                 values.append(torch.stack([value.float() for value in losses.values()]))
                 weights.append(len(batch["images"]))
@@ -81,9 +90,11 @@ def make_validation(config: RunConfig, accelerator: Accelerator, training: Image
         raise ValueError(
             f"`validation_split` has {len(images)} images for {accelerator.num_processes} processes; give more."
         )
-    if config.uses_classes:
+    words = find_classes(config, training)[1]
+    if config.uses_classes and not config.uses_words:
         _number_alike(images, training, config)
-    return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator)
+    table = make_label_table(config, images, words)
+    return Validation(images, config.batch_size, config.num_workers, config.seed, accelerator, table)
 
 
 def _number_alike(images: ImageDataset, training: Images, config: RunConfig) -> None:

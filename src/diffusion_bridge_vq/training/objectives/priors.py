@@ -9,7 +9,15 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ...losses import Weighting, prior_loss
-from ...models import GumbelVQModel, PixelCNNPrior, bridge_start_latents, check_num_codes, denoise
+from ...models import (
+    GumbelVQModel,
+    PixelCNNPrior,
+    bridge_start_latents,
+    check_num_codes,
+    denoise,
+    null_labels,
+    take_several_classes,
+)
 from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
 from ..build import (
@@ -53,6 +61,8 @@ class BridgeObjective(Objective):
         super().__init__()
         self.vqvae, self.unet, self.scheduler = vqvae, unet, scheduler
         self.weighting, self.class_dropout = weighting, class_dropout
+        if getattr(unet, "class_embedding", None) is not None:
+            take_several_classes(unet)
 
     def networks(self) -> list[nn.Module]:
         return [self.unet, *super().networks()]
@@ -257,6 +267,8 @@ def _drop_labels(
     The labels for a prior with `num_class_embeds` classes, the last of which is the null class: a random fraction
     `dropout` of them is replaced by it. None if the prior has no classes.
 
+    Labels may be vectors over the classes, too.
+
     Raises:
         ValueError: the prior has classes, but there are no labels.
     """
@@ -265,8 +277,9 @@ def _drop_labels(
     if class_labels is None:
         raise ValueError("The prior has classes, but the batch has no labels; name the column by `label_column`.")
     if dropout > 0:
-        dropped = torch.rand(class_labels.shape, device=class_labels.device) < dropout
-        class_labels = torch.where(dropped, num_class_embeds - 1, class_labels)
+        dropped = torch.rand(class_labels.shape[:1], device=class_labels.device) < dropout
+        dropped = dropped.reshape(-1, *[1] * (class_labels.ndim - 1))
+        class_labels = torch.where(dropped, null_labels(class_labels, num_class_embeds), class_labels)
     return class_labels
 
 
