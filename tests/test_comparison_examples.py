@@ -197,6 +197,19 @@ def test_a_run_of_another_seed_is_refused(refused, done_run):
     assert "has seed 0, not 1" in refused("bridge", "--preset", "digits", "--seed", "1")
 
 
+@pytest.mark.parametrize("content", ["ten", "-1", "1.5", "[]", "1e999", "true"])
+def test_a_number_of_steps_that_is_none(refused, tmp_path, content):
+    (tmp_path / "vq").mkdir()
+    (tmp_path / "vq" / "steps.json").write_text(content)
+    assert "steps.json" in (line := refused("vq", "--preset", "digits")) and "Remove it" in line
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
+def test_settings_of_a_run_that_are_none(refused, done_run, tmp_path, content):
+    (tmp_path / "bridge" / "config.json").write_text(content)
+    assert "bridge" in refused("bridge", "--preset", "digits")
+
+
 @pytest.fixture
 def done_run(tmp_path) -> None:
     (tmp_path / "bridge" / "pipeline").mkdir(parents=True)

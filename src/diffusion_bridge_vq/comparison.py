@@ -131,10 +131,10 @@ class Comparison:
     def _check_same(self, stage: str, **asked: Any) -> None:
         run = self.run(stage)
         # A pipeline that was copied here alone has no settings.
-        had = json.loads(run.config.read_text(encoding="utf-8")) if run.config.is_file() else asked
+        had = run.read_config() if run.config.is_file() else asked
         for name, value in asked.items():
-            if had[name] != value:
-                raise ValueError(f"{run.path} has {name} {had[name]}, not {value}: give another --output-dir.")
+            if had.get(name) != value:
+                raise ValueError(f"{run.path} has {name} {had.get(name)}, not {value}: give another --output-dir.")
 
 
 def _remembered(path: Path, compute: Callable[[], int]) -> int:
@@ -144,4 +144,10 @@ def _remembered(path: Path, compute: Callable[[], int]) -> int:
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(compute()))
         os.replace(temporary, path)
-    return int(json.loads(path.read_text()))
+    try:
+        steps = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} isn't JSON: {error}. Remove it, and the steps are counted again.") from error
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"{path} must hold a number of steps, got {steps!r}. Remove it, and they are counted again.")
+    return steps

@@ -288,6 +288,32 @@ def test_a_folder_of_something_else_is_refused(copy, autoencoder, tmp_path):
         encode(tmp_path / "full", autoencoder)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {}},
+        {"data": "digits"},
+        {"parts": True},
+        {"rows": ["297"]},
+        {"rows": [-1]},
+        {"shape": [10**30, "4"]},
+        {"dtype": "object"},
+        {"dtype": 5},
+        {"class_names": [1, 2]},
+        {"class_names": 3},
+        {"what": ["latents"]},
+        {"version": "1", "more": 1},
+    ],
+    ids=str,
+)
+def test_a_description_that_somebody_else_wrote(copy, changes):
+    """Of several kinds of nonsense some ended in KeyError or in numpy."""
+    file = copy / "encoding.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match=r"encoding\.json' doesn't describe encoded images"):
+        EncodedImages(copy)
+
+
 def test_a_folder_in_use_is_refused(autoencoder, tmp_path, monkeypatch):
     from diffusion_bridge_vq.run_folder import RunFolder
 

@@ -108,14 +108,25 @@ class Encoding:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             read = cls(**content)
-            valid = read.parts >= 1 and (read.rows is None or (bool(read.shape) and len(read.rows) == read.parts))
+            valid = read._is_sound()
         except OSError as error:
             raise ValueError(f"{str(folder)!r} holds no encoded images: {file.name} can't be read: {error}") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{str(file)!r} doesn't describe encoded images: {error}") from error
         if not valid:
             raise ValueError(f"{str(file)!r} doesn't describe encoded images")
         return read
+
+    def _is_sound(self) -> bool:
+        """Whether a file that anybody can have written has values of the right kinds."""
+        numbers = [self.parts, *(self.rows or []), *(self.shape or [])]
+        whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+        named = isinstance(self.data.get("name"), str) if isinstance(self.data, dict) else False
+        classes = self.class_names is None or all(isinstance(name, str) for name in self.class_names)
+        complete = self.rows is None or (
+            len(self.rows) == self.parts and bool(self.shape) and np.dtype(self.dtype).kind in "fiu"
+        )
+        return whole and self.parts >= 1 and named and classes and isinstance(self.what, str) and complete
 
     def difference(self, other: "Encoding") -> str | None:
         """What the first setting is in which two encodings differ, or None."""
