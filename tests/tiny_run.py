@@ -35,6 +35,11 @@ def config(cls, folder: Path, **overrides):
     return cls.from_preset("digits", output_dir=folder, **values)
 
 
+def small_config(cls, folder: Path, **overrides):
+    """[`config`] with a fifth of the images: 3 batches an epoch, too, 57 images left over."""
+    return config(cls, folder, **{"split": "test", "batch_size": 80} | overrides)
+
+
 def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     """One file of a checkpoint."""
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import TINY, config, state, stopped_at_a_checkpoint
+from tiny_run import TINY, state, stopped_at_a_checkpoint
+from tiny_run import small_config as config
 from torch import nn
 
 from diffusion_bridge_vq.data import load_images

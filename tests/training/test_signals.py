@@ -7,7 +7,8 @@ import signal
 
 import pytest
 import torch
-from tiny_run import config, state
+from tiny_run import small_config as config
+from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, Trainer, VQConfig, train
 

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from run_example import run_example
 from safetensors.torch import load_file
-from tiny_run import SETTINGS, TINY, assert_same_state, config, state, stopped_at_a_checkpoint
+from tiny_run import SETTINGS, TINY, assert_same_state, state, stopped_at_a_checkpoint
+from tiny_run import small_config as config
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
