@@ -1,0 +1,54 @@
+"""The blocks of a modular pipeline draw what the pipeline draws, and guiders of diffusers work with them."""
+
+import pytest
+import torch
+from diffusers import ClassifierFreeGuidance
+from tiny_models import SKEWED, make_pipeline, rng
+
+from diffusion_bridge_vq.pipelines.modular_blocks import BridgeDenoiseStep, DiffusionBridgeVQBlocks
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline(4, size=4, **SKEWED)
+
+
+def modular(pipe, blocks=None):
+    made = (blocks or DiffusionBridgeVQBlocks()).init_pipeline()
+    parts = {"unet": pipe.unet, "scheduler": pipe.scheduler, "vqvae": pipe.vqvae}
+    made.update_components(**{name: part for name, part in parts.items() if name in made._component_specs})
+    return made
+
+
+def test_without_classes_they_are_the_pipeline(pipe):
+    found = modular(pipe)(batch_size=2, num_inference_steps=3, generator=rng(), output_type="pt", output="images")
+    assert torch.equal(found, pipe(2, 3, rng(), "pt").images)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_guider_is_guidance(pipe, scale):
+    made = modular(pipe)
+    made.update_components(guider=ClassifierFreeGuidance(guidance_scale=scale))
+    call = {"batch_size": 2, "num_inference_steps": 3, "class_labels": [0, 2], "generator": rng()}
+    found = made(**call, output="latents")
+    expected = pipe(2, 3, rng(), "latent", class_labels=[0, 2], guidance_scale=scale).images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_guidance_can_end_early(pipe):
+    """Which the pipeline alone can't: a guider that stops before the first step changes nothing."""
+    made = modular(pipe)
+    call = {"batch_size": 2, "num_inference_steps": 4, "class_labels": [0, 2], "output": "latents"}
+    plain, drawn = made(**call, generator=rng()), {}
+    for stop in (0.0, 0.5, 1.0):
+        made.update_components(guider=ClassifierFreeGuidance(guidance_scale=4.0, stop=stop))
+        drawn[stop] = made(**call, generator=rng())
+    assert torch.equal(drawn[0.0], plain)
+    assert not torch.equal(drawn[0.5], plain) and not torch.equal(drawn[0.5], drawn[1.0])
+
+
+def test_one_block_alone(pipe):
+    latents = modular(pipe, BridgeDenoiseStep())(
+        batch_size=1, num_inference_steps=2, generator=rng(), output="latents"
+    )
+    assert torch.equal(latents, pipe(1, 2, rng(), "latent").images)
