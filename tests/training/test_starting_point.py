@@ -164,6 +164,11 @@ def test_other_processes_are_refused(scheduler, words, pipeline, tmp_path):
         build_objective(config(PriorConfig, tmp_path / "run", init_from=start))
 
 
+def test_a_repository_of_the_hub_would_lose_its_u_net(tmp_path):
+    with pytest.raises(ValueError, match="hf download user/model --local-dir FOLDER"):
+        build_objective(config(PriorConfig, tmp_path, init_from=Path("user/model")))
+
+
 def test_a_u_net_for_other_latents_is_refused(pipeline, tmp_path):
     vqvae = GumbelVQModel(**TINY["vqvae"] | {"latent_channels": 5, "in_channels": 1, "out_channels": 1})
     vqvae.save_pretrained(tmp_path / "vqvae")

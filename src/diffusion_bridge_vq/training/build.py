@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
+from ..data.paths import looks_local
 from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
 from ..models.code_unet import check_process
@@ -28,6 +29,11 @@ def build_autoencoder(config: RunConfig) -> GumbelVQModel:
     if place is None:
         sizes = {"sample_size": config.resolution, "in_channels": config.channels, "out_channels": config.channels}
         return build_component(GumbelVQModel, sizes | config.vqvae)
+    if place == config.init_from and not looks_local(place):
+        raise ValueError(
+            f"There is no folder {place}, and `init_from` takes none of the Hub: fetch it with "
+            f"`hf download {place.as_posix()} --local-dir FOLDER`, and give that. `vqvae_from` takes ids, too."
+        )
     vqvae = load_autoencoder(place)
     refuse_other_settings(vqvae, "vqvae", config)
     check_images(vqvae, config)
