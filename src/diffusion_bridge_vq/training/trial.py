@@ -29,11 +29,13 @@ def try_phases(trainer: "Trainer") -> None:
     config, objective, device = trainer.config, trainer.objective, trainer.accelerator.device
     phases, batches = phases_within(config, objective), trainer.batches()
     ends = [*list(phases)[1:], config.max_train_steps]
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
+    fixed = psutil.Process().memory_info().rss + 3 * weights  # gradients and Adam's moments come with the first step
     seconds, memory = 0.0, 0.0
     losses: dict[str, torch.Tensor] = {}
     for number, ((start, trained), end) in enumerate(zip(phases.items(), ends, strict=True), 1):
         trainer.accelerator.print(f"trying phase {number} of {len(phases)}, {trained} ...", flush=True)
-        trial = _Trial(trainer, (start + end) // 2)
+        trial = _Trial(trainer, (start + end) // 2, fixed)
         found, needed = trial.run(next(batches))
         seconds += found * (end - start) / config.max_train_steps
         memory = max(memory, needed)
@@ -49,10 +51,10 @@ def try_phases(trainer: "Trainer") -> None:
 
 
 class _Trial:
-    """Steps of one phase."""
+    """Steps of one phase. `fixed`: bytes that the process has besides activations."""
 
-    def __init__(self, trainer: "Trainer", place: int):
-        self.trainer, self.place = trainer, place
+    def __init__(self, trainer: "Trainer", place: int, fixed: float):
+        self.trainer, self.place, self.fixed = trainer, place, fixed
         self.device = trainer.accelerator.device
 
     def run(self, batch: Batch) -> tuple[float, float]:
@@ -63,15 +65,14 @@ class _Trial:
         if self.device.type == "cpu":
             few = min(whole, _FEW_IMAGES)
         images, seconds = few, self._time(batch, few)  # compiles and allocates
-        settled = psutil.Process().memory_info().rss
         if self.device.type != "cpu" or seconds < _SECONDS:
             seconds = self._time(batch, few)
             more = min(whole, int(few * _SECONDS / seconds))
             if more > few:
                 images, seconds = more, self._time(batch, more)
         memory: float = peak_memory(self.device)
-        if self.device.type == "cpu":
-            memory = settled + max(0.0, memory - settled) * whole / images
+        if self.device.type == "cpu":  # all but activations is there whatever the batch
+            memory = self.fixed + max(0.0, memory - self.fixed) * whole / images
         return seconds * whole / images * config.gradient_accumulation_steps, memory
 
     def _time(self, batch: Batch, images: int) -> float:
