@@ -51,6 +51,18 @@ def test_codes_are_those_of_the_pictures(gray):
     assert gray.decode(image["codes"])["png"] == to_data_url(opened(image["png"]))
 
 
+def test_texts_where_classes_are_words():
+    plain = make_pipeline(5)
+    names = dict(enumerate(["blue", "cat", "dog", "red"]))
+    pipe = DiffusionBridgeVQPipeline(plain.vqvae, plain.unet, plain.scheduler, names, label_words=True)
+    demo = Demo(pipe, "tiny")
+    (image,) = demo.generate(quiet, "Red cat", 1, 2, 4, 3.0)["images"]
+    expected = pipe(1, 4, rng(2), class_labels="cat red", guidance_scale=3.0).images[0]
+    assert pixels(image["png"]).tolist() == np.asarray(expected).tolist() and image["class_name"] == "Red cat"
+    with pytest.raises(ValueError, match="doesn't know 'fox'"):
+        demo.generate(quiet, "red fox", 1, 2, 4, 3.0)
+
+
 @pytest.mark.parametrize(("name", "labels"), [("class 1", [1, 1, 1]), ("any", [2, 3, 0])])
 def test_class_and_guidance(classes, name, labels):
     result = classes.generate(quiet, name, 3, 2, 4, 3.0)

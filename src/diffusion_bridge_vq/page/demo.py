@@ -234,7 +234,8 @@ class Demo:
 
     def _pipeline(self, kind: Any) -> Any:
         """A pipeline with a scheduler of its own: calls change it, and several may be under way."""
-        pipe = kind(self.vqvae, self.pipe.unet, copy.deepcopy(self.pipe.scheduler))
+        words = {name: self.pipe.config.get(name) for name in ("id2label", "label_words")}
+        pipe = kind(self.vqvae, self.pipe.unet, copy.deepcopy(self.pipe.scheduler), **words)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -264,18 +265,20 @@ class Demo:
             raise ValueError("This model's scheduler is a solver itself: leave out `solver`.")
         return count, seed, settings
 
-    def _labels(self, class_name: Any, seed: int, count: int) -> list[int] | None:
-        """One label per picture, or None for no class."""
+    def _labels(self, class_name: Any, seed: int, count: int) -> list[int | str] | None:
+        """One label per picture, or None for no class; a text where classes are words."""
         if class_name == NONE or (class_name == ANY and not self.classes):
             return None
         if class_name == ANY:
             return [(seed + i) % len(self.classes) for i in range(count)]
+        if self.pipe.config.get("label_words") and isinstance(class_name, str):
+            return [class_name] * count
         if class_name not in self.classes:
             known = ", ".join([ANY, NONE, *self.classes])
             raise ValueError(f"Class (`class_name`) must be one of {known}, got {class_name!r}.")
         return [self.classes.index(class_name)] * count
 
-    def _guided(self, labels: list[int] | None, settings: Result) -> Result:
+    def _guided(self, labels: list[int | str] | None, settings: Result) -> Result:
         """Arguments of a pipeline's call; without a class there is no guidance."""
         if labels is None:
             return {}
@@ -285,13 +288,14 @@ class Demo:
         self,
         images: list[Image.Image],
         codes: torch.Tensor | None,
-        labels: list[int] | None,
+        labels: list[int | str] | None,
         seed: int,
         settings: Result,
     ) -> Result:
         pictures = []
         for i, image in enumerate(images):
-            own: Result = {"seed": seed + i, "class_name": NONE if labels is None else self.classes[labels[i]]}
+            label = NONE if labels is None else labels[i]
+            own: Result = {"seed": seed + i, "class_name": label if isinstance(label, str) else self.classes[label]}
             text = {"model": self.name, **own, **settings}
             parts = [self.name, *([] if labels is None else [own["class_name"]]), f"seed{seed + i}"]
             own |= {"png": to_data_url(image, text), "file_name": file_name(parts)}
