@@ -91,6 +91,14 @@ def test_shards_without_rows(tmp_path, source):
 
 
 @pytest.mark.parametrize("source", [load_images, stream_images])
+def test_a_row_group_without_rows(parquet, source):
+    """As pyarrow and pandas write a table of none; `datasets` reads in batches of as many."""
+    pq.write_table(pq.read_schema(parquet / "train-0.parquet").empty_table(), parquet / "train-1.parquet")
+    with pytest.raises(ValueError, match=r"train-1\.parquet' begins with a row group of no rows; remove the file"):
+        source(str(parquet), **GREY)
+
+
+@pytest.mark.parametrize("source", [load_images, stream_images])
 def test_members_of_a_tar_file_may_be_in_folders(tmp_path, source):
     members = [(f"{name}/{member}", data) for name in ("a", "b") for member, data in sample("é", ord(name))]
     write_tar(tmp_path / "train.tar", members)

@@ -246,7 +246,7 @@ def test_offloaded_weights_are_fetched_in_order_and_hooks_freed(monkeypatch, opt
         ({"num_inference_steps": 21}, r"1\.\.20"),
         ({"num_inference_steps": 0}, r"1\.\.20"),
         ({"num_inference_steps": -1}, r"1\.\.20"),
-        ({"solver": "heun"}, "dpmsolver\\+\\+ or ddim, got 'heun'"),
+        ({"solver": "heun"}, "dpmsolver\\+\\+, ddim or consistency, got 'heun'"),
         ({"timestep_spacing": "even"}, "logsnr, got 'even'"),
     ],
 )

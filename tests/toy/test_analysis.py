@@ -91,7 +91,7 @@ def test_exact_denoiser_follows_the_enumerated_conditional_law_with_resampling()
 @pytest.mark.slow
 def test_end_to_end_places_every_code():
     """From random codes, of which several share the nearest true point, each true point gets one of its own."""
-    settings = {"max_train_steps": 3000, "batch_size": 128, "learning_rate": 1e-2}
+    settings = {"max_train_steps": 2500, "batch_size": 64, "learning_rate": 1e-2}
     model = train_toy(ToyConfig(network="paper", end_to_end=True, **settings), seed=1)
     torch.testing.assert_close(model.initial_codebook.norm(dim=1), torch.ones(8))
     nearest = [

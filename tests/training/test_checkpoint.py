@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed
 from run_in_memory import FILES, Run, as_safetensors_says, assert_equal, flip
-from tiny_run import config, state
+from tiny_run import small_config as config
+from tiny_run import state
 from torch import nn
 from warm_processes import launch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import config
+from tiny_run import small_config as config
 
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training.checkpoint_components import load_components

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tiny_run import config
+from tiny_run import small_config as config
 
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import VQConfig, train
@@ -30,7 +30,7 @@ def contents(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"batch_size": 200}, "batch_size: 400 then, 200 now"),
+        ({"batch_size": 40}, "batch_size: 80 then, 40 now"),
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: 1 then, 2 now"),
         ({"random_flip": True}, "random_flip: False then, True now"),

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_run import config, state
+from tiny_run import small_config as config
+from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, VQConfig, build_objective, train
 from diffusion_bridge_vq.training.fault_tolerance import signals

@@ -60,10 +60,10 @@ def check_shards(shards: list[Path]) -> None:
 
 
 def parquet_rows(shard: Any) -> list[int]:
-    """The number of rows of each row group of a parquet file, a path or an open file."""
+    """The number of rows of each row group of a parquet file: a path, an open file, or its metadata."""
     import pyarrow.parquet as pq
 
-    metadata = pq.read_metadata(shard)
+    metadata = shard if isinstance(shard, pq.FileMetaData) else pq.read_metadata(shard)
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
@@ -73,9 +73,12 @@ def _check_parquet(shard: Path) -> dict[str, list[str]]:
     import pyarrow.parquet as pq
 
     try:
-        schema = pq.read_schema(shard)
+        with pq.ParquetFile(shard) as file:
+            schema, rows = file.schema_arrow, parquet_rows(file.metadata)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{str(shard)!r} isn't a parquet file, or is cut off: {_first_line(error)}") from error
+    if rows and not rows[0]:  # `datasets` would read in batches of as many
+        raise ValueError(f"{str(shard)!r} begins with a row group of no rows; remove the file or write it again")
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if twice:
         raise ValueError(f"{str(shard)!r} has several columns named {', '.join(twice)}; rename or remove one")
