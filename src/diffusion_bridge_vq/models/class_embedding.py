@@ -11,7 +11,8 @@ from torch import nn
 def replace_classes(unet: UNet2DModel, num_classes: int | None, kept: Mapping[int, int] | None = None) -> None:
     """
     Give a trained U-Net other classes, in place. For classes that it keeps, and for the null class, what it predicts
-    stays the same; a new class starts as the null class, or as a network without classes predicted.
+    stays the same, as does what a network without classes predicts, which becomes its null class. The row of a new
+    class is drawn as in a fresh table: rows that all start as the null class's would take long to part.
 
     Args:
         unet (`UNet2DModel`): with or without a table of classes, the last of which is the null class.
@@ -36,7 +37,8 @@ def replace_classes(unet: UNet2DModel, num_classes: int | None, kept: Mapping[in
         unet.register_to_config(num_class_embeds=None)
         return
     null = torch.zeros_like(bias) if old is None else old.weight[-1]
-    table = null.repeat(num_classes + 1, 1)
+    table = torch.randn(num_classes + 1, len(bias), device=bias.device).to(bias.dtype)
+    table[-1] = null
     for new, known in (kept or {}).items():
         table[new] = old.weight[known]
     unet.class_embedding = nn.Embedding.from_pretrained(table, freeze=False)

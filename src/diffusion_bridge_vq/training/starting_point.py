@@ -79,7 +79,7 @@ def load_unet(
     """
     The U-Net of `init_from` for this run's latents and classes, and a line that says what became of its classes.
 
-    Rows of the class embedding stay with the names of their classes. New classes start as the null class.
+    Rows of the class embedding stay with the names of their classes, and the null class stays.
 
     Args:
         vqvae ([`GumbelVQModel`]): of the run.
@@ -193,19 +193,19 @@ def _fit_classes(
         replace_classes(unet, num_classes)
         if num_classes is None:
             return f"It loses its {had} classes: it goes on as its null class, which was trained on all of them."
-        return f"It gets {num_classes} classes, each of which starts as the network without classes."
+        return f"It gets {num_classes} classes with fresh rows; the network without classes is its null class."
     if names is None or learned is None:
         if had == num_classes:
             return "" if names is None else f"Its {had} classes have no names: they are kept by number."
         replace_classes(unet, num_classes)
-        return f"Its {had} classes have no names to compare: each of the {num_classes} starts as its null class."
+        return f"Its {had} classes have no names to compare: each of the {num_classes} gets a fresh row."
     if list(names) == list(learned):
         return ""
     kept = {number: learned.index(name) for number, name in enumerate(names) if name in learned}
     replace_classes(unet, num_classes, kept)
     groups = {
         "kept": [name for name in names if name in learned],
-        "new, starting as the null class": [name for name in names if name not in learned],
+        "new, with fresh rows": [name for name in names if name not in learned],
         "dropped": [name for name in learned if name not in names],
     }
     said = (f"{what}: {_list_some(group)}" for what, group in groups.items() if group)
