@@ -30,6 +30,9 @@ sample: $(VENV)/.stamp-demo
 	$(BIN)/python examples/sample.py checkpoints/digits --output outputs/samples.png
 	$(BIN)/python examples/sample.py checkpoints/cifar10-small --num-images 100 --class-labels 0 1 2 3 4 5 6 7 8 9 \
 		--guidance-scale 2.5 --output outputs/samples-cifar10.png
+	$(BIN)/python examples/sample.py checkpoints/digits-student --output outputs/samples-student.png
+	$(BIN)/python examples/sample.py checkpoints/cifar10-small-student --num-images 100 \
+		--class-labels 0 1 2 3 4 5 6 7 8 9 --output outputs/samples-cifar10-student.png
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2

@@ -83,9 +83,10 @@ def compare_samplers(
     ddpm = DDPMPipeline(unet, bridge.to_diffusers(DDPMScheduler))
     ddim = DDIMPipeline(unet, bridge.to_diffusers(DDIMScheduler))
     swapped = DiffusionBridgeVQPipeline(pipe.vqvae, unet, bridge.to_diffusers(DPMSolverMultistepScheduler))
+    student = DiffusionBridgeVQPipeline(pipe.vqvae, unet, student_scheduler(bridge))
     fast = DiffusionBridgeVQPipeline(deepcopy(pipe.vqvae), deepcopy(unet), bridge) if compiled else pipe
     other_formats = in_other_formats(pipe) if unet.device.type == "cpu" and unet.dtype == torch.float32 else {}
-    for each in (pipe, pixelcnn, ddpm, ddim, swapped, fast, *other_formats.values()):
+    for each in (pipe, pixelcnn, ddpm, ddim, swapped, student, fast, *other_formats.values()):
         each.set_progress_bar_config(disable=True)
 
     def samplers(n: int) -> dict[str, Draw]:
@@ -94,6 +95,8 @@ def compare_samplers(
         return {
             "bridge": lambda: pipe(**images),
             "bridge, no decoding": lambda: pipe(**images | {"output_type": "latent"}),
+            "student, 1 step": lambda: student(n, 1, output_type="pt"),
+            "student, 4 steps": lambda: student(n, 4, output_type="pt"),
             **{name: lambda other=other: other(**images) for name, other in other_formats.items()},
             "bridge, compiled": lambda: fast(**images),
             "bridge, compiled, no decoding": lambda: fast(**images | {"output_type": "latent"}),
@@ -131,10 +134,20 @@ def compare_samplers(
                 row["same_codes"] = same_codes(pipe, other_formats[name], steps)
             if "seconds" in row:
                 before[name] = (n, row["seconds"])
-                if not name.startswith("PixelCNN") and name not in other_formats:  # they have a floor of their own
+                own_floor = name in other_formats or name.startswith(("PixelCNN", "student"))
+                if not own_floor:
                     shape = (n, unet.config.in_channels, height, width)
                     row |= floor(unet, shape, steps, row["seconds"], peaks)
             yield row
+
+
+def student_scheduler(bridge: OUBridgeScheduler) -> OUBridgeScheduler:
+    """As `distill.py` makes it, for a network of the same cost."""
+    last = len(bridge) - 1
+    table = {steps: [last * (steps - i) // steps for i in range(steps)] for steps in (1, 4)}
+    return OUBridgeScheduler.from_config(
+        bridge.config, prediction_type="sample", few_step_timesteps=table, distilled_guidance_scale=1.0
+    )
 
 
 @torch.no_grad()

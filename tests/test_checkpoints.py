@@ -21,7 +21,8 @@ def test_files(folder):
     assert not any(word in path.read_text() for path in files if path.suffix == ".json" for word in ("/tmp", "/home"))
 
 
-def test_digits_draws_digits_of_all_ten_classes():
+@pytest.mark.parametrize("name", ["digits", "digits-student"])
+def test_digits_draws_digits_of_all_ten_classes(name):
     """
     A classifier of real digits is mostly sure of them, and mostly not of codes drawn position by position, which have
     every statistic but what the prior is there for.
@@ -34,7 +35,7 @@ def test_digits_draws_digits_of_all_ten_classes():
     classifier = SVC(gamma=0.02, C=10, probability=True, random_state=0).fit(rows[:1000], labels[:1000])
     assert classifier.score(rows[1000:], labels[1000:]) > 0.97
 
-    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / "digits")
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / name)
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     drawn = pipe(batch_size=200, generator=generator, output_type="pt").images
@@ -49,12 +50,15 @@ def test_digits_draws_digits_of_all_ten_classes():
     assert (sure.indices.bincount(minlength=10) >= 5).all()
 
 
-def test_cifar10_small_draws_what_the_class_says():
+@pytest.mark.parametrize(("name", "call"), [("-small", {"guidance_scale": 1.0}), ("-small-student", {})])
+def test_cifar10_draws_what_the_class_says(name, call):
     """In 2,000 of CIFAR-10's test images blue is .08 above red in planes and ships, .11 below it in deer and frogs."""
-    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / "cifar10-small")
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / f"cifar10{name}")
     pipe.set_progress_bar_config(disable=True)
     labels = [0, 8, 4, 6] * 8  # airplane, ship, deer, frog
-    plain = {"guidance_scale": 1.0, "output_type": "pt"}
-    drawn = pipe(32, 8, torch.Generator().manual_seed(0), class_labels=labels, **plain).images
+    steps = None if "student" in name else 8
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe(32, steps, generator, class_labels=labels, output_type="pt", **call).images
     blue = (drawn[:, 2] - drawn[:, 0]).mean(dim=(1, 2)).reshape(8, 4)
-    assert (blue[:, :2].mean() - blue[:, 2:].mean()).item() == pytest.approx(0.18, abs=0.07)
+    difference = (blue[:, :2].mean() - blue[:, 2:].mean()).item()
+    assert 0.11 < difference < (0.25 if steps else 0.35)  # the student's guidance exaggerates

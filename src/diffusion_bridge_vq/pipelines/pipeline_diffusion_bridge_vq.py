@@ -33,7 +33,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         scheduler ([`OUBridgeScheduler`]): or a stock scheduler from `OUBridgeScheduler.to_diffusers`.
         id2label (`dict[int, str]`, *optional*): a name for each class, so that calls take names.
         default_guidance_scale (`float`, *optional*): of calls with classes; 1 without it.
-        default_num_inference_steps (`int`, *optional*): of calls that generate; without it 20, or the most that a
+        default_num_inference_steps (`int`, *optional*): of calls that generate; without it 20, or the fewest that a
             student takes.
         label_words (`bool`, *optional*): the classes are words. A label is then a text, such as "purple heart", and
             means all of its words.

@@ -11,7 +11,6 @@ from ..models import bridge_start_latents
 from ..sampling.arguments import check_count, check_number
 from ..sampling.chain import inpaint_latents
 from ..sampling.steppers import Solver, Spacing
-from ..schedulers.few_steps import is_student
 from .bridge import BridgePipeline, StepCallback
 from .class_labels import ClassLabels
 from .image_inputs import read_images, read_masks
@@ -51,7 +50,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         self,
         image: PipelineImageInput,
         mask_image: PipelineImageInput,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int = 50,
         num_completions: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -82,7 +81,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 black (0) or transparent where they are known; one for all images or one each. Numpy (H, W), (H, W, 1)
                 or (B, H, W, 1), tensors (H, W), (1, H, W) or (B, 1, H, W).
             num_inference_steps (`int`, *optional*, defaults to 50): steps of the reverse chain, 1 to
-                `num_train_timesteps`; a student's default is that of the pipeline.
+                `num_train_timesteps`.
             num_completions (`int`, *optional*, defaults to 1): independent completions of each image; those of one
                 image are neighbours in the output.
             generator (`torch.Generator` or a list with one per completion, *optional*): makes them repeatable.
@@ -122,8 +121,6 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         pixels = read_images(image, "image", self.vqvae.config.in_channels, *self._image_size())
         hidden = self.read_mask(mask_image, len(pixels))
         total = len(pixels) * num_completions
-        if num_inference_steps is None:
-            num_inference_steps = self.config["default_num_inference_steps"] if is_student(self.scheduler) else 50
         self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         labels, guidance_scale = self._read_classes(class_labels, guidance_scale, len(pixels))

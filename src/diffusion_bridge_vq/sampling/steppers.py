@@ -229,12 +229,17 @@ def make_stepper(
     Place the steps and choose the class that takes them; the arguments are those of [`sample_latents`].
 
     Raises:
-        ValueError: an unknown solver, one for a stock scheduler, a scheduler that doesn't fit, or too few or too many
-            steps.
+        ValueError: an unknown solver, one for a stock scheduler, a scheduler that doesn't fit, too few or too many
+            steps, or a student that is to complete images.
     """
     check_scheduler(scheduler)
     check_count("num_inference_steps", num_inference_steps, scheduler.config.num_train_timesteps)
     check_labels(class_labels, len(noise), unet)
+    if inpainting and is_student(scheduler):
+        raise ValueError(
+            "This network was distilled to draw in few steps, which hardly see the known part: complete images with "
+            "its teacher."
+        )
     guidance_scale = check_guidance(scheduler, guidance_scale)
     if guidance_scale != 1.0 and class_labels is None:
         raise ValueError(f"`guidance_scale` {guidance_scale} needs `class_labels`; without classes leave it at 1.")

@@ -21,8 +21,9 @@ from ..trajectories import COLUMN, NO_CLASS, teacher_fingerprint
 from .base import Objective, ObjectiveOutput, root_mean_square, trains
 from .priors import all_classes
 
-# Half log-SNRs at which a student's steps begin after the first, which begins at noise alone, by their number.
-FEW_STEPS = {1: (), 2: (-0.5,), 3: (-1.0, 0.5), 4: (-1.5, -0.3, 0.9)}
+# Half log-SNRs at which a student's steps begin after the first, which begins at noise alone, by their number. Lower
+# noise lets errors of the teacher add up (docs/reports, few steps).
+FEW_STEPS = {1: (), 2: (-2.3,), 3: (-2.3, -1.6), 4: (-3.0, -2.3, -1.6)}
 
 
 @trains(DistillConfig)
@@ -96,7 +97,7 @@ class DistillObjective(Objective):
 
     @torch.no_grad()
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
-        """As the base class, in the most steps of the student."""
+        """As the base class, in the student's own number of steps."""
         vqvae, unet, scheduler = (components[name] for name in self.saved)
         device, config = next(unet.parameters()).device, unet.config
         shape = (count, config.in_channels, *_sides(unet))
