@@ -27,8 +27,9 @@ ACCUMULATION, BATCHES_PER_EPOCH = 2, 7  # every second epoch ends between the tw
 def config(folder: Path, **overrides: Any) -> E2EConfig:
     """End-to-end through all phases, with flips."""
     settings: dict[str, Any] = {
+        "split": "test",
         "resolution": 8,
-        "batch_size": 200,
+        "batch_size": 40,
         "gradient_accumulation_steps": ACCUMULATION,
         "max_train_steps": STEPS,
         "lr_warmup_steps": 5,

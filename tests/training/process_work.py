@@ -239,8 +239,9 @@ def configure(kind: str, folder: Path, **overrides: Any) -> RunConfig:
     """A run of 24 steps through all phases, with codes that are moved when a batch leaves them out."""
     settings: dict[str, Any] = {
         "output_dir": folder,
+        "split": "test",
         "resolution": 8,
-        "batch_size": 100,
+        "batch_size": 20,
         "gradient_accumulation_steps": 2,
         "max_train_steps": 24,
         "lr_warmup_steps": 5,
@@ -346,7 +347,8 @@ def run_with_unreadable_data(folder: Path) -> None:
 def run_on_a_broken_stream(folder: Path) -> None:
     """A run on the tar files in folder/data. The error of each process goes into folder/refused-RANK."""
     rank, _ = place()
-    stream: dict[str, Any] = {"dataset": str(folder / "data"), "streaming": True, "shuffle_buffer": 1}
+    data = {"dataset": str(folder / "data"), "split": "train"}
+    stream: dict[str, Any] = data | {"streaming": True, "shuffle_buffer": 1}
     small = {"batch_size": 4, "gradient_accumulation_steps": 1, "checkpoint_every": 0}
     with pytest.raises(ValueError) as error:
         train(configure("vq", folder / "run", **stream, **small))

@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict] = {"prior": {}, "pixelcnn": {"max_grad_norm": 0.01}}  #
 def runs(tmp_path_factory) -> Path:
     """A folder with an autoencoder "vq", and of each prior a run with DistributedDataParallel and one with ZeRO."""
     folder = tmp_path_factory.mktemp("runs")
-    process_work.run("vq", folder / "vq", {"batch_size": 200})["vqvae"].save_pretrained(folder / "vq" / "vqvae")
+    process_work.run("vq", folder / "vq", {"batch_size": 40})["vqvae"].save_pretrained(folder / "vq" / "vqvae")
     for kind, stage in STAGES.items():
         options = OPTIONS[kind] | {"init_from": folder / "vq"}
         launch(folder, process_work.run, kind, folder / f"{kind}-ddp", options)

@@ -68,7 +68,7 @@ def start(kind: str, runs: Path) -> dict[str, Path]:
 def runs(tmp_path_factory) -> Path:
     """A folder with a run of each kind on two processes, and "vq-alone", on one with batches of the same images."""
     folder = tmp_path_factory.mktemp("runs")
-    process_work.run("vq", folder / "vq-alone", {"batch_size": 200})["vqvae"].save_pretrained(
+    process_work.run("vq", folder / "vq-alone", {"batch_size": 40})["vqvae"].save_pretrained(
         folder / "vq-alone" / "vqvae"
     )
     for kind in KINDS:
@@ -275,6 +275,7 @@ def test_the_command_line_trains_on_two_processes(tmp_path):
     """One run, not two: one line per step, images of both processes, and what the next stage needs."""
     config = process_work.configure("vq", tmp_path)
     names = (
+        "split",
         "resolution",
         "batch_size",
         "max_train_steps",
