@@ -4,6 +4,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.requirements import Requirement
 
+from diffusion_bridge_vq import __version__
+
 from .code_priors import GPT, MaskedTransformer
 from .latent_priors import DDPM, FlowMatching
 from .ours import Bridge, BridgeEndToEnd, BridgeSystem, PixelCNN, Student
@@ -30,6 +32,7 @@ ROWS: dict[str, dict[str, type[Row]]] = {
 }
 # The extra `peers` of setup.py: what the package itself doesn't need.
 PEERS = ["monai>=1.6"]
+_OWN = "diffusion-bridge-vq"
 
 
 def table_of(name: str) -> str:
@@ -54,7 +57,7 @@ def check_packages(names: list[str]) -> None:
                 found = version(package)
             except PackageNotFoundError:
                 found = None
-            if package == "diffusion-bridge-vq" or (found and (bound is None or found in bound.specifier)):
+            if package == _OWN or (found and (bound is None or found in bound.specifier)):
                 continue
             here = "isn't installed" if found is None else f"is here as {found}"
             raise ValueError(
@@ -64,11 +67,5 @@ def check_packages(names: list[str]) -> None:
 
 
 def versions_of(name: str) -> dict[str, str]:
-    """{package: version} of what a row comes from; ours from its sources."""
-    found = {}
-    for package in row_class(name).packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "sources"
-    return found
+    """{package: version} of what a row comes from."""
+    return {package: __version__ if package == _OWN else version(package) for package in row_class(name).packages}
