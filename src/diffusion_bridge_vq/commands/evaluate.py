@@ -1,7 +1,7 @@
 """
 Measure saved pipelines (section 4 of the paper): results as JSON, tables, KL maps and sheets of samples. What
 results.json holds of the same weights, images and settings isn't measured again, so an interrupted command continues
-when it is run again.
+when it is run again. With `accelerate launch` the processes share images and draws.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from ..cli import (
     print_next,
     whole_number,
 )
-from ..evaluation import METRICS, evaluate_pipelines, write_report
+from ..evaluation import METRICS, Processes, evaluate_pipelines, write_report
+from ..training import launched_processes
 
 
 def model(text: str) -> tuple[str, str]:
@@ -61,6 +62,7 @@ def main() -> None:
     check_output_folder(args.output_dir)
     exit_on_sigterm()
     metrics = METRICS if "all" in args.verb else [verb for verb in args.verb if verb != "table"]
+    accelerator = launched_processes(cpu=not torch.cuda.is_available())
     if metrics:
         evaluate_pipelines(
             dict(args.model),
@@ -69,11 +71,14 @@ def main() -> None:
             metrics=metrics,
             **evaluation_settings(args),
             batch_size=args.batch_size,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=accelerator.device,
+            processes=Processes(accelerator),
         )
-    print(f"Written: {', '.join(map(str, write_report(args.output_dir)))}")
-    for name, folder in args.model:  # a card has the figures that are in the folder of its run
-        run = next((r for r in (Path(folder), Path(folder).parent) if r / "evaluation" == args.output_dir), None)
-        if run is not None:
-            push = command_line("push-to-hub", run, REPOSITORY, "--evaluated-as", name)
-            print_next((push, "share it, with these figures on its card"))
+    if accelerator.is_main_process:
+        print(f"Written: {', '.join(map(str, write_report(args.output_dir)))}")
+        for name, folder in args.model:  # a card has the figures that are in the folder of its run
+            run = next((r for r in (Path(folder), Path(folder).parent) if r / "evaluation" == args.output_dir), None)
+            if run is not None:
+                push = command_line("push-to-hub", run, REPOSITORY, "--evaluated-as", name)
+                print_next((push, "share it, with these figures on its card"))
+    accelerator.end_training()

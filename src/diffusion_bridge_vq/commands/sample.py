@@ -9,12 +9,10 @@ After an interruption the same command goes on, with any number of processes.
 import argparse
 import itertools
 import math
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -36,7 +34,8 @@ from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
-from ..sampling.steppers import default_solver
+from ..sampling import default_solver
+from ..training import launched_processes
 
 CHAIN_IMAGES = 4
 
@@ -120,8 +119,7 @@ def main() -> None:
 
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
     """All images as files, on all processes."""
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    accelerator = launched_processes(cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     if args.compile:

@@ -17,6 +17,7 @@ from .memorisation import Novelty, novelty
 from .metrics import METRICS, Metric
 from .model_outputs import ModelOutputs
 from .nll import BridgeNLL, bridge_nll, pixelcnn_nll
+from .processes import Processes
 from .real_images import RealImages
 from .results import append_result, append_results, read_results
 from .runner import evaluate_pipelines, run_metrics, write_report
@@ -37,6 +38,7 @@ __all__ = [
     "ModelOutputs",
     "Novelty",
     "PrecisionRecall",
+    "Processes",
     "RealImages",
     "SampleStore",
     "SecondsPerSample",

@@ -8,6 +8,8 @@ from torch import nn
 
 from ..models.denoiser import denoise
 from ..models.quantizer import VectorQuantizer
+from ..sampling import split_generators
+from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
 from .arguments import check_codes, check_count, check_generator, check_labels, check_model
 
@@ -22,7 +24,7 @@ def bridge_code_bits(
     scheduler: OUBridgeScheduler,
     quantizer: VectorQuantizer,
     codes: torch.Tensor,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     batch_size: int = 64,
     class_labels: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -47,7 +49,7 @@ def bridge_code_bits(
         scheduler ([`OUBridgeScheduler`]): the network is called at its noise levels.
         quantizer ([`VectorQuantizer`]): has the codebook, e.g. `vqvae.quantize`.
         codes (`torch.Tensor`): of real images, (n, h, w) or (n, N), n at least 2.
-        generator (`torch.Generator`, *optional*): source of the noise.
+        generator (`torch.Generator` or a list with one per map, *optional*): source of the noise.
         batch_size (`int`, *optional*, defaults to 64): maps per call of the network, at least 1.
         class_labels (`torch.Tensor`, *optional*): (n,) int64, of a network with classes.
 
@@ -59,33 +61,47 @@ def bridge_code_bits(
         ValueError: fewer than two maps, codes out of range, a codebook of one point, a network in training mode, a
             stock scheduler, or another number of labels.
     """
+    errors = denoising_errors(unet, scheduler, quantizer, codes, generator, batch_size, class_labels)
+    return bits_of_errors(errors, scheduler, quantizer, codes[0].numel())
+
+
+@torch.no_grad()
+def denoising_errors(
+    unet: nn.Module,
+    scheduler: OUBridgeScheduler,
+    quantizer: VectorQuantizer,
+    codes: torch.Tensor,
+    generator: Generators = None,
+    batch_size: int = 64,
+    class_labels: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    What [`bridge_code_bits`] integrates, of each map; arguments and errors are its own.
+
+    Returns:
+        `torch.Tensor`: (n, levels, guesses) float64 on the CPU: ||z_q - E[z_q | y]||^2 by each of the functions of y,
+            infinite where a level has no such function.
+    """
     check_model("unet", unet, nn.Module, in_eval_mode=True)
     check_model("quantizer", quantizer, VectorQuantizer)
     if not isinstance(scheduler, OUBridgeScheduler):
         raise ValueError(f"The bits need the `OUBridgeScheduler` itself, got {type(scheduler).__name__}.")
     check_codes("codes", codes, quantizer.n_e, "(n, h, w) or (n, N)", (2, 3))
     check_count("batch_size", batch_size)
-    check_generator(generator)
+    check_generator(generator, len(codes))
     check_labels(class_labels, len(codes))
-    if len(codes) < 2:
-        raise ValueError(f"At least two maps are needed, since each half is measured by the other, got {len(codes)}.")
     book = quantizer.embedding.weight.float()
-    variance = (book - book.mean(dim=0)).square().sum(dim=1).mean().item()
-    apart = torch.pdist(book.double()).square()
-    apart = apart[apart > 1e-6 * variance]  # two codes with one vector are one to the decoder
-    if not len(apart):
-        raise ValueError("All code vectors are the same, so that codes can't be distinguished.")
+    variance, levels = _variance_and_levels(scheduler, quantizer)
     widths = [variance * 2.0**-j for j in range(1, _WIDTHS + 1)]  # tau^2
     labels = [None] * len(codes) if class_labels is None else class_labels.split(batch_size)
 
-    levels = _levels(scheduler, _LOWEST / variance, _HIGHEST / apart.min().item())
-    log_snr = torch.tensor([math.log(snr) for snr, _ in levels], dtype=torch.float64)
-    integrand = []
+    by_level = []
     for snr, timestep in levels:
-        errors = []  # (guesses, maps) of each batch
-        for k, own_labels in zip(codes.split(batch_size), labels, strict=class_labels is not None):
+        errors = []  # (maps, guesses) of each batch
+        generators = split_generators(generator, len(codes), batch_size)
+        for k, own_labels, own_generators in zip(codes.split(batch_size), labels, generators, strict=False):
             z_q = quantizer.decode_codes(k).float()
-            noise = randn_tensor(z_q.shape, generator=generator, device=z_q.device, dtype=z_q.dtype)
+            noise = randn_tensor(z_q.shape, generator=own_generators, device=z_q.device, dtype=z_q.dtype)
             alone = quantizer.logits(z_q + noise / math.sqrt(snr)) * (snr / 2)
             guesses = [alone.softmax(dim=-1) @ book]
             if timestep is not None:
@@ -97,11 +113,43 @@ def bridge_code_bits(
                 guesses += [z_0.movedim(1, -1)]
                 guesses += [(alone + witness / (2 * width)).softmax(dim=-1) @ book for width in widths]
             off = [(guess - z_q.movedim(1, -1)).square().flatten(1).sum(dim=1) for guess in guesses]
-            errors.append(torch.stack(off).double().cpu())
-        integrand.append(snr * _of_the_others_best(torch.cat(errors, dim=1)))
-    per_level = torch.stack(integrand)  # (levels, n); below the lowest level the error hardly grows
-    nats = 0.5 * (torch.trapezoid(per_level, log_snr, dim=0) + per_level[0])
-    return nats / (codes[0].numel() * math.log(2))
+            errors.append(torch.stack(off, dim=1).double().cpu())
+        of_level = torch.cat(errors)
+        none = of_level.new_full((len(codes), 2 + _WIDTHS - of_level.shape[1]), math.inf)
+        by_level.append(torch.cat([of_level, none], dim=1))
+    return torch.stack(by_level, dim=1)
+
+
+def bits_of_errors(
+    errors: torch.Tensor, scheduler: OUBridgeScheduler, quantizer: VectorQuantizer, num_positions: int
+) -> torch.Tensor:
+    """
+    From errors (n, levels, guesses) of [`denoising_errors`] to bits per code of each map, (n,) float64.
+
+    Raises:
+        ValueError: fewer than two maps.
+    """
+    if len(errors) < 2:
+        raise ValueError(f"At least two maps are needed, since each half is measured by the other, got {len(errors)}.")
+    _, levels = _variance_and_levels(scheduler, quantizer)
+    snr = torch.tensor([snr for snr, _ in levels], dtype=torch.float64)
+    # (levels, n); below the lowest level the error hardly grows
+    per_level = torch.stack([_of_the_others_best(level.T) for level in errors.unbind(1)]) * snr[:, None]
+    nats = 0.5 * (torch.trapezoid(per_level, snr.log(), dim=0) + per_level[0])
+    return nats / (num_positions * math.log(2))
+
+
+def _variance_and_levels(
+    scheduler: OUBridgeScheduler, quantizer: VectorQuantizer
+) -> tuple[float, list[tuple[float, int | None]]]:
+    """The variance of the code vectors, and the noise levels of the integral."""
+    book = quantizer.embedding.weight.float()
+    variance = (book - book.mean(dim=0)).square().sum(dim=1).mean().item()
+    apart = torch.pdist(book.double()).square()
+    apart = apart[apart > 1e-6 * variance]  # two codes with one vector are one to the decoder
+    if not len(apart):
+        raise ValueError("All code vectors are the same, so that codes can't be distinguished.")
+    return variance, _levels(scheduler, _LOWEST / variance, _HIGHEST / apart.min().item())
 
 
 def _levels(scheduler: OUBridgeScheduler, lowest: float, highest: float) -> list[tuple[float, int | None]]:

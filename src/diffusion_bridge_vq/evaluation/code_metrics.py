@@ -3,7 +3,9 @@
 import torch
 
 from ..data.pixels import to_pixels
+from ..sampling import split_generators
 from .code_histograms import code_kl, code_perplexity, code_usage
+from .elbo import elbo_of_terms
 from .measurement import Figures, Measurement, mean
 from .model_outputs import ModelOutputs
 from .paper_masks import paper_mask
@@ -22,12 +24,18 @@ def masked_bits(outputs: ModelOutputs, count: int, mask: str) -> Measurement:
     A bridge also has the joint estimate from all draws of an image.
     """
     latents, codes = (evenly(rows, count) for rows in (outputs.test_latents, outputs.test_codes))
-    hidden, generator = paper_mask(mask, *codes.shape[1:]).to(outputs.real.device), outputs.generator()
-    batches = [
-        outputs.prior.masked_bits(z, k, hidden, generator)
-        for z, k in zip(outputs.batches(latents), outputs.batches(codes), strict=True)
-    ]
-    return Measurement({f"{name}{MASKS[mask]}": mean(torch.cat([b[name] for b in batches])) for name in batches[0]})
+    hidden = paper_mask(mask, *codes.shape[1:]).to(outputs.real.device)
+
+    def bits(rows: slice) -> dict[str, torch.Tensor]:
+        generators = split_generators(outputs.generators(rows), len(codes[rows]), outputs.batch_size)
+        batches = [
+            outputs.prior.masked_bits(z, k, hidden, own)
+            for z, k, own in zip(outputs.batches(latents[rows]), outputs.batches(codes[rows]), generators, strict=True)
+        ]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+    found = outputs.processes.share(bits, len(codes))
+    return Measurement({f"{name}{MASKS[mask]}": mean(values) for name, values in found.items()})
 
 
 def code_bits(outputs: ModelOutputs, count: int) -> Measurement:
@@ -36,7 +44,10 @@ def code_bits(outputs: ModelOutputs, count: int) -> Measurement:
     bridge ([`bridge_code_bits`]). Mean and standard deviation over images.
     """
     codes = evenly(outputs.test_codes, count).to(outputs.real.device)
-    return Measurement({"code_bits": mean(outputs.prior.code_bits(codes, outputs.generator(), outputs.batch_size))})
+    errors = outputs.processes.rows(
+        lambda rows: outputs.prior.code_errors(codes[rows], outputs.generators(rows), outputs.batch_size), count
+    )
+    return Measurement({"code_bits": mean(outputs.prior.code_bits(errors, codes[0].numel()))})
 
 
 def code_histograms(outputs: ModelOutputs, count: int) -> Measurement:
@@ -54,15 +65,25 @@ def code_histograms(outputs: ModelOutputs, count: int) -> Measurement:
 
 def elbo(outputs: ModelOutputs, count: int) -> Measurement:
     """-ELBO in bits per dimension, with its terms ([`bridge_elbo`])."""
-    pixels = to_pixels(evenly(outputs.real.test, count).to(outputs.real.device))
-    bound = outputs.prior.elbo(pixels, outputs.generator(), ELBO_TIMESTEPS, outputs.batch_size)
+    images, device = evenly(outputs.real.test, count), outputs.real.device
+
+    def terms(rows: slice) -> torch.Tensor:
+        pixels, generators = to_pixels(images[rows].to(device)), outputs.generators(rows)
+        return outputs.prior.elbo_terms(pixels, generators, ELBO_TIMESTEPS, outputs.batch_size)
+
+    bound = elbo_of_terms(outputs.processes.rows(terms, count), images[0].numel())
     return Measurement({f"elbo_{name}": {"value": value} for name, value in bound._asdict().items()})
 
 
 def sampling_time(outputs: ModelOutputs, count: int) -> Measurement:
-    """Seconds per sample at batch 32, decoding included: median, with the quartiles. Of this device."""
-    found = seconds_per_sample(
-        lambda: outputs.prior.draw_images(TIMING_BATCH), TIMING_BATCH, count, device=outputs.real.device
+    """
+    Seconds per sample at batch 32, decoding included: median, with the quartiles. Of this device: one process draws,
+    and the others wait.
+    """
+    found = outputs.processes.decide(
+        lambda: seconds_per_sample(
+            lambda: outputs.prior.draw_images(TIMING_BATCH), TIMING_BATCH, count, device=outputs.real.device
+        )
     )
     quartiles = [found.lower_quartile, found.upper_quartile]
     return Measurement({"seconds_per_sample": {"value": found.median, "quartiles": quartiles}})

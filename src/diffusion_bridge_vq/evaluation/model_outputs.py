@@ -1,8 +1,8 @@
 """What a model makes of real images, and what it draws: the things that metrics measure."""
 
 import json
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,18 +12,20 @@ from ..data.images import short_hash
 from ..data.pixels import to_bytes, to_pixels
 from ..models import GumbelVQModel
 from ..pipelines.base import VQPipeline
+from ..sampling import generators_for
 from .arguments import check_count, check_model
 from .config import EvaluationConfig
 from .fingerprints import fingerprint
 from .priors import EvaluatedPrior, evaluated_prior
+from .processes import Processes
 from .real_images import RealImages
 from .sample_store import SampleStore
 
 
 class ModelOutputs:
     """
-    Codes and reconstructions of the test images, and samples. Each is made once, when it is first used; samples are
-    stored on disk.
+    Codes and reconstructions of the test images, and samples. Each is made once, when it is first used, by the
+    processes of `real` together; samples are stored on disk.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
@@ -31,9 +33,10 @@ class ModelOutputs:
         real ([`RealImages`]): what it is compared with.
         store ([`SampleStore`]): where samples are stored.
         config ([`EvaluationConfig`]): `num_images` and `extractor` are those of `real`.
-        batch_size (`int`, *optional*, defaults to 64): images per call of the networks.
+        batch_size (`int`, *optional*, defaults to 64): images per call of the networks, by each process.
 
     Attributes:
+        processes ([`Processes`]): of `real`.
         prior ([`EvaluatedPrior`], *optional*): None for an autoencoder alone.
         weights (`str`): the model's fingerprint.
 
@@ -56,6 +59,7 @@ class ModelOutputs:
         check_model("config", config, EvaluationConfig)
         check_count("batch_size", batch_size)
         self.model, self.real, self.store, self.config, self.batch_size = model, real, store, config, batch_size
+        self.processes: Processes = real.processes
         self._prior: EvaluatedPrior | None = None
         if isinstance(evaluated, GumbelVQModel):
             self.vqvae: Any = evaluated.eval()
@@ -124,9 +128,9 @@ class ModelOutputs:
             )
         return torch.tensor([known.index(name) for name in names])[labels]
 
-    def generator(self) -> torch.Generator:
-        """A new one, with the seed of the settings."""
-        return torch.Generator(self.real.device).manual_seed(self.config.seed)
+    def generators(self, rows: slice) -> list[torch.Generator]:
+        """A new one for each of these images, by the seed of the settings."""
+        return generators_for(self.config.seed, range(rows.start, rows.stop))
 
     def batches(self, tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         """On the device."""
@@ -135,54 +139,61 @@ class ModelOutputs:
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 images -> z_e on the CPU."""
-        return torch.cat([self.vqvae.encode(to_pixels(x)).latents.cpu() for x in self.batches(images)])
+        return self._shared(lambda x: self.vqvae.encode(to_pixels(x)).latents, images)
 
     @torch.no_grad()
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         """z_e -> nearest codes (n, h, w) on the CPU."""
-        return torch.cat([self.vqvae.encode_codes(z).cpu() for z in self.batches(latents)])
+        return self._shared(self.vqvae.encode_codes, latents)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes -> uint8 images on the CPU."""
-        pixels = []
-        for k in self.batches(codes):
-            decoded = self.vqvae.decode(self.vqvae.decode_codes(k), force_not_quantize=True).sample
-            pixels.append(to_bytes(decoded).cpu())
-        return torch.cat(pixels)
+
+        def pixels(k: torch.Tensor) -> torch.Tensor:
+            return to_bytes(self.vqvae.decode(self.vqvae.decode_codes(k), force_not_quantize=True).sample)
+
+        return self._shared(pixels, codes)
+
+    def _shared(self, work: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+        """`work` on all batches, each process on its share of them; on the CPU."""
+        return self.processes.rows(
+            lambda rows: torch.cat([work(part).cpu() for part in self.batches(tensor[rows])]), len(tensor)
+        )
 
     def sampled_codes(self, count: int) -> torch.Tensor:
         """
-        The first `count` maps of codes, (count, h, w) on the CPU. They are drawn in whole batches, each of which is
-        stored before the next is drawn. So the first ones are the same however many are asked for, by whatever metric
-        and after any interruption.
+        The first `count` maps of codes, (count, h, w) on the CPU. Each has a generator of its own, and what is drawn
+        is stored batch by batch. So the first ones are the same however many are asked for, by whatever metric, after
+        any interruption and on any number of processes, but for rounding.
         """
-        own = (f"codes/{self.model}/", f"generator/{self.model}/")
-        codes_name, generator_name = (prefix + self._draws_key for prefix in own)
-        generator, shape = self.generator(), tuple(self.test_codes.shape[1:])
-        before = self.store.draws(codes_name, generator_name, self._num_codes, shape)
-        batches, stale = [], set()
-        if before is not None:
-            batches = [before[0]]
-            try:
-                generator.set_state(before[1])
-            except (RuntimeError, TypeError) as error:  # of another size or type
-                raise ValueError(self.store.is_foreign(generator_name, before[1])) from error
-        else:  # draws with other settings, and their pictures
-            names = self.store.read()
-            stale = {name for name in names if name.startswith(own) or name.partition("/")[2] == self.model}
-        while (drawn := sum(map(len, batches))) < count:
-            labels = self.prior.sample_labels(drawn, self.batch_size)
-            codes = self.prior.draw_codes(self.batch_size, generator, labels)
-            batches.append(codes.to("cpu", self._code_dtype))
-            self.store.update({codes_name: torch.cat(batches), generator_name: generator.get_state()}, stale)
-        return torch.cat(batches)[:count].long()
+        own = f"codes/{self.model}/"
+        name, shape = own + self._draws_key, tuple(self.test_codes.shape[1:])
+        drawn = self.processes.decide(lambda: self.store.draws(name, self._num_codes, shape))
+        stale: set[str] = set()
+        if drawn is None:  # draws with other settings, and their pictures
+            others = (own, f"generator/{self.model}/")
+            names = self.processes.decide(self.store.read_names)
+            stale = {each for each in names if each.startswith(others) or each.partition("/")[2] == self.model}
+            drawn = torch.empty((0, *shape), dtype=self._code_dtype)
+        while len(drawn) < count:
+            start, stop = len(drawn), min(len(drawn) + self.batch_size * self.processes.count, count)
+            codes = self.processes.rows(partial(self._draw, start), stop - start)
+            drawn = torch.cat([drawn, codes.to(self._code_dtype)])
+            self.processes.decide(partial(self.store.update, {name: drawn}, stale))
+        return drawn[:count].long()
+
+    def _draw(self, start: int, rows: slice) -> torch.Tensor:
+        """Codes of the samples `start` + `rows`."""
+        numbers = slice(start + rows.start, start + rows.stop)
+        count = rows.stop - rows.start
+        labels = self.prior.sample_labels(numbers.start, count)
+        return self.prior.draw_codes(count, self.generators(numbers), labels)
 
     @property
     def _draws_key(self) -> str:
         """Fingerprint of all that draws depend on."""
-        law = {"weights": self.weights, "seed": self.config.seed, **self.sampling_facts}
-        law |= {"batch_size": self.batch_size, "device": self.real.device.type}
+        law = {"weights": self.weights, "seed": self.config.seed, "generators": "own", **self.sampling_facts}
         return short_hash(json.dumps(law).encode())
 
     @property

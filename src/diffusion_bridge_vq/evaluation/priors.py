@@ -6,10 +6,11 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..models import bridge_start_latents
+from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
-from .code_bits import bridge_code_bits
+from .code_bits import bits_of_errors, denoising_errors
 from .config import EvaluationConfig
-from .elbo import BridgeELBO, bridge_elbo
+from .elbo import elbo_terms
 from .nll import bridge_nll, pixelcnn_nll
 
 
@@ -69,7 +70,7 @@ class EvaluatedPrior:
         names = self.pipe.id2label
         return None if names is None else [names[number] for number in range(self.num_classes)]
 
-    def draw_codes(self, count: int, generator: torch.Generator, labels: torch.Tensor | None) -> torch.Tensor:
+    def draw_codes(self, count: int, generator: Generators, labels: torch.Tensor | None) -> torch.Tensor:
         """Codes of `count` samples, (count, h, w)."""
         call = self._call if labels is None else self._call | self._label_options(labels)
         latents = self.pipe(count, generator=generator, output_type="latent", **call).images
@@ -80,7 +81,7 @@ class EvaluatedPrior:
         self.pipe(batch_size=count, output_type="pt", **self._call)
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
     ) -> dict[str, torch.Tensor]:
         """Bits per masked code of each image, (n,) by the figure's name."""
         raise NotImplementedError
@@ -89,14 +90,18 @@ class EvaluatedPrior:
         """The settings that [`masked_bits`] depends on."""
         return {}
 
-    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
-        """Bits per code of each map (n, h, w), (n,)."""
+    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
+        """What [`code_bits`] needs of each map (n, h, w), (n, ...) on the CPU."""
         raise NotImplementedError
 
-    def elbo(
-        self, pixels: torch.Tensor, generator: torch.Generator, timesteps_per_image: int, batch_size: int
-    ) -> BridgeELBO:
-        """-ELBO of images (n, C, H, W) in [-1, 1]."""
+    def code_bits(self, errors: torch.Tensor, num_positions: int) -> torch.Tensor:
+        """Bits per code of each map, (n,), from what [`code_errors`] found of all."""
+        raise NotImplementedError
+
+    def elbo_terms(
+        self, pixels: torch.Tensor, generator: Generators, timesteps_per_image: int, batch_size: int
+    ) -> torch.Tensor:
+        """Terms of -ELBO of images (n, C, H, W) in [-1, 1], see [`elbo_terms`]."""
         raise NotImplementedError
 
     def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
@@ -140,7 +145,7 @@ class BridgePrior(EvaluatedPrior):
         return facts | ({"solver": "ancestral"} if "solver" in facts else {})
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
     ) -> dict[str, torch.Tensor]:
         found = bridge_nll(
             self.pipe.unet,
@@ -156,17 +161,20 @@ class BridgePrior(EvaluatedPrior):
         )
         return {"nll": found.one_sample, "nll_joint": found.joint}
 
-    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
+    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
         labels = self._null_classes(len(codes))
         own = self.pipe.unet, self.pipe.scheduler, self.vqvae.quantize
-        return bridge_code_bits(*own, codes, generator, batch_size, class_labels=labels)
+        return denoising_errors(*own, codes, generator, batch_size, labels)
 
-    def elbo(
-        self, pixels: torch.Tensor, generator: torch.Generator, timesteps_per_image: int, batch_size: int
-    ) -> BridgeELBO:
+    def code_bits(self, errors: torch.Tensor, num_positions: int) -> torch.Tensor:
+        return bits_of_errors(errors, self.pipe.scheduler, self.vqvae.quantize, num_positions)
+
+    def elbo_terms(
+        self, pixels: torch.Tensor, generator: Generators, timesteps_per_image: int, batch_size: int
+    ) -> torch.Tensor:
         own = self.vqvae, self.pipe.unet, self.pipe.scheduler
         labels = self._null_classes(len(pixels))
-        return bridge_elbo(*own, pixels, generator, timesteps_per_image, batch_size=batch_size, class_labels=labels)
+        return elbo_terms(*own, pixels, generator, timesteps_per_image, batch_size, labels)
 
 
 class PixelCNNPriorOfCodes(EvaluatedPrior):
@@ -182,13 +190,16 @@ class PixelCNNPriorOfCodes(EvaluatedPrior):
             )
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: torch.Generator
+        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
     ) -> dict[str, torch.Tensor]:
         return {"nll": pixelcnn_nll(self.pipe.prior, codes, mask)}
 
-    def code_bits(self, codes: torch.Tensor, generator: torch.Generator, batch_size: int) -> torch.Tensor:
+    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
         everything = torch.ones(codes.shape[1:], dtype=torch.bool)
         return torch.cat([pixelcnn_nll(self.pipe.prior, part, everything) for part in codes.split(batch_size)])
+
+    def code_bits(self, errors: torch.Tensor, num_positions: int) -> torch.Tensor:
+        return errors  # are bits already
 
 
 def evaluated_prior(model: str, pipe: DiffusionPipeline, config: EvaluationConfig) -> EvaluatedPrior:

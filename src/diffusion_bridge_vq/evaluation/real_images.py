@@ -13,6 +13,7 @@ from ..data import ImageDataset
 from .arguments import as_device, check_count, check_model
 from .features import extract, load_extractor
 from .fingerprints import fingerprint_tensors
+from .processes import Processes
 
 _EXTRACTOR_BATCH = 32
 _STORED_PART = 1024
@@ -37,6 +38,8 @@ class RealImages:
         extractor (`str`): see [`load_extractor`].
         device (`torch.device`): of extractor and models.
         features_dir (`Path`, *optional*): where the features of training images are stored.
+        processes ([`Processes`], *optional*): that read images and compute features together; without it this process
+            works alone.
 
     Attributes:
         class_names (`list[str]`, *optional*): of the train split; labels of both splits are numbers in this list.
@@ -55,6 +58,7 @@ class RealImages:
         extractor: str,
         device: torch.device | str,
         features_dir: Path | None = None,
+        processes: Processes | None = None,
     ):
         for name, split in (("train", train), ("test", test)):
             check_model(name, split, ImageDataset)
@@ -64,8 +68,9 @@ class RealImages:
             if num_images > len(split):
                 raise ValueError(f"{split.name} has {len(split)} images, fewer than {num_images}: lower `num_images`.")
         self._train_split, self._features_dir = train, features_dir
-        self.train = _take(train, num_images).images
-        self.test, test_labels = _take(test, num_images)
+        self.processes = processes or Processes()
+        self.train = _take(train, num_images, self.processes).images
+        self.test, test_labels = _take(test, num_images, self.processes)
         self.class_names = train.class_names
         self.test_labels = _renumber(test_labels, test.class_names, train.class_names)
         self.fingerprint = fingerprint_tensors(self.train, self.test)
@@ -82,12 +87,14 @@ class RealImages:
         """
         key = fingerprint_tensors(images)
         if key not in self._features:
-            self._features[key] = extract(self.extractor, images, batch_size=_EXTRACTOR_BATCH)
+            self._features[key] = self.processes.rows(
+                lambda rows: extract(self.extractor, images[rows], batch_size=_EXTRACTOR_BATCH), len(images)
+            )
         return self._features[key]
 
     def training_set(self, count: int) -> Labelled:
         """`count` images of the train split, or all if there are fewer, evenly spaced."""
-        return _take(self._train_split, count)
+        return _take(self._train_split, count, self.processes)
 
     def training_features(self, images: torch.Tensor) -> torch.Tensor:
         """
@@ -103,18 +110,31 @@ class RealImages:
         if self._features_dir is None:
             return self.features(images)
         path = self._features_dir / f"{self.extractor_name}-{fingerprint_tensors(images)}.safetensors"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            save_file({"features": self.features(images).contiguous()}, temporary)
-            os.replace(temporary, path)
-        try:
-            features = load_file(path).get("features")
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again.") from error
-        if features is None or features.ndim != 2 or len(features) != len(images):
-            raise ValueError(f"{path} has no features of {len(images)} images: remove it, and it is computed again.")
-        return features
+        found = self.processes.decide(lambda: _read_features(path, len(images)))
+        if found is None:
+            found = self.features(images)
+            self.processes.decide(lambda: _write_features(path, found))
+        return found
+
+
+def _write_features(path: Path, features: torch.Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({"features": features.contiguous()}, temporary)
+    os.replace(temporary, path)
+
+
+def _read_features(path: Path, count: int) -> torch.Tensor | None:
+    """None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        features = load_file(path).get("features")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and it is computed again.") from error
+    if features is None or features.ndim != 2 or len(features) != count:
+        raise ValueError(f"{path} has no features of {count} images: remove it, and it is computed again.")
+    return features
 
 
 def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
@@ -122,9 +142,10 @@ def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
     return items[torch.linspace(0, len(items) - 1, min(count, len(items))).long()]
 
 
-def _take(split: ImageDataset, count: int) -> Labelled:
+def _take(split: ImageDataset, count: int, processes: Processes) -> Labelled:
     """`count` images evenly from a data set, or all if there are fewer."""
-    batch = split.__getitems__(evenly(torch.arange(len(split)), count).tolist()).tensors
+    numbers = evenly(torch.arange(len(split)), count)
+    batch = processes.share(lambda rows: split.__getitems__(numbers[rows].tolist()).tensors, len(numbers))
     return Labelled(batch["images"], batch.get("labels"))
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .arguments import as_device, check_count, check_model
 from .config import EvaluationConfig
 from .metrics import METRICS
 from .model_outputs import ModelOutputs
+from .processes import Processes
 from .real_images import RealImages
 from .results import RESULTS_FILE, append_results, describe_device, read_results, recall_results
 from .sample_store import STORE_FILE, SampleStore
@@ -36,6 +38,7 @@ def evaluate_pipelines(
     label_column: str | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    processes: Processes | None = None,
     **facts: Any,
 ) -> None:
     """
@@ -55,6 +58,8 @@ def evaluate_pipelines(
         test_split (`str`, *optional*, defaults to "test"): of the images that models are compared with.
         batch_size (`int`, *optional*, defaults to 64): images per call of the networks.
         device (`torch.device`, *optional*, defaults to "cpu"): of everything.
+        processes ([`Processes`], *optional*): that measure together, each calling this function; without it this
+            process works alone.
         facts: stored with every result, e.g. preset.
 
     Raises:
@@ -75,7 +80,8 @@ def evaluate_pipelines(
         if not model or set(model) & set('/\\:*?"<>|'):
             raise ValueError(f"{model!r} can't be a model's name: its figures are files that are named after it.")
     _check_names(metrics)
-    _check_output(output_dir)
+    processes = processes or Processes()
+    processes.decide(lambda: _check_output(output_dir))
     store = SampleStore(output_dir / STORE_FILE)
     facts |= {"train_split": train_split, "test_split": test_split}
     real, size = None, {}
@@ -89,12 +95,13 @@ def evaluate_pipelines(
         own_size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
         if real is None:
             size = own_size
-            train, test = (
-                load_images(dataset, split=split, image_column=image_column, label_column=label_column, **size)
-                for split in (train_split, test_split)
-            )
+            options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, **size}
+            if processes.count > 1:
+                options["in_memory"] = False  # each decodes what it works on
+            train, test = (load_images(dataset, split=split, **options) for split in (train_split, test_split))
             name = dataset_name or train.name
-            real = RealImages(name, train, test, config.num_images, config.extractor, device, output_dir / "features")
+            features = output_dir / "features"
+            real = RealImages(name, train, test, config.num_images, config.extractor, device, features, processes)
         elif own_size != size:
             raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
         outputs = ModelOutputs(model, evaluated, real, store, config, batch_size)
@@ -117,12 +124,12 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
     """
     _check_names(names)
     check_model("outputs", outputs, ModelOutputs)
-    path, real = output_dir / RESULTS_FILE, outputs.real
+    path, real, processes = output_dir / RESULTS_FILE, outputs.real, outputs.processes
     for name in names:
         metric = METRICS[name]
         missing = metric.needs - outputs.provides
         if missing:
-            print(f"{outputs.model:<12} {name}: skipped, there are no {', '.join(sorted(missing))}", flush=True)
+            processes.print(f"{outputs.model:<12} {name}: skipped, there are no {', '.join(sorted(missing))}")
             continue
         count = metric.count(outputs)
         for part in metric.parts:
@@ -130,15 +137,16 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
             settings |= {"dataset": real.dataset, "images": real.fingerprint, "n": count, "seed": outputs.config.seed}
             settings |= facts | metric.settings(outputs) | part
             here = {"device": describe_device(real.device)} if metric.per_device else {}
-            found = recall_results(path, **settings, **here)
+            found = processes.decide(partial(recall_results, path, **settings, **here))
             remark = " (measured before)" if found else ""
             if not found:
                 figures, pictures = metric.measure(outputs, count, **part)
                 if pictures:
-                    outputs.store.update({f"{kind}/{outputs.model}": tensor for kind, tensor in pictures.items()})
-                found = append_results(path, figures, **settings, device=real.device)
+                    named = {f"{kind}/{outputs.model}": tensor for kind, tensor in pictures.items()}
+                    processes.decide(partial(outputs.store.update, named))
+                found = processes.decide(partial(append_results, path, figures, **settings, device=real.device))
             for result in found:
-                print(f"{outputs.model:<12} {result['name']:<24} {result['value']:.4g}{remark}", flush=True)
+                processes.print(f"{outputs.model:<12} {result['name']:<24} {result['value']:.4g}{remark}")
 
 
 def write_report(output_dir: Path) -> list[Path]:

@@ -19,8 +19,8 @@ PICTURES = {  # type, dimensions
 
 class SampleStore:
     """
-    Named tensors in one file: `KIND/MODEL` for pictures (samples, nearest, kl, kl_floor), and `codes/MODEL/KEY` with
-    `generator/MODEL/KEY` for the codes drawn so far and the state of their generator.
+    Named tensors in one file: `KIND/MODEL` for pictures (samples, nearest, kl, kl_floor), and `codes/MODEL/KEY` for
+    the codes drawn so far.
 
     Args:
         path (`Path`): of the file. It does not have to exist.
@@ -42,6 +42,10 @@ class SampleStore:
             raise ValueError(
                 f"{self.path} is damaged ({error}): remove it, and what it held is drawn again."
             ) from error
+
+    def read_names(self) -> list[str]:
+        """Of all tensors."""
+        return list(self.read())
 
     def update(self, tensors: Mapping[str, torch.Tensor], remove: Iterable[str] = ()) -> None:
         """Add or replace tensors. The file is replaced as a whole, so that a killed run leaves the old or the new."""
@@ -71,29 +75,24 @@ class SampleStore:
                 found[name.removeprefix(f"{kind}/")] = tensor
         return found
 
-    def draws(
-        self, codes: str, generator: str, num_codes: int, shape: tuple[int, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def draws(self, codes: str, num_codes: int, shape: tuple[int, ...]) -> torch.Tensor | None:
         """
-        The codes (n, h, w) drawn so far and the state of their generator, by their names; None if there are none.
+        The codes (n, h, w) drawn so far, by their name; None if there are none.
 
         Args:
             num_codes (`int`): K; codes lie in 0..K-1.
             shape (`tuple[int, ...]`): (h, w).
 
         Raises:
-            ValueError: the file is damaged, or has something else under these names.
+            ValueError: the file is damaged, or has something else under this name.
         """
-        stored = self.read()
-        if codes not in stored:
+        drawn = self.read().get(codes)
+        if drawn is None:
             return None
-        drawn, state = stored[codes], stored.get(generator)
         is_map = drawn.shape[1:] == shape and len(drawn) and not drawn.is_floating_point()
         if not is_map or not 0 <= int(drawn.min()) <= int(drawn.max()) < num_codes:
             raise ValueError(self.is_foreign(codes, drawn))
-        if state is None:
-            raise ValueError(f"{self.path} has no {generator}: remove the file, and what it held is drawn again.")
-        return drawn, state
+        return drawn
 
     def is_foreign(self, name: str, tensor: torch.Tensor) -> str:
         """The error about a tensor that isn't what its name says."""

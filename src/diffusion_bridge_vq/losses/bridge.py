@@ -43,6 +43,24 @@ def prior_loss(
     min_snr_gamma: float = 5.0,
 ) -> torch.Tensor:
     """
+    -L_t (eq. 4) with one t per sample, mean over the batch; see [`prior_loss_of_each`].
+
+    Returns:
+        `torch.Tensor`: scalar, mean over batch and coordinates.
+    """
+    return prior_loss_of_each(scheduler, model_output, latents, noise, timesteps, weighting, min_snr_gamma).mean()
+
+
+def prior_loss_of_each(
+    scheduler: OUBridgeScheduler,
+    model_output: torch.Tensor,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    weighting: Weighting = "simple",
+    min_snr_gamma: float = 5.0,
+) -> torch.Tensor:
+    """
     -L_t (eq. 4) with one t per sample.
 
     With SNR = abar_t / (s^2 (1 - abar_t)), the error of any prediction fixes that of the noise:
@@ -57,7 +75,7 @@ def prior_loss(
         timesteps (`torch.Tensor`): (B,), 0..T-1.
 
     Returns:
-        `torch.Tensor`: scalar, mean over batch and coordinates.
+        `torch.Tensor`: (B,), mean over coordinates.
 
     Raises:
         TypeError, ValueError: as [`prediction_target`], or another `weighting`.
@@ -67,7 +85,7 @@ def prior_loss(
     target = prediction_target(scheduler, latents, noise, timesteps)
     error = (model_output.float() - target.float()).square().flatten(1).mean(dim=1)  # (B,)
     if weighting == "simple":
-        return error.mean()
+        return error
     if weighting == "elbo":
         weight = scheduler.elbo_weight(timesteps)
     elif weighting == "min_snr":
@@ -77,7 +95,7 @@ def prior_loss(
         weight = snr.clamp(max=min_snr_gamma) / divisor[scheduler.config.prediction_type]
     else:
         raise ValueError(f"`weighting` must be elbo, simple or min_snr, got {weighting!r}.")
-    return (weight.to(error.dtype) * error).mean()
+    return weight.to(error.dtype) * error
 
 
 def terminal_loss(scheduler: OUBridgeScheduler, latents: torch.Tensor) -> torch.Tensor:

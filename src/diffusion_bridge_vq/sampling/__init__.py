@@ -3,7 +3,7 @@
 from .arguments import check_count
 from .chain import Callback, inpaint_latents, sample_latents
 from .fit_timesteps import FittedTimesteps, fit_timesteps
-from .generators import generators_for
+from .generators import generators_for, split_generators
 from .steppers import SOLVERS, Solver, Spacing, Stepper, default_solver, to_latents
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "generators_for",
     "inpaint_latents",
     "sample_latents",
+    "split_generators",
     "to_latents",
 ]

@@ -10,8 +10,9 @@ from torch import nn
 from ..models.masks import expand_mask
 from ..schedulers.arguments import check_generators, check_shape
 from .arguments import check_count, check_finite, check_latents
+from .generators import Generators
 from .inpainting import InpaintingStepper
-from .steppers import Generators, Solver, Spacing, Stepper, make_stepper
+from .steppers import Solver, Spacing, Stepper, make_stepper
 
 Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 

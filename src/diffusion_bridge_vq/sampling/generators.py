@@ -1,10 +1,12 @@
 """A source of noise for each image, so that an image depends neither on its batch nor on the process that draws it."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import SupportsIndex
 
 import torch
+
+Generators = torch.Generator | list[torch.Generator] | None
 
 _SEEDS = 2**32  # torch's generator of the CPU looks at 32 bits of its seed
 
@@ -31,3 +33,9 @@ def generators_for(seed: int, numbers: Iterable[int]) -> list[torch.Generator]:
             raise TypeError(f"`seed` and `numbers` must be whole numbers, got {number!r}.")
     first = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
     return [torch.Generator().manual_seed((first + int(number)) % _SEEDS) for number in numbers]
+
+
+def split_generators(generator: Generators, count: int, batch_size: int) -> Iterator[Generators]:
+    """What draws each batch of `count` images: its part of a list, or the same generator each time."""
+    for start in range(0, count, batch_size):
+        yield generator[start : start + batch_size] if isinstance(generator, list) else generator

@@ -19,12 +19,12 @@ from ..models.denoiser import call_network
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import find_few_steps, is_student
 from .arguments import check_count, check_guidance, check_labels, check_scheduler, check_solver, check_steps
+from .generators import Generators
 from .solver_coefficients import solver_coefficients
 
 Solver = Literal["ancestral", "dpmsolver++", "ddim", "consistency"]
 Spacing = Literal["linspace", "leading", "trailing", "logsnr"]
 Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # x_t of unit variance, timestep -> network output
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 class Stepper:

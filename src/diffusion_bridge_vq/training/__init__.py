@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..losses import ReconstructionLoss
+    from .agreement import launched_processes
     from .config import DistillConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
     from .encoding import encode_images
     from .objectives import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # Settings alone must be there at once, for `--help`: the others import torch and Accelerate.
 _MODULES = {
     "..losses": ("ReconstructionLoss",),
+    ".agreement": ("launched_processes",),
     ".config": ("DistillConfig", "E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
     ".encoding": ("encode_images",),
     ".objectives": (
@@ -72,6 +74,7 @@ __all__ = [
     "build_objective",
     "draw_trajectories",
     "encode_images",
+    "launched_processes",
     "load_autoencoder",
     "option",
     "train",

@@ -1,12 +1,19 @@
-"""Decisions that one process makes for all."""
+"""Processes that work together: how they join, and decisions that one makes for all."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
 Result = TypeVar("Result")
+
+
+def launched_processes(cpu: bool) -> Accelerator:
+    """Of the processes that `accelerate launch` started. They wait for each other up to a day: none trains."""
+    patient: Any = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    return Accelerator(cpu=cpu, kwargs_handlers=[patient])
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

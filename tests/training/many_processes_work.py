@@ -1,0 +1,48 @@
+"""What the processes of test_many_processes.py do: they import it by name."""
+
+import faulthandler
+from pathlib import Path
+
+import torch
+from tiny_models import make_gray_pipeline
+
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.evaluation import (
+    METRICS,
+    EvaluationConfig,
+    ModelOutputs,
+    Processes,
+    RealImages,
+    SampleStore,
+    code_metrics,
+    real_images,
+    run_metrics,
+)
+from diffusion_bridge_vq.sample_folder import draw_into_folder
+from diffusion_bridge_vq.training import launched_processes
+
+IMAGES = 10  # which neither two nor three processes divide into batches of equal size
+
+
+def features(images: torch.Tensor) -> torch.Tensor:
+    """Four features that need no network."""
+    return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def draw_and_evaluate(folder: Path, num_images: int = IMAGES) -> None:
+    """`num_images` images into folder/samples, and all metrics of 20 into folder/results.json."""
+    faulthandler.dump_traceback_later(150, exit=True)
+    accelerator = launched_processes(cpu=True)
+    pipe = make_gray_pipeline()
+    draw_into_folder(
+        pipe, folder / "samples", num_images=num_images, accelerator=accelerator, batch_size=4, num_inference_steps=2
+    )
+    code_metrics.TIMING_REPEATS = code_metrics.TIMING_BATCH = code_metrics.ELBO_TIMESTEPS = 1
+    real_images.load_extractor = lambda name, device: features  # type: ignore[assignment]
+    splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
+    stored = folder / "features"
+    real = RealImages("digits", *splits, 20, "quarters", "cpu", stored, Processes(accelerator))
+    config = EvaluationConfig(num_inference_steps=2, num_nll_images=7, num_nll_samples=2, num_train_images=50)
+    outputs = ModelOutputs("bridge", pipe, real, SampleStore(folder / "figures.safetensors"), config, 6)
+    run_metrics(METRICS, outputs, folder)
+    faulthandler.cancel_dump_traceback_later()
