@@ -127,13 +127,3 @@ def test_a_file_that_is_gone_is_named(folder, tmp_path):
         file.unlink()
     with pytest.raises(OSError, match=r"set can't be read on: .*train-\d\.parquet"):
         list(streamed)
-
-
-def test_tar_files_have_no_shares(tmp_path):
-    import tarfile
-
-    with tarfile.open(tmp_path / "train.tar", "w") as archive:
-        info = tarfile.TarInfo("a.png")
-        info.size = len(encoded(1))
-        archive.addfile(info, io.BytesIO(encoded(1)))
-    assert not stream_images(str(tmp_path), **GREY).share(0, 2)

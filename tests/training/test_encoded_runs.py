@@ -108,7 +108,7 @@ def test_what_the_run_cannot_use_is_refused(autoencoder, latents, codes, unlabel
     )
     refused("20 images to train on, fewer than one batch of 400", latents=unlabelled)
     refused("`random_flip` needs mirror images in", latents=unlabelled, random_flip=True, batch_size=4)
-    refused("it can't be streamed: drop `streaming`", streaming=True)
+    refused("read from disk as they are: drop `streaming`", streaming=True)
     refused("drop `cache_latents`", cache_latents=True)
     refused(r"holds no encoded images: encoding\.json can't be read", latents=tmp_path)
     other = load_autoencoder(autoencoder)

@@ -38,7 +38,7 @@ _GROUPS = {
         "l1_weight", "perceptual_weight", "perceptual_features", "adversarial_weight", "adversarial_fraction",
     ),
     "networks": ("vqvae", "unet", "prior", "scheduler"),
-    "speed and memory": ("gradient_checkpointing", "compile", "profile"),
+    "speed and memory": ("gradient_checkpointing", "compile", "network_timeout", "profile"),
     "logs, grids and evaluation": (
         "log_every", "image_every", "num_inference_steps", "validate_every", "evaluate_every", "evaluate_images",
         "evaluate_extractor", "report_to",

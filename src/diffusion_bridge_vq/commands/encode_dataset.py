@@ -8,9 +8,15 @@ accelerate launch examples/encode_dataset.py --vqvae-from outputs/vq --dataset p
 After an interruption the same command goes on, with any number of processes.
 """
 
-from datetime import timedelta
-
-from ..cli import command_line, errors_as_lines, local_path, new_parser, print_next, whole_number
+from ..cli import (
+    add_repository_options,
+    command_line,
+    errors_as_lines,
+    local_path,
+    new_parser,
+    print_next,
+    whole_number,
+)
 
 
 @errors_as_lines()
@@ -30,17 +36,20 @@ def main() -> None:
     parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of latents")
     parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time, by each process")
+    parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload what was encoded, with a card")
+    parser.add_argument("--dataset-name", help="of the images, on that card; without it only one of the Hub is named")
+    add_repository_options(parser)
     args = parser.parse_args()
+    if (args.public or args.license) and not args.push_to_hub:
+        parser.error("--public and --license go with --push-to-hub")
 
     import torch  # after `--help`
-    from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ..data import load_images, stream_images
-    from ..training import encode_images, load_autoencoder
+    from ..training import encode_images, launched_processes, load_autoencoder
     from ..training.presets import PRESETS
 
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[patient])
+    accelerator = launched_processes(cpu=not torch.accelerator.is_available())
     vqvae = load_autoencoder(args.vqvae_from)
     options = {
         "split": args.split,
@@ -69,6 +78,11 @@ def main() -> None:
         f"{sum(encoding.rows or [])} rows of {encoding.what}, {' x '.join(map(str, encoding.shape or []))} in "
         f"{encoding.dtype}, in {encoding.parts} files: {args.output_dir}"
     )
+    if args.push_to_hub and accelerator.is_main_process:
+        from ..hub import PushOptions, push_encoded
+
+        target = PushOptions(args.push_to_hub, args.public, args.license)
+        print(f"Pushed: {push_encoded(args.output_dir, target, args.dataset_name)}")
     if accelerator.is_main_process:
         verb = "train-prior" if args.what == "latents" else "train-pixelcnn"
         fits = [

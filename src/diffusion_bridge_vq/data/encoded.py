@@ -78,9 +78,10 @@ class Encoding:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that determines the rows."""
+        """All that determines the rows: not the name of the data, which differs where a folder was moved."""
         found = ("version", "rows", "shape", "dtype")
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in found}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in found}
+        return settings | {"data": {name: value for name, value in self.data.items() if name != "name"}}
 
     @property
     def fingerprint(self) -> str:
@@ -228,6 +229,28 @@ def read_shard(encoding: Encoding, folder: Path, part: int) -> Shard | None:
             f"{encoding.fingerprint}; remove it, and encode again: what is complete stays"
         )
     return Shard(metadata.num_rows, own["shape"], own["dtype"])
+
+
+def find_encoded(folder: Path) -> Path:
+    """
+    A folder of encoded images here, or the copy of one on the Hub, "user/name", that is downloaded to its cache.
+
+    Raises:
+        ValueError: there is neither.
+        OSError: the Hub can't be reached.
+    """
+    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = [MANIFEST_NAME, "data/*.parquet"]
+    try:
+        return Path(snapshot_download(str(folder), repo_type="dataset", allow_patterns=patterns))
+    except HfHubHTTPError as error:
+        raise ValueError(
+            f"There is no folder {str(folder)!r}, nor can you read a data set of that name on the Hub: {error}"
+        ) from error
 
 
 class EncodedImages(Dataset[dict[str, Tensor]]):

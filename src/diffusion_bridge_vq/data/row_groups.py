@@ -30,7 +30,7 @@ class RowGroups:
         for file, groups in zip(files, sizes, strict=True):
             unit = [(file, group, rows) for group, rows in enumerate(groups) if rows]
             self.units += [unit] if whole_files else [[one] for one in unit]
-        self.num_rows = sum(map(sum, sizes))
+        self.num_rows, self.num_parts = sum(map(sum, sizes)), len(self.units)
 
     def share(self, index: int, count: int, seed: list[int]) -> Iterator[dict[str, Any]]:
         """

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from tarfile import TarError
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from .row_groups import RowGroups, shuffled
 from .shards import find_shards
 from .sources import check_arguments
 from .tables import FEW_SHARDS, find_image_column, find_label_column, first_line, in_file, read_classes, stream_table
+from .tar_shards import TarShards
 
 if TYPE_CHECKING:
     import datasets
@@ -93,7 +95,7 @@ def stream_images(
         seed=seed,
         buffer_size=buffer_size,
         files=described,
-        parquet=files if all(file.endswith(".parquet") for file in files) else [],
+        shards=files,
     )
 
 
@@ -121,7 +123,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             ids.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         files (`list`): what is known of the dataset's files, for the fingerprint.
-        parquet (`list[str]`, *optional*, defaults to `()`): the files of the split, if all are parquet files.
+        shards (`list[str]`, *optional*, defaults to `()`): the files of the split.
 
     Raises:
         ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.
@@ -143,11 +145,11 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         seed: int,
         buffer_size: int,
         files: list[Any],
-        parquet: Sequence[str] = (),
+        shards: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self._parquet, self._seed, self._buffer_size = list(parquet), seed, buffer_size
-        self._shared: tuple[RowGroups, int, int] | None = None
+        self._shards, self._seed, self._buffer_size = list(shards), seed, buffer_size
+        self._shared: tuple[RowGroups | TarShards, int, int] | None = None
         self.image_shape = (channels, resolution, resolution)
         self._image_column = image_column
         # The tar file, of webdataset shards.
@@ -188,19 +190,25 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         """Choose the order of the next iteration."""
         self._stream.set_epoch(epoch)
 
-    def share(self, index: int, count: int) -> bool:
+    def share(self, index: int, count: int) -> int:
         """
         From now on iterate one of `count` equal shares alone, and read nothing else. Workers of a DataLoader divide it
         further. Less than one image for each worker of each process is left out, others in each epoch.
 
         Returns:
-            `bool`: whether that is possible. Other files than parquet files don't say how many images they hold.
+            `int`: how many parts are divided, row groups or files; with fewer parts than readers some read through
+                what others use. 0 if nothing can be shared: image files, and tar files on the Hub, don't say how many
+                images they hold.
         """
-        if not self._parquet:
-            return False
-        groups = RowGroups(self._parquet, self._columns, whole_files=len(self._parquet) >= FEW_SHARDS)
-        self._shared = (groups, index, count)
-        return True
+        parts: RowGroups | TarShards
+        if self._shards and all(file.endswith(".parquet") for file in self._shards):
+            parts = RowGroups(self._shards, self._columns, whole_files=len(self._shards) >= FEW_SHARDS)
+        elif self._shards and all(file.endswith(".tar") and os.path.isfile(file) for file in self._shards):
+            parts = TarShards(self._shards, self._unshuffled)
+        else:
+            return 0
+        self._shared = (parts, index, count)
+        return parts.num_parts
 
     def head(self, count: int) -> list[dict[str, Tensor]]:
         """The first `count` items as they are stored, fewer of a shorter stream, without filling the buffer."""
@@ -211,11 +219,11 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
 
     def _rows_of_share(self) -> Iterator[dict[str, Any]]:
         assert self._shared is not None
-        groups, index, count = self._shared
+        parts, index, count = self._shared
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         place, seed = index * workers + worker, [self._seed, self._stream.epoch]
-        return shuffled(groups.share(place, count * workers, seed), self._buffer_size, [*seed, place])
+        return shuffled(parts.share(place, count * workers, seed), self._buffer_size, [*seed, place])
 
     def _rows(self, stream: Iterable[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
         from huggingface_hub.errors import HTTPError

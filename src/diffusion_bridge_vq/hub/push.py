@@ -168,18 +168,19 @@ def commit_files(
             logger.warning(f"{repo.repo_id} was public before and still is.")
         return str(repo)
 
-    return _until_it_works(push, repo_id)
+    return until_it_works(push, repo_id)
 
 
 def open_repository(options: PushOptions, token: str | None) -> None:
     """Makes the repository if there is none, in one attempt; errors as in [`push_run`], PermissionError for a no."""
     api = HfApi(token=token)
-    _until_it_works(
+    until_it_works(
         lambda: api.create_repo(options.repo_id, private=not options.public, exist_ok=True), options.repo_id, 1
     )
 
 
-def _until_it_works(action: Callable[[], Result], repo_id: str, attempts: int = _ATTEMPTS) -> Result:
+def until_it_works(action: Callable[[], Result], repo_id: str, attempts: int = _ATTEMPTS) -> Result:
+    """What `action` returns, tried again where that can help; errors as in [`push_run`]."""
     for attempt in range(attempts):
         try:
             return action()

@@ -108,6 +108,9 @@ class RunConfig:
     keep_checkpoints: int = option(2, "checkpoints that are kept", at_least(1))
     resume: bool = option(False, "go on from the newest checkpoint in output_dir")
     report_to: str = option("tensorboard", "tracker, by Accelerate's name; 'none' for metrics.jsonl alone")
+    network_timeout: int = option(
+        1800, "seconds that a process waits for the others before the run ends, evaluations included", at_least(1)
+    )
     profile: bool = option(False, "torch profiler's trace of five steps, in output_dir/profile")
     dry_run: bool = option(
         False, "check settings, data and disk, try each phase, estimate time and memory; write nothing"
@@ -130,10 +133,6 @@ class RunConfig:
             raise ValueError(
                 f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}."
             )
-
-    def _refuse_streaming(self, who: str) -> None:
-        if self.streaming:
-            raise ValueError(f"{who} the whole data set before it starts, so it can't be streamed: drop `streaming`.")
 
     @property
     def autoencoder_from(self) -> Path | None:
@@ -273,7 +272,7 @@ class FrozenAutoencoderConfig(PriorRunConfig):
     """What runs that train a prior on a frozen autoencoder share."""
 
     latents: Path | None = option(
-        None, "train on this folder that examples/encode_dataset.py wrote, instead of on images"
+        None, "train on this folder that examples/encode_dataset.py wrote, or its id on the Hub, instead of on images"
     )
 
     def __post_init__(self) -> None:
@@ -283,8 +282,8 @@ class FrozenAutoencoderConfig(PriorRunConfig):
                 "The prior needs a trained autoencoder: give `vqvae_from`, a folder that train_vqvae wrote, or "
                 "`init_from`, a pipeline to go on from."
             )
-        if self.latents is not None:
-            self._refuse_streaming("`latents` reads")
+        if self.latents is not None and self.streaming:
+            raise ValueError("`latents` are read from disk as they are: drop `streaming`.")
 
     @property
     def encoded_data(self) -> Path | None:
@@ -332,10 +331,8 @@ class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cache_latents:
-            self._refuse_streaming("`cache_latents` encodes")
-            if self.latents is not None:
-                raise ValueError("`latents` are encoded already: drop `cache_latents`.")
+        if self.cache_latents and self.latents is not None:
+            raise ValueError("`latents` are encoded already: drop `cache_latents`.")
 
 
 @dataclass(frozen=True)
@@ -348,7 +345,8 @@ class DistillConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_streaming("A student learns from `trajectories`, not images: it reads")
+        if self.streaming:
+            raise ValueError("A student learns from `trajectories`, which can't be streamed: drop `streaming`.")
         if self.init_from is None or self.trajectories is None:
             raise ValueError(
                 "A student needs its teacher, `init_from`, and `trajectories` of it, a folder that draw_trajectories "
@@ -384,10 +382,6 @@ class PixelCNNConfig(FrozenAutoencoderConfig):
     )
     eval_every: int = option(500, "steps between evaluations on the held-out images", at_least(1))
     patience: int = option(10, "evaluations without a better value after which the run stops", at_least(1))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._refuse_streaming("Training a PixelCNN encodes")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 import itertools
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,13 +13,13 @@ from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
 from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
-from ..data.encoded import EncodedImages
+from ..data.encoded import EncodedImages, find_encoded
 from ..data.pixels import to_pixels
 from ..models import find_vocabulary, words_to_labels
 from ..run_folder import RunFolder
 from .agreement import on_main_process
 from .config import RunConfig
-from .encoding import describe_normalizer, encode_images, encoder_fingerprint
+from .encoding import check_room, describe_normalizer, encode_images, encoder_fingerprint
 from .objectives import Objective
 
 Batch = dict[str, torch.Tensor]
@@ -47,7 +48,7 @@ def open_images(config: RunConfig) -> Images:
     Raises as `load_images`, `stream_images` and `EncodedImages`.
     """
     if config.encoded_data is not None:
-        return EncodedImages(config.encoded_data)
+        return EncodedImages(find_encoded(config.encoded_data))
     if config.streaming:
         return stream_images(
             config.dataset,
@@ -72,16 +73,14 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     too_few = (
         f"{images.name} has {{}} images to train on, fewer than one batch of {batch}. Take a smaller `batch_size`."
     )
+    cached = objective is not None and objective.cached_input is not None
+    if isinstance(images, StreamedImages) and cached and not config.dry_run:
+        images = _encode(config, accelerator, objective, images)
     if isinstance(images, StreamedImages):
         first = len(images.head(batch))
         if first < batch:
             raise ValueError(too_few.format(first))
-        shared = accelerator.num_processes > 1 and images.share(accelerator.process_index, accelerator.num_processes)
-        if accelerator.num_processes > 1 and not shared:
-            accelerator.print(
-                f"Process 0 reads and decodes {images.name} for all processes: tar and image files don't say how many "
-                "images they hold. From parquet files each process reads its own share."
-            )
+        shared = _share_stream(images, accelerator, config)
         loader = DataLoader(images, batch_size=config.batch_size, drop_last=True, **workers)
         return Loaded(_keep_whole(loader, accelerator) if shared else loader)
     total = images.num_images if isinstance(images, EncodedImages) else len(images)
@@ -94,7 +93,7 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
         raise ValueError(too_few.format(len(training)))
     if isinstance(images, EncodedImages):
         _check_encoding(images, config, objective)
-    elif objective.cached_input is not None and not config.dry_run:  # a dry run encodes its batches one by one
+    elif cached and not config.dry_run:  # a dry run encodes its batches one by one
         images = _encode(config, accelerator, objective, images)
     if isinstance(images, EncodedImages):
         training = images.rows_of(training, mirrored=config.random_flip)
@@ -107,6 +106,26 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     )
 
 
+def _share_stream(images: StreamedImages, accelerator: Accelerator, config: RunConfig) -> bool:
+    """Whether each of several processes reads its own share from now on; says what makes that slow, or prevents it."""
+    count = accelerator.num_processes
+    if count == 1:
+        return False
+    parts, readers = images.share(accelerator.process_index, count), count * max(1, config.num_workers)
+    if not parts:
+        accelerator.print(
+            f"Process 0 reads and decodes {images.name} for all processes: image files, and tar files on the Hub, "
+            "don't say how many images they hold. From parquet files each process reads its own share."
+        )
+    elif parts < readers:
+        accelerator.print(
+            f"{images.name} has {parts} files or row groups for {readers} readers ({count} processes, "
+            f"{config.num_workers} workers each): several read through the same ones, and each image is decoded once. "
+            f"Write at least {readers} files of about the same size, or take fewer `num_workers`."
+        )
+    return parts > 0
+
+
 def _keep_whole(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
     """The loader as Accelerate prepares it, which would divide among processes what is divided already."""
     options = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
@@ -115,10 +134,18 @@ def _keep_whole(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
     return prepared
 
 
-def _encode(config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset) -> EncodedImages:
+def _encode(
+    config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset | StreamedImages
+) -> EncodedImages:
     """What `objective` caches of all images, in the run's folder; each process encodes its share."""
     assert objective.cached_input is not None
     folder = RunFolder(config.output_dir).encoded
+    if isinstance(images, ImageDataset):  # a stream doesn't say how many there are
+        channels, side, _ = images.image_shape
+        with torch.no_grad():
+            values = objective.encode(torch.zeros(1, channels, side, side, device=accelerator.device))
+        room = partial(check_room, folder, images, values, "float32", config.random_flip)
+        accelerator.print(on_main_process(accelerator, room))
     with torch.random.fork_rng(devices=[]):  # the run's randomness stays as it was
         encode_images(
             objective.vqvae,
@@ -212,6 +239,9 @@ class TrainingBatches:
     def __init__(self, loader: Any, accelerator: Accelerator, config: RunConfig, name: str):
         self.loader, self.accelerator, self.config, self.name = loader, accelerator, config, name
         self.epoch = self.batches_done = 0
+        self._at_once, size = accelerator.num_processes * config.batch_size, self.count_images()
+        #: images that all processes train on in an epoch; None for a stream
+        self.epoch_images = None if size is None else size // self._at_once * self._at_once
 
     def rest_of_epoch(self) -> Iterator[Batch]:
         """The batches of this epoch from the position on; then the position is the start of the next."""
@@ -220,7 +250,8 @@ class TrainingBatches:
         if self.batches_done:
             loader = self.accelerator.skip_first_batches(self.loader, self.batches_done)
         iterator = self._read(loader)
-        while True:
+        last = self._last_batch()
+        while self.batches_done != last:
             # loading leaves the run's randomness alone, so that a resumed epoch draws what the whole one did
             with torch.random.fork_rng(devices=[]):
                 batch = next(iterator, None)
@@ -228,7 +259,21 @@ class TrainingBatches:
                 break
             self.batches_done += 1
             yield batch
+        if last is not None:
+            loader.end()  # Accelerate's, which it calls itself at the end of all batches
         self.epoch, self.batches_done = self.epoch + 1, 0
+
+    def count_images(self) -> int | None:
+        """All that there are to train on; None for a stream."""
+        dataset = getattr(self.loader, "dataset", None)
+        return len(dataset) if isinstance(dataset, Sized) else None
+
+    def _last_batch(self) -> int | None:
+        """The last batch of an epoch, if it isn't the loader's: the run began on processes that had fewer."""
+        size = self.count_images()
+        if size is None or self.epoch_images is None or size - self.epoch_images < self._at_once:
+            return None
+        return self.epoch_images // self._at_once
 
     def first(self, count: int) -> Iterator[Batch]:
         """The first batches, without moving the position."""

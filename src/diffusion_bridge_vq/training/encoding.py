@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from ..data.images import short_hash
 from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
 from ..run_folder import RunFolder
+from .fault_tolerance.disk import existing_place
 from .fault_tolerance.run_lock import run_lock
 from .monitoring.quantities import duration
 
@@ -142,6 +144,33 @@ def _show_progress(parts: list[int], doing: str, shown: bool) -> Iterator[int]:
             left = (now - started) / done * (len(parts) - done)
             print(f"{doing}: {done} of {len(parts)} parts  ETA {duration(left)}", flush=True)
             printed = now
+
+
+def check_room(folder: Path, images: ImageDataset, values: Tensor, encoding_precision: str, mirrored: bool) -> str:
+    """
+    What an encoding will take on disk, without what is there of it.
+
+    Args:
+        folder (`Path`): where it will be.
+        images ([`ImageDataset`]): all of them.
+        values (`torch.Tensor`): (1, ...), of one image.
+        encoding_precision (`str`): of what isn't whole numbers.
+        mirrored (`bool`): whether mirror images are encoded, too.
+
+    Returns:
+        `str`: a line for people.
+
+    Raises:
+        ValueError: there is less room.
+    """
+    size = np.dtype(encoding_precision).itemsize if values.is_floating_point() else np.dtype("int32").itemsize
+    needed = len(images) * (1 + mirrored) * values[0].numel() * size
+    needed -= sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
+    free = shutil.disk_usage(existing_place(folder)).free
+    line = f"disk: at most {max(0, needed) / 1024**2:.0f} MiB more for {folder}, {free / 1024**2:.0f} MiB free"
+    if free < needed:
+        raise ValueError(f"{line}. Free some, or encode with float16 by `encode_dataset.py` and give `latents`.")
+    return line
 
 
 def _encode_codes(vqvae: GumbelVQModel) -> Callable[[Tensor], Tensor]:

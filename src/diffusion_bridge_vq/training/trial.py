@@ -10,6 +10,7 @@ from .data import Batch, model_inputs
 from .monitoring.memory import peak_memory, total_memory
 from .monitoring.quantities import size
 from .monitoring.screen import describe_estimate, phases_within
+from .scaling import count_flops, describe_cost
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -31,16 +32,21 @@ def try_phases(trainer: "Trainer") -> None:
     ends = [*list(phases)[1:], config.max_train_steps]
     weights = sum(p.numel() * p.element_size() for p in objective.parameters() if p.requires_grad)
     fixed = psutil.Process().memory_info().rss + 3 * weights  # gradients and Adam's moments come with the first step
-    seconds, memory = 0.0, 0.0
+    seconds, memory, costs = 0.0, 0.0, []
     losses: dict[str, torch.Tensor] = {}
     for number, ((start, trained), end) in enumerate(zip(phases.items(), ends, strict=True), 1):
         trainer.accelerator.print(f"trying phase {number} of {len(phases)}, {trained} ...", flush=True)
         trial = _Trial(trainer, (start + end) // 2, fixed)
-        found, needed = trial.run(next(batches))
+        found, needed, flops = trial.run(next(batches))
+        costs.append((flops, found))
         seconds += found * (end - start) / config.max_train_steps
         memory = max(memory, needed)
         losses |= trainer.last_output.losses
     trainer.accelerator.print(describe_estimate(config, objective, seconds, memory))
+    learned = sum(p.numel() for p in trainer.update.parameters)
+    frozen = sum(p.numel() for p in objective.parameters()) - learned
+    spread = trainer.accelerator.num_processes, trainer.accelerator.is_fsdp2
+    trainer.accelerator.print(describe_cost(*max(costs), learned, frozen, *spread))
     if memory > total_memory(device):
         trainer.accelerator.print(
             f"This is more than the {size(total_memory(device))} available on {device}: take a smaller `batch_size` "
@@ -57,14 +63,16 @@ class _Trial:
         self.trainer, self.place, self.fixed = trainer, place, fixed
         self.device = trainer.accelerator.device
 
-    def run(self, batch: Batch) -> tuple[float, float]:
-        """Seconds of an optimizer step, and bytes."""
+    def run(self, batch: Batch) -> tuple[float, float, float]:
+        """Seconds of an optimizer step, bytes, and floating-point operations."""
         config = self.trainer.config
         batch = self._encoded(batch)
         whole, few = config.batch_size, config.batch_size
         if self.device.type == "cpu":
             few = min(whole, _FEW_IMAGES)
-        images, seconds = few, self._time(batch, few)  # compiles and allocates
+        timed: list[float] = []
+        flops = count_flops(lambda: timed.append(self._time(batch, few)))  # compiles and allocates, too
+        images, seconds = few, timed[0]
         if self.device.type != "cpu" or seconds < _SECONDS:
             seconds = self._time(batch, few)
             more = min(whole, int(few * _SECONDS / seconds))
@@ -73,7 +81,8 @@ class _Trial:
         memory: float = peak_memory(self.device)
         if self.device.type == "cpu":  # all but activations is there whatever the batch
             memory = self.fixed + max(0.0, memory - self.fixed) * whole / images
-        return seconds * whole / images * config.gradient_accumulation_steps, memory
+        parts = config.gradient_accumulation_steps
+        return seconds * whole / images * parts, memory, flops * whole / few * parts
 
     def _time(self, batch: Batch, images: int) -> float:
         started = time.perf_counter()
