@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed
 from run_in_memory import FILES, Run, as_safetensors_says, assert_equal, flip
+from safetensors.torch import load_file
 from tiny_run import small_config as config
 from tiny_run import state
 from torch import nn
@@ -199,14 +200,13 @@ def save_one(folder: Path) -> None:
     Run(folder / "checkpoints").save(1)
 
 
-def test_another_number_of_processes_is_refused(tmp_path):
+def test_one_process_takes_over_from_two(tmp_path):
     on_two(save_one, tmp_path / "two")
     run = Run(tmp_path / "two" / "checkpoints")
     assert set(os.listdir(run.folder / "step-00000001")) == {*FILES, "random-1.safetensors"}
-    before = run.now()
-    with pytest.raises(ValueError, match=r"on 2 processes, this one has 1.*number of processes"):
-        load_newest(run.folder, run.accelerator, run.modules, run.optimizer)
-    assert_equal(run.now(), before)
+    _, resumed = load_newest(run.folder, run.accelerator, run.modules, run.optimizer)
+    saved = load_file(run.folder / "step-00000001" / "random-0.safetensors")
+    assert resumed["writers"] == 2 and torch.equal(torch.get_rng_state(), saved["cpu"])
 
 
 # ------------------------------------------------------------------------------------------------------- no pickle

@@ -141,13 +141,33 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(runs, tmp_path,
         assert all(map(torch.equal, whole["next"][24:], resumed["next"]))
 
 
-def test_another_number_of_processes_does_not_resume(runs, tmp_path):
-    for source, name in ((runs / "vq", "by-one"), (runs / "vq-alone", "by-two")):
-        shutil.copytree(source / "checkpoints", tmp_path / name / "checkpoints")
-    process_work.refused(tmp_path / "by-one")
-    launch(tmp_path, process_work.refused, tmp_path / "by-two")
-    for refusal in ("by-one/refused-0", "by-two/refused-0", "by-two/refused-1"):
-        assert "number of processes" in (tmp_path / refusal).read_text()
+def keys(batches) -> list[bytes]:
+    """One for each image, whether it was mirrored or not."""
+    both = [(image.numpy().tobytes(), image.flip(-1).contiguous().numpy().tobytes()) for b in batches for image in b]
+    return sorted(map(min, both))
+
+
+def test_a_run_goes_on_with_two_one_and_two_processes(runs, tmp_path, capfd):
+    """Each step has the images of the uninterrupted run. One process: batches of 40, of which an epoch had 37."""
+    checkpoints = Path("checkpoints") / "step-00000012"
+    shutil.copytree(runs / "vq" / checkpoints, tmp_path / checkpoints)
+    alone = {"resume": True, "max_train_steps": 18, "batch_size": 40, "gradient_accumulation_steps": 10}
+    process_work.run("vq", tmp_path, alone)
+    out = capfd.readouterr().out
+    assert "1 process x 40 x 10 images a step instead of 2 processes x 100 x 2; each step has the images" in out
+    assert "Codebook and normalizer are updated from 40 images at a time instead of 200." in out
+    launch(tmp_path, process_work.run, "vq", tmp_path, {"resume": True})
+    whole = [result["batches"] for result in seen(runs / "vq")]
+    by_one = torch.load(tmp_path / "seen-0-of-1.pt", weights_only=True)["batches"]
+    by_two = [result["batches"] for result in seen(tmp_path)]
+    for step in range(12, 24):
+        expected = keys([batch for own in whole for batch in own[2 * step : 2 * step + 2]])
+        first = 10 * (step - 12)
+        found = by_one[first : first + 10]
+        if step >= 18:
+            first = 2 * (step - 18)
+            found = [batch for own in by_two for batch in own[first : first + 2]]
+        assert len(set(expected)) > 350 and keys(found) == expected, step
 
 
 # The norm that gradients are clipped by is summed in another order; Adam enlarges that where they are almost 0.

@@ -30,9 +30,7 @@ def contents(folder) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"batch_size": 40}, "batch_size: 80 then, 40 now"),
         ({"seed": 1}, "seed: 0 then, 1 now"),
-        ({"gradient_accumulation_steps": 2}, "gradient_accumulation_steps: 1 then, 2 now"),
         ({"random_flip": True}, "random_flip: False then, True now"),
     ],
 )

@@ -130,6 +130,7 @@ class Trainer:
             StopRequest(config.max_train_time, self.schedule.seconds) as self.request,
             profiling as profiler,
             closing(self.progress),
+            self.endings.naming_lost_processes(),
         ):
             while not ended:
                 for part in range(config.gradient_accumulation_steps):

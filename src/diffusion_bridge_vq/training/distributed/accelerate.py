@@ -1,5 +1,6 @@
 """What Accelerate offers to spread a run: the engine that the run was launched with, and what it needs."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast,
 )
@@ -39,7 +41,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed, non_blocking=True),
         kwargs_handlers=[
             # statistics are kept equal by what changes them; each process counts the codes that it chose
-            DistributedDataParallelKwargs(broadcast_buffers=False)
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.network_timeout)),
         ],
     )
     if config.report_to != "none" and not accelerator.log_with:  # Accelerate would leave it out silently

@@ -99,14 +99,14 @@ def load_newest(
     directory: Path, accelerator: Accelerator, modules: dict[str, nn.Module], optimizer: Optimizer
 ) -> tuple[Path, dict[str, Any]]:
     """
-    Load the newest whole checkpoint in `directory`, in place; returns its folder and its `state`.
+    Load the newest whole checkpoint in `directory`, in place; returns its folder and its `state`, to which "writers",
+    the number of processes that wrote it, is added. Further processes get random states of their own.
 
     Called by every process; the main one chooses. Damaged checkpoints are passed over, with a warning that says what
     is wrong with them.
 
     Raises:
-        ValueError: there is no checkpoint, or none that is whole; the checkpoint's tensors don't fit the model, or
-            the run that wrote it had another number of processes.
+        ValueError: there is no checkpoint, or none that is whole; the checkpoint's tensors don't fit the model.
     """
     choice: list[Any] = [None, []]
     if accelerator.is_main_process:
@@ -129,13 +129,8 @@ def _load(
     checkpoint: Path, accelerator: Accelerator, modules: dict[str, nn.Module], optimizer: Optimizer
 ) -> dict[str, Any]:
     """A whole checkpoint, into `modules` and `optimizer`; returns its state."""
-    writers = len(list(checkpoint.glob(_random_file("*"))))
-    if writers != accelerator.num_processes:
-        raise ValueError(
-            f"{checkpoint} is of a run on {writers} processes, this one has {accelerator.num_processes}: resume with "
-            "the number of processes that wrote it."
-        )
-    state = json.loads((checkpoint / _STATE).read_text())
+    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
+    state["writers"] = len(list(checkpoint.glob(_random_file("*"))))
     moments: dict[int, dict[str, torch.Tensor]] = {}
     try:
         for name, module in modules.items():
@@ -151,7 +146,12 @@ def _load(
             f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into a new "
             f"`output_dir`. {error}"
         ) from error
-    restore_random_state(load_file(checkpoint / _random_file(accelerator.process_index)))
+    process = accelerator.process_index
+    if process < state["writers"]:
+        restore_random_state(load_file(checkpoint / _random_file(process)))
+    else:  # there were fewer processes
+        seed = hashlib.sha256(f"{state['step']} {process} {torch.initial_seed()}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:8], "big", signed=True))
     return state
 
 

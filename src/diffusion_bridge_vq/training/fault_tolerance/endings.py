@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
+from .checkpoint import newest_whole
 from .non_finite import NonFiniteDetector
 from .run_state import RunState
 
@@ -86,6 +87,30 @@ class Endings:
             raise kind(f"{str(error).rstrip('.')}. {text}") from error
         error.add_note(text)
         raise error
+
+    @contextmanager
+    def naming_lost_processes(self) -> Iterator[None]:
+        """
+        Around all steps. Without the others nothing can be saved, but what was saved stays.
+
+        Raises:
+            OSError: another process, or the network to it, is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            accelerator = self.accelerator
+            # gloo's errors are bare RuntimeErrors with the name of its file
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if accelerator.num_processes == 1 or not lost:
+                raise
+            newest, _ = newest_whole(self.state.folder.checkpoints)
+            saved = "there is no checkpoint yet" if newest is None else f"`resume` goes on from {newest}"
+            raise OSError(
+                f"Process {accelerator.process_index} of {accelerator.num_processes} lost the others: another process "
+                f"ended, or the network between them is gone for longer than `network_timeout`, "
+                f"{self.state.config.network_timeout} s; {saved}. ({str(error).splitlines()[0]})"
+            ) from error
 
     @contextmanager
     def saving_on_failure(self, done: int) -> Iterator[None]:

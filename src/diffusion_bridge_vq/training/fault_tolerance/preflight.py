@@ -17,6 +17,7 @@ from .disk import existing_place, free_inodes
 
 _SPARE_BYTES = 64 * 1024**2  # grids, logs
 _FILES = 100
+_DIVISION = ("batch_size", "gradient_accumulation_steps")  # see `check_division`
 
 
 def check_output_dir(config: RunConfig) -> None:
@@ -108,7 +109,7 @@ def check_settings(checkpoint: Path, before: dict[str, Any], now: RunConfig) -> 
     Raises:
         ValueError: the order of the data would be another one: images of the epoch would be skipped or repeated.
     """
-    fixed = fixed_settings(now)
+    fixed = {name: value for name, value in fixed_settings(now).items() if name not in _DIVISION}
     different = [f"{k}: {before[k]} then, {value} now" for k, value in fixed.items() if before.get(k, value) != value]
     if different:
         raise ValueError(

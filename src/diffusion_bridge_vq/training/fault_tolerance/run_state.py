@@ -1,5 +1,6 @@
 """Everything that a run continues from, to a checkpoint and back."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..ema import AveragedWeights
 from ..monitoring.codebook_usage import CodebookUsage
 from ..schedule import Schedule
 from .checkpoint import load_newest, random_state, restore_random_state, save_checkpoint
+from .elastic import Division, check_division, describe_division
 from .preflight import changed_settings, check_data, check_settings, fixed_settings
 
 
@@ -48,6 +50,7 @@ class RunState:
         self.optimizer, self.lr_scheduler, self.batches, self.usage = optimizer, lr_scheduler, batches, usage
         self.schedule = schedule
         self.folder = RunFolder(config.output_dir)
+        self.division = Division.of(config, accelerator.num_processes)
 
     def save(self, done: int) -> Path:
         """Write a checkpoint of step `done`; returns its folder."""
@@ -58,6 +61,8 @@ class RunState:
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "data": self.data,
             "settings": fixed_settings(self.config),
+            "division": asdict(self.division),
+            "epoch_images": self.batches.epoch_images,
         }
         state |= self.usage.state()
         if self.config.max_train_time is not None:
@@ -73,6 +78,7 @@ class RunState:
         check_data(found, state["data"], self.data)
         last = on_main_process(self.accelerator, self._last_settings)
         check_settings(found, state.get("settings", last), self.config)
+        changes = self._load_position(found, {"settings": last} | state)
         done: int = state["step"]
         if done > self.config.max_train_steps:
             raise ValueError(
@@ -80,7 +86,6 @@ class RunState:
                 f"train. Give more than {done}."
             )
         self.schedule.seconds = state.get("seconds", on_main_process(self.accelerator, lambda: self._logged(done)))
-        self.batches.epoch, self.batches.batches_done = state["epoch"], state["batches_done"]
         config = self.config
         self.lr_scheduler.load_state_dict(state["lr_scheduler"] | {"base_lrs": [config.learning_rate]})
         place = self.lr_scheduler.last_epoch = self.schedule.place(done)
@@ -93,10 +98,26 @@ class RunState:
         self.usage.load(state)
         if self.accelerator.scaler is not None and "scaler" in state:  # not after another precision
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.accelerator.print(f"resumed from {found}")
-        if changes := changed_settings(last, config):
-            self.accelerator.print(f"with other settings than at the last start: {'; '.join(changes)}")
+        self.accelerator.print(" ".join([f"resumed from {found}", *changes]))
+        if settings := changed_settings(last, config):
+            self.accelerator.print(f"with other settings than at the last start: {'; '.join(settings)}")
         return done
+
+    def _load_position(self, checkpoint: Path, state: dict[str, Any]) -> list[str]:
+        """The place in the data; returns what isn't as it would have been with the division of the checkpoint."""
+        batches, now = self.batches, self.division
+        before = Division.read(state, state["writers"], now)
+        size = batches.count_images()  # None for a stream
+        epoch_images = state.get("epoch_images")
+        if epoch_images is None and size is not None:
+            epoch_images = size // before.at_once * before.at_once
+        check_division(checkpoint, before, now, epoch_images)
+        batches.epoch, batches.epoch_images = state["epoch"], epoch_images
+        if size is None and before.processes != now.processes and state["batches_done"]:
+            batches.epoch, batches.batches_done = batches.epoch + 1, 0
+        else:
+            batches.batches_done = state["batches_done"] * before.at_once // now.at_once
+        return describe_division(before, now, size is None, trains_autoencoder=self.usage.vqvae.training)
 
     def mark(self) -> None:
         """Remember the position in the data and the random state, before the batches of an optimizer step."""
