@@ -1,8 +1,8 @@
 """What the processes of test_many_processes.py do: they import it by name."""
 
-import faulthandler
 from pathlib import Path
 
+import pytest
 import torch
 from tiny_models import make_gray_pipeline
 
@@ -31,18 +31,18 @@ def features(images: torch.Tensor) -> torch.Tensor:
 
 def draw_and_evaluate(folder: Path, num_images: int = IMAGES) -> None:
     """`num_images` images into folder/samples, and all metrics of 20 into folder/results.json."""
-    faulthandler.dump_traceback_later(150, exit=True)
     accelerator = launched_processes(cpu=True)
     pipe = make_gray_pipeline()
+    pipe.set_progress_bar_config(disable=True)
     draw_into_folder(
         pipe, folder / "samples", num_images=num_images, accelerator=accelerator, batch_size=4, num_inference_steps=2
     )
-    code_metrics.TIMING_REPEATS = code_metrics.TIMING_BATCH = code_metrics.ELBO_TIMESTEPS = 1
-    real_images.load_extractor = lambda name, device: features  # type: ignore[assignment]
-    splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
-    stored = folder / "features"
-    real = RealImages("digits", *splits, 20, "quarters", "cpu", stored, Processes(accelerator))
-    config = EvaluationConfig(num_inference_steps=2, num_nll_images=7, num_nll_samples=2, num_train_images=50)
-    outputs = ModelOutputs("bridge", pipe, real, SampleStore(folder / "figures.safetensors"), config, 6)
-    run_metrics(METRICS, outputs, folder)
-    faulthandler.cancel_dump_traceback_later()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TIMING_REPEATS", "TIMING_BATCH", "ELBO_TIMESTEPS"):
+            patch.setattr(code_metrics, name, 1)
+        patch.setattr(real_images, "load_extractor", lambda name, device: features)
+        splits = (load_images("digits", resolution=16, channels=1, split=split) for split in ("train", "test"))
+        real = RealImages("digits", *splits, 20, "quarters", "cpu", folder / "features", Processes(accelerator))
+        config = EvaluationConfig(num_inference_steps=2, num_nll_images=7, num_nll_samples=2, num_train_images=50)
+        outputs = ModelOutputs("bridge", pipe, real, SampleStore(folder / "figures.safetensors"), config, 6)
+        run_metrics(METRICS, outputs, folder)

@@ -7,16 +7,14 @@ import many_processes_work
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from many_processes_work import IMAGES, draw_and_evaluate
 from PIL import Image
-from process_work import process
 from safetensors.torch import load_file
+from warm_processes import launch
 
 from diffusion_bridge_vq.evaluation import read_results
 
 pytestmark = pytest.mark.slow
-mp.get_context("forkserver").set_forkserver_preload(["diffusion_bridge_vq.evaluation", "many_processes_work"])
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +42,7 @@ def test_processes_find_what_one_finds(processes, alone, tmp_path):
         stored = load_file(tmp_path / "figures.safetensors")
         codes = {name: rows[:9].clone() for name, rows in stored.items() if name.startswith("codes/")}
         many_processes_work.SampleStore(tmp_path / "figures.safetensors").update(codes)
-    arguments = (processes, str(tmp_path), draw_and_evaluate, tmp_path)
-    mp.start_processes(process, arguments, nprocs=processes, start_method="forkserver")
+    launch(tmp_path, draw_and_evaluate, tmp_path, processes=processes)
 
     assert np.abs(pixels(tmp_path) - pixels(alone)).max() <= 1
     assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["num_images"] == IMAGES
