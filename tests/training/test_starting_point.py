@@ -99,7 +99,7 @@ def test_another_resolution_of_the_same_latents(cls, pipeline, tmp_path):
 def test_lower_learning_rate_and_shorter_warm_up_unless_given(cls, pipeline, tmp_path):
     preset = preset_values("digits", cls.kind)
     run = config(cls, tmp_path, init_from=pipeline)
-    assert run.learning_rate == pytest.approx(preset["learning_rate"] / 5)
+    assert run.learning_rate == pytest.approx(preset["learning_rate"] / 2)
     assert run.lr_warmup_steps == preset["lr_warmup_steps"] // 5
     given = config(cls, tmp_path, init_from=pipeline, learning_rate=0.5, lr_warmup_steps=7)
     assert (given.learning_rate, given.lr_warmup_steps) == (0.5, 7)

@@ -168,7 +168,7 @@ PAPER_MODE: dict[str, Any] = {
 }
 
 # A U-Net that goes on: fractions of a preset's peak learning rate and of its steps of warm-up.
-_FINE_TUNING = {"learning_rate": 0.2, "lr_warmup_steps": 0.2}
+_FINE_TUNING = {"learning_rate": 0.5, "lr_warmup_steps": 0.2}
 
 PRESETS: dict[str, Preset] = {
     # The demo: scikit-learn's handwritten digits (embedded), minutes on two CPU cores.
