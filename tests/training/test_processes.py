@@ -148,7 +148,7 @@ def keys(batches) -> list[bytes]:
 
 
 def test_a_run_goes_on_with_two_one_and_two_processes(runs, tmp_path, capfd):
-    """Each step has the images of the uninterrupted run. One process: batches of 8, of which an epoch would have more."""
+    """Each step has the images of the uninterrupted run. One process takes 8 at a time: an epoch would have more."""
     checkpoints = Path("checkpoints") / "step-00000012"
     shutil.copytree(runs / "vq" / checkpoints, tmp_path / checkpoints)
     alone = {"resume": True, "max_train_steps": 18, "batch_size": 8, "gradient_accumulation_steps": 10}
