@@ -16,7 +16,7 @@ from .runner import run_metrics
 from .sample_store import STORE_FILE, SampleStore
 
 if TYPE_CHECKING:
-    from ..training.config import PriorRunConfig
+    from ..training.kinds import PriorRunConfig
 
 _METRICS = ("fid", "rfid", "kl", "reconstruction")
 

@@ -1,6 +1,4 @@
-"""
-The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior and the reverse step. It never sees a network.
-"""
+"""The Ornstein-Uhlenbeck bridge: forward noising, exact bridge posterior, reverse step. It never sees a network."""
 
 import math
 from typing import Any, Literal
@@ -33,7 +31,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     | paper | here |
     |---|---|
     | theta, eta, z* | `config.theta`, `config.eta`, `config.z_star` |
-    | s = eta / sqrt(2 theta) | `stationary_std` |
+    | s = eta / sqrt(2 theta), the stationary standard deviation | `stationary_std` |
     | beta_t = 1 - exp(-2 theta delta_t) | `betas[t - 1]`; the schedule fixes delta_t = -log(1 - beta_t) / (2 theta) |
     | alpha_t, alpha-bar_t | `alphas[t - 1]`, `alphas_cumprod[t - 1]` |
     | z_e^0, z_e^t, eps | `original_samples`, `sample`, `noise` |
@@ -55,32 +53,27 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             schedules, the first must be above 0, and all but the last below 1. A last one of 1 leaves noise alone
             (zero terminal SNR), from which a network that predicts the noise can't find z_0.
         theta (`float`, *optional*, defaults to 1.0): pull towards z*, > 0.
-        eta (`float`, *optional*, defaults to sqrt(2)): strength of the noise, > 0. s = eta / sqrt(2 theta) is the
-            stationary standard deviation.
-        z_star (`float` or `list[float]`, *optional*, defaults to 0.0): mean of the stationary law; a list gives one
-            value per channel.
+        eta (`float`, *optional*, defaults to sqrt(2)): strength of the noise, > 0.
+        z_star (`float` or `list[float]`, *optional*, defaults to 0.0): mean of the stationary law, or one per channel.
         prediction_type (`str`, *optional*, defaults to `"epsilon"`): what the network returns: "epsilon", "sample"
             (z_0) or "v_prediction".
         variance_type (`str`, *optional*, defaults to `"fixed_small"`): variance of the reverse step: "fixed_small"
             (the bridge's), "fixed_large" (beta_t s^2) or "zero" (Algorithm 2 as printed adds no noise).
-        clip_sample (`bool`, *optional*, defaults to `False`): clip the predicted z_0 to +-`clip_sample_range`. Off:
-            latents have no natural range.
+        clip_sample (`bool`, *optional*, defaults to `False`): clip the predicted z_0 to +-`clip_sample_range`.
         clip_sample_range (`float`, *optional*, defaults to 1.0): half width of the clipping interval, > 0.
         timestep_spacing (`str`, *optional*, defaults to `"leading"`): "linspace", "leading" or "trailing", as in
             `DDPMScheduler`.
         steps_offset (`int`, *optional*, defaults to 0): added to the timesteps of the "leading" spacing.
         lambda_max_clipped (`float`, *optional*, defaults to 2.5): half log(abar' / (1 - abar')) where steps even in it
             end at the latest, see `set_timesteps`. At 2.5 the noise is 0.08 of the latents' standard deviation, which
-            moves no code; a network's errors at lower noise add up, and how large they are is a matter of its
-            training.
+            moves no code; at lower noise a network's errors add up.
         few_step_timesteps (`dict[str, list[int]]`, *optional*): timesteps fitted to the network, by their number
             ("4"), which DPM-Solver++ takes where no spacing is asked for.
         distilled_guidance_scale (`float`, *optional*): of a student (`dbvq distill`), whose network finds z_0 in one
             call, with this guidance; it takes `few_step_timesteps` alone. None for other networks.
 
     Raises:
-        ValueError: a setting that isn't a number, out of its range or an unknown name, z* that isn't finite, or betas
-            that no process has.
+        ValueError: a setting that isn't a number, out of its range or unknown; z* that isn't finite; invalid betas.
     """
 
     _compatibles = sorted(SUPPORTED)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..losses import ReconstructionLoss
     from .agreement import launched_processes
-    from .config import DistillConfig, E2EConfig, PixelCNNConfig, PriorConfig, RunConfig, VQConfig
+    from .config import RunConfig
     from .encoding import encode_images
+    from .kinds import DistillConfig, E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
     from .objectives import (
         DistillObjective,
         E2EObjective,
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "..losses": ("ReconstructionLoss",),
     ".agreement": ("launched_processes",),
-    ".config": ("DistillConfig", "E2EConfig", "PixelCNNConfig", "PriorConfig", "RunConfig", "VQConfig"),
+    ".config": ("RunConfig",),
     ".encoding": ("encode_images",),
+    ".kinds": ("DistillConfig", "E2EConfig", "PixelCNNConfig", "PriorConfig", "VQConfig"),
     ".objectives": (
         "DistillObjective",
         "E2EObjective",

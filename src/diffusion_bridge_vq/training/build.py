@@ -12,7 +12,8 @@ from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
 from ..models.code_unet import check_process
 from ..schedulers import OUBridgeScheduler
-from .config import AutoencoderConfig, BridgeConfig, PriorConfig, PriorRunConfig, RunConfig
+from .config import RunConfig
+from .kinds import AutoencoderConfig, BridgeConfig, PriorConfig, PriorRunConfig
 from .starting_point import check_images, load_autoencoder, load_scheduler, load_unet, refuse_other_settings
 
 logger = logging.get_logger(__name__)

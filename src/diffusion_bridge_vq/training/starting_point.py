@@ -14,7 +14,8 @@ from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_cla
 from ..run_folder import RunFolder
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
-from .config import BridgeConfig, PriorConfig, RunConfig
+from .config import RunConfig
+from .kinds import BridgeConfig, PriorConfig
 
 # Settings of a scheduler that training doesn't depend on: they may be others than those that the U-Net was saved with.
 _SAMPLING_ONLY = (

@@ -7,7 +7,7 @@ import torch
 from ...losses import ReconstructionLoss
 from ...models import GumbelVQModel
 from ..build import build_autoencoder, build_reconstruction_loss
-from ..config import VQConfig
+from ..kinds import VQConfig
 from .base import Objective, ObjectiveOutput, root_mean_square, trains
 
 

@@ -16,7 +16,7 @@ from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
 from ...schedulers.few_steps import default_number_of_steps
 from ..build import build_autoencoder
-from ..config import DistillConfig
+from ..kinds import DistillConfig
 from ..trajectories import COLUMN, NO_CLASS, teacher_fingerprint
 from .base import Objective, ObjectiveOutput, root_mean_square, trains
 from .priors import all_classes

@@ -11,7 +11,7 @@ from ...losses import ReconstructionLoss, Regularization, Weighting, regularizat
 from ...models import GumbelVQModel, denoise
 from ...schedulers import OUBridgeScheduler
 from ..build import build_autoencoder, build_diffusion_prior, build_reconstruction_loss
-from ..config import E2EConfig
+from ..kinds import E2EConfig
 from .base import ObjectiveOutput, root_mean_square, trains
 from .priors import BridgeObjective
 

@@ -28,7 +28,7 @@ from ..build import (
     count_classes,
     latent_side,
 )
-from ..config import PixelCNNConfig, PriorConfig
+from ..kinds import PixelCNNConfig, PriorConfig
 from .base import EarlyStoppingRule, Objective, ObjectiveOutput, root_mean_square, trains
 
 
