@@ -36,6 +36,20 @@ def test_more_steps_than_the_reference_are_refused():
         fit_timesteps(torch.nn.Identity(), OUBridgeScheduler(), torch.randn(1, 2, 5), [8], num_reference_steps=8)
 
 
+def test_a_student_keeps_its_own():
+    student = OUBridgeScheduler(prediction_type="sample", few_step_timesteps={1: [999]}, distilled_guidance_scale=1.0)
+    with pytest.raises(ValueError, match="knows its own steps only: fit those of its teacher"):
+        fit_timesteps(torch.nn.Identity(), student, torch.randn(1, 2, 5), [2])
+
+
+def test_guidance_without_classes_is_refused(tmp_path, monkeypatch, capsys):
+    make_pipeline(prediction_type="sample").save_pretrained(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fit_timesteps.py", str(tmp_path), "--guidance-scale", "2"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "This model has no classes: leave out --guidance-scale." in capsys.readouterr().err
+
+
 def test_the_command_saves_them(tmp_path, monkeypatch, capsys):
     pipe = make_pipeline(classes=3, prediction_type="sample")
     pipe.save_pretrained(tmp_path)

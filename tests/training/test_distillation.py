@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.data.encoded import EncodedImages
+from diffusion_bridge_vq.models import take_several_classes
 from diffusion_bridge_vq.pipelines import build_pipeline
 from diffusion_bridge_vq.sampling import sample_latents
 from diffusion_bridge_vq.training import DistillConfig, build_objective, draw_trajectories, train
@@ -37,11 +38,10 @@ def draw(teacher, folder, **changes):
     options = {"num_trajectories": 600, "num_inference_steps": 6, "guidance_scale": 2.0, "precision": "float32"}
     options["batch_size"] = 512
     return draw_trajectories(
-        **pipe.components,
         folder=folder,
         accelerator=Accelerator(cpu=True),
         class_names=list(pipe.id2label.values()),
-        **options | changes,
+        **pipe.components | options | changes,
     )
 
 
@@ -99,8 +99,27 @@ def test_what_is_missing_is_drawn_again_and_equal(teacher, trajectories, tmp_pat
 
 
 def test_other_trajectories_do_not_go_into_the_same_folder(teacher, trajectories):
-    with pytest.raises(ValueError, match="holds another encoding: data"):
+    with pytest.raises(
+        ValueError, match=r"another encoding: data \{'fingerprint': '\w+', 'guidance_scale': 2.0\}, not"
+    ):
         draw(teacher, trajectories, guidance_scale=1.0)
+
+
+def test_teachers_of_no_student_are_refused_before_anything_is_drawn(teacher, tmp_path):
+    for dropout in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=r"`class_dropout` must be a finite number in \[0, 1\]"):
+            draw(teacher, tmp_path / "new", class_dropout=dropout)
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(teacher)
+    student = make_student_scheduler(pipe.scheduler, [99, 70, 50, 40, 30], 1.0)
+    with pytest.raises(ValueError, match="a student itself"):
+        draw(teacher, tmp_path / "new", scheduler=student)
+    noise = OUBridgeScheduler(**BRIDGE | {"prediction_type": "epsilon"})
+    with pytest.raises(ValueError, match="which no predicted noise can give"):
+        draw(teacher, tmp_path / "new", scheduler=noise)
+    take_several_classes(pipe.unet)
+    with pytest.raises(ValueError, match="takes words, but trajectories have one class each"):
+        draw(teacher, tmp_path / "new", unet=pipe.unet)
+    assert not (tmp_path / "new").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------- students

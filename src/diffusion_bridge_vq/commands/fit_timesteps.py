@@ -36,7 +36,10 @@ def main() -> None:
     sides = (size, size) if isinstance(size, int) else tuple(size)
     generator = torch.Generator().manual_seed(args.seed)
     noise = torch.randn(args.num_samples, unet.config.in_channels, *sides, generator=generator).to(pipe.device)
-    if unet.config.num_class_embeds is not None:
+    if unet.config.num_class_embeds is None:
+        if args.guidance_scale not in (None, 1.0):
+            raise ValueError("This model has no classes: leave out --guidance-scale.")
+    else:
         labels = torch.arange(args.num_samples, device=pipe.device) % (unet.config.num_class_embeds - 1)
         scale = pipe.config.get("default_guidance_scale", 1.0) if args.guidance_scale is None else args.guidance_scale
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):

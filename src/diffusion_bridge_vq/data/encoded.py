@@ -132,8 +132,12 @@ class Encoding:
     def difference(self, other: "Encoding") -> str | None:
         """What the first setting is in which two encodings differ, or None."""
         for name, value in self.settings.items():
-            if value != other.settings[name]:
-                return f"{name} {other.settings[name]!r}, not {value!r}"
+            found = other.settings[name]
+            if value != found and isinstance(value, dict) and isinstance(found, dict):
+                keys = [key for key in value | found if value.get(key) != found.get(key)]
+                value, found = ({key: one.get(key) for key in keys} for one in (value, found))
+            if value != found:
+                return f"{name} {found!r}, not {value!r}"
         return None
 
     def features(self, values: np.ndarray) -> Any:

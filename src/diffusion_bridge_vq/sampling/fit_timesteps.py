@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import is_student
 from .arguments import check_count
 from .chain import sample_latents
 
@@ -55,8 +56,11 @@ def fit_timesteps(
         `dict[int, FittedTimesteps]`: by number.
 
     Raises:
-        ValueError: a number that isn't below `num_reference_steps`; and as [`sample_latents`].
+        ValueError: a number that isn't below `num_reference_steps`; a student, whose steps were found in training;
+            and as [`sample_latents`].
     """
+    if is_student(scheduler):
+        raise ValueError("The network is a student, which knows its own steps only: fit those of its teacher.")
     for number in numbers:
         check_count("numbers", number, num_reference_steps - 1)
     plain = OUBridgeScheduler.from_config(scheduler.config, few_step_timesteps=None)

@@ -42,11 +42,25 @@ def _check_student(config: dict[str, Any]) -> None:
         raise ValueError(f"`distilled_guidance_scale` must be a finite number or None, got {guidance_scale!r}.")
     if config["few_step_timesteps"] is None:
         raise ValueError("A student, with `distilled_guidance_scale`, needs `few_step_timesteps`.")
+    _check_prediction(prediction_type)
+
+
+def _check_prediction(prediction_type: str) -> None:
     if prediction_type == "epsilon":
         raise ValueError(
             "A student finds z_0 from noise alone, which no predicted noise can give: `prediction_type` must be "
             "'sample' or 'v_prediction', got 'epsilon'."
         )
+
+
+def check_teacher(scheduler: Any) -> None:
+    """
+    Raises:
+        ValueError: the scheduler of a network from which no student can learn: a student's, or one of predicted noise.
+    """
+    if is_student(scheduler):
+        raise ValueError("The teacher is a student itself: give the network that it was distilled from.")
+    _check_prediction(scheduler.config.prediction_type)
 
 
 def is_student(scheduler: Any) -> bool:

@@ -13,9 +13,12 @@ from torch import Tensor
 from ..data.encoded import Encoding
 from ..data.images import short_hash
 from ..models import GumbelVQModel
+from ..models.conditions import MultiHotEmbedding
 from ..sampling import sample_latents
+from ..sampling.arguments import check_number
 from ..sampling.steppers import read_z_star
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import check_teacher
 from .encoding import describe_normalizer, encoder_fingerprint, to_array, write_encoding
 
 COLUMN = "trajectories"
@@ -67,13 +70,19 @@ def draw_trajectories(
 
     Raises:
         ValueError: the folder holds something else, or is in use; guidance without classes; a teacher that is a
-            student itself; values that `precision` can't hold.
+            student itself, predicts the noise or takes words; values that `precision` can't hold.
     """
     from .. import __version__
 
     classes = unet.config.num_class_embeds
     if guidance_scale != 1.0 and classes is None:
         raise ValueError(f"`guidance_scale` {guidance_scale} needs a teacher with classes; leave it at 1.")
+    check_number("class_dropout", class_dropout, 0, 1)
+    check_teacher(scheduler)
+    if isinstance(getattr(unet, "class_embedding", None), MultiHotEmbedding):
+        raise ValueError(
+            "The teacher takes words, but trajectories have one class each: a student would never see words together."
+        )
     device = accelerator.device
     unet = unet.to(device).eval()
     scheduler.set_timesteps(num_inference_steps, timestep_spacing="logsnr")

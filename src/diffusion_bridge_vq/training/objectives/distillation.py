@@ -14,7 +14,7 @@ from ...models.code_unet import check_process
 from ...run_folder import RunFolder
 from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
-from ...schedulers.few_steps import default_number_of_steps
+from ...schedulers.few_steps import check_teacher, default_number_of_steps
 from ..build import build_autoencoder
 from ..kinds import DistillConfig
 from ..trajectories import COLUMN, NO_CLASS, teacher_fingerprint
@@ -128,8 +128,7 @@ def make_student_scheduler(
     Raises:
         ValueError: the teacher is a student, or predicts the noise.
     """
-    if teacher.config.distilled_guidance_scale is not None:
-        raise ValueError("The teacher is a student itself: give the network that it was distilled from.")
+    check_teacher(teacher)
     levels = _begin_at_noise(teacher, timesteps)
     log_snr = 0.5 * teacher.signal_to_noise(torch.tensor(levels)).log()
     table: dict[str, list[int]] = {}
