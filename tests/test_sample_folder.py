@@ -102,6 +102,22 @@ def test_other_settings_are_refused(pipe, drawn, options, message):
     assert (drawn / "sampling.json").read_bytes() == before and image_path(drawn, 6).exists()
 
 
+def test_a_refused_call_does_not_keep_the_folder(pipe, tmp_path):
+    with pytest.raises(ValueError, match="`num_inference_steps` must be"):
+        draw(pipe, tmp_path / "a", num_inference_steps=5000)
+    draw(pipe, tmp_path / "a", 1)
+    assert json.loads((tmp_path / "a" / "sampling.json").read_text())["num_inference_steps"] == 2
+
+
+def test_texts_of_words_are_no_numbers_in_the_single_file(tmp_path):
+    pipe = make_pipeline(classes=4)
+    pipe = type(pipe)(**pipe.components, id2label={0: "red", 1: "blue", 2: "cat"}, label_words=True)
+    pipe.set_progress_bar_config(disable=True)
+    draw(pipe, tmp_path / "a", 2, npz=True, class_labels=["red cat", "blue"])
+    with np.load(tmp_path / "a" / "images.npz") as archive:
+        assert archive.files == ["arr_0"]
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", json.dumps({"num_images": "many"})])
 def test_folders_of_something_else_are_refused(pipe, tmp_path, content):
     (tmp_path / ("notes.txt" if content is None else "sampling.json")).write_text(content or "")

@@ -38,7 +38,7 @@ def draw_into_folder(
     accelerator: Accelerator,
     seed: int = 0,
     batch_size: int = 64,
-    class_labels: Sequence[int] | None = None,
+    class_labels: Sequence[int | str] | None = None,
     npz: bool = False,
     tile_size: int = 64,
     **options: Any,
@@ -55,9 +55,10 @@ def draw_into_folder(
         accelerator (`Accelerator`): of all processes; each calls this function.
         seed (`int`, *optional*, defaults to 0): of the set.
         batch_size (`int`, *optional*, defaults to 64): images drawn at a time, by each process.
-        class_labels (`Sequence[int]`, *optional*): classes that the images take in turn.
+        class_labels (`Sequence[int | str]`, *optional*): classes that the images take in turn, or texts where classes
+            are words.
         npz (`bool`, *optional*, defaults to `False`): write all images into one file, too, as guided-diffusion's
-            evaluator reads it: `arr_0` is uint8 (n, H, W, 3), `arr_1` the classes if there are any.
+            evaluator reads it: `arr_0` is uint8 (n, H, W, 3), `arr_1` the classes if they are numbers.
         tile_size (`int`, *optional*, defaults to 64): of the grid, see [`image_grid`].
         options: of the pipeline's call.
 
@@ -100,8 +101,9 @@ def draw_into_folder(
         _save(folder / GRID_NAME, grid)
         written = [folder / GRID_NAME]
         if npz:
-            classes = None if labels is None else list(itertools.islice(itertools.cycle(labels), num_images))
-            written.append(write_npz(folder, num_images, classes))
+            numbers = [label for label in labels or [] if isinstance(label, int)]
+            of_all = list(itertools.islice(itertools.cycle(numbers), num_images))
+            written.append(write_npz(folder, num_images, of_all if numbers and numbers == labels else None))
         return written
 
 
@@ -153,6 +155,8 @@ def _check(folder: Path, settings: dict[str, Any], num_images: int) -> None:
             f"{str(path)!r} doesn't describe drawn images: remove the folder, or give another."
         ) from error
     different = [f"{k} {before.get(k)!r} then, {v!r} now" for k, v in settings.items() if before.get(k) != v]
+    if not any((folder / "images").glob("[!.]*")):  # a call that was refused, with settings that nobody wants
+        return
     if different:
         raise ValueError(
             f"{str(folder)!r} holds images of other settings ({'; '.join(different)}): give a new folder, or the "
