@@ -64,7 +64,7 @@ class Run:
         path, state = load_newest(fresh.folder, fresh.accelerator, fresh.modules, fresh.optimizer)
         step = state["step"]
         assert path.name.startswith(f"step-{step:08d}")
-        assert state == {"step": step, "epoch": step // 3, "note": f"of step {step}"}
+        assert state == {"step": step, "epoch": step // 3, "note": f"of step {step}", "writers": 1}
         assert_equal(fresh.now(), self.seen[step])
         return step, state
 
