@@ -37,6 +37,13 @@ def test_pipelines_draw_what_was_trained_on(tmp_path, resolution):
         assert drawn_size(trained) == (resolution, resolution)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_attention_needs_channels_for_a_head(tmp_path):
+    unet = TINY["unet"] | {"attention_head_dim": 64}
+    with pytest.raises(ValueError, match="64 channels for each attention head, more than a block has"):
+        build_objective(config(E2EConfig, tmp_path, unet=unet))
+
+
 def test_an_autoencoder_with_other_downsampling(tmp_path):
     blocks = {"block_out_channels": [8], "down_block_types": ["DownEncoderBlock2D"]}
     vqvae = TINY["vqvae"] | blocks | {"up_block_types": ["UpDecoderBlock2D"]}

@@ -41,6 +41,15 @@ def test_another_order_of_the_data_is_refused(run, change, words):
     assert contents(run) == before
 
 
+def test_other_networks_are_refused_with_the_settings_that_changed(run):
+    vqvae = config(VQConfig, run).vqvae | {"num_vq_embeddings": 9}
+    with pytest.raises(
+        ValueError, match=r"doesn't fit this model.*Changed since the last start: .*vqvae \{"
+    ) as caught:
+        train(config(VQConfig, run, resume=True, vqvae=vqvae))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_checkpoint_without_settings_goes_by_those_of_the_last_start(tmp_path, monkeypatch):
     """As runs have them that were started before checkpoints held settings."""
     save = run_state.save_checkpoint

@@ -72,6 +72,11 @@ def build_diffusion_prior(
     loaded = load_unet(config, vqvae, classes, class_names)
     scheduler = load_scheduler(config) or build_component(OUBridgeScheduler, config.scheduler)
     unet, start = loaded or (_build_unet(config, vqvae, scheduler, classes), "")
+    if any(getattr(module, "heads", 1) < 1 for module in unet.modules()):
+        raise ValueError(
+            f"`unet` has {unet.config.attention_head_dim} channels for each attention head, more than a block has: "
+            "give a smaller `attention_head_dim`, or more `block_out_channels`."
+        )
     check_channels(unet, vqvae)
     check_process(unet, vqvae, scheduler)
     return DiffusionPrior(unet, scheduler, start)

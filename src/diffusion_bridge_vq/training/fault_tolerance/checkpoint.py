@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -144,7 +145,7 @@ def _load(
     except (FileNotFoundError, IndexError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{checkpoint} doesn't fit this model; resume with the configuration that wrote it, or train into a new "
-            f"`output_dir`. {error}"
+            f"`output_dir`. {textwrap.shorten(str(error), 300, placeholder=' ...')}"
         ) from error
     process = accelerator.process_index
     if process < state["writers"]:

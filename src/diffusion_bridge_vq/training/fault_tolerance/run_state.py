@@ -74,9 +74,14 @@ class RunState:
 
     def load(self) -> int:
         """Load the newest whole checkpoint; returns its step."""
-        found, state = load_newest(self.folder.checkpoints, self.accelerator, self.modules, self.optimizer)
-        check_data(found, state["data"], self.data)
         last = on_main_process(self.accelerator, self._last_settings)
+        try:
+            found, state = load_newest(self.folder.checkpoints, self.accelerator, self.modules, self.optimizer)
+        except ValueError as error:
+            settings = changed_settings(last, self.config)
+            said = f" Changed since the last start: {'; '.join(settings)}." if settings else ""
+            raise ValueError(f"{error}{said}") from error
+        check_data(found, state["data"], self.data)
         check_settings(found, state.get("settings", last), self.config)
         changes = self._load_position(found, {"settings": last} | state)
         done: int = state["step"]
