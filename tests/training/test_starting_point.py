@@ -14,6 +14,7 @@ from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, build_objective, train
 from diffusion_bridge_vq.training.checkpoint_components import load_components
 from diffusion_bridge_vq.training.presets import preset_values
+from diffusion_bridge_vq.training.starting_point import load_autoencoder
 
 BRIDGES = pytest.mark.parametrize("cls", [PriorConfig, E2EConfig])
 NAMES = ["cat", "dog", "fox"]
@@ -211,3 +212,14 @@ def test_a_whole_run_and_its_checkpoint(pipeline, tmp_path, capsys):
     assert json.loads(RunFolder(tmp_path).config.read_text())["unet"] == {}
     components, _ = load_components(tmp_path)
     assert torch.equal(predict(components["unet"], 7), predict(trained["unet"], 7))
+
+
+def test_a_run_that_is_not_over_is_named(tmp_path):
+    step = tmp_path / "checkpoints" / "step-00000004"
+    step.mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    for place in (tmp_path, step):
+        with pytest.raises(
+            ValueError, match=rf"The run in {tmp_path} isn't over: .*export_checkpoint.py {place} --out"
+        ):
+            load_autoencoder(place)
