@@ -47,6 +47,13 @@ def test_a_folder_that_holds_a_run(tmp_path, no_data, dry_run):
         train(config(VQConfig, tmp_path, dry_run=dry_run))
 
 
+@pytest.mark.parametrize("name", [".", "mine"])
+def test_a_run_does_not_write_among_its_images(tmp_path, name):
+    with pytest.raises(ValueError, match="is in the folder of the images"):
+        train(config(E2EConfig, tmp_path / name, dataset=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_runs_in_one_folder(tmp_path, no_data, monkeypatch):
     """The second is refused, whether it resumes or not, and destroys nothing."""
     monkeypatch.setattr(run, "run_lock", lambda folder: run_lock(folder, wait_seconds=0))

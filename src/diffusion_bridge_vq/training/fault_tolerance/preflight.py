@@ -23,8 +23,8 @@ _DIVISION = ("batch_size", "gradient_accumulation_steps")  # see `check_division
 def check_output_dir(config: RunConfig) -> None:
     """
     Raises:
-        ValueError: the folder can't be written, holds another run, or has none to resume; its disk takes no more
-            files.
+        ValueError: the folder can't be written, is one of the images, holds another run, or has none to resume; its
+            disk takes no more files.
     """
     run = RunFolder(config.output_dir)
     place = existing_place(run.path)
@@ -32,6 +32,12 @@ def check_output_dir(config: RunConfig) -> None:
         raise ValueError(f"`output_dir` {run.path} can't be a folder: {place} is a file. Give another `output_dir`.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"`output_dir` {run.path} can't be written: no permission for {place}. Give another one.")
+    images = Path(config.dataset)
+    if not config.resume and images.is_dir() and run.path.resolve().is_relative_to(images.resolve()):
+        raise ValueError(
+            f"`output_dir` {run.path} is in the folder of the images, {images}: pictures of the run would become "
+            "images to train on. Give another `output_dir`."
+        )
     inodes = free_inodes(place)
     if inodes is not None and inodes < _FILES:
         raise ValueError(
