@@ -5,6 +5,7 @@ import torch
 from diffusers import ClassifierFreeGuidance
 from tiny_models import SKEWED, make_pipeline, rng
 
+from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.pipelines.modular_blocks import BridgeDenoiseStep, DiffusionBridgeVQBlocks
 
 
@@ -33,6 +34,21 @@ def test_a_guider_is_guidance(pipe, scale):
     found = made(**call, output="latents")
     expected = pipe(2, 3, rng(), "latent", class_labels=[0, 2], guidance_scale=scale).images
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_student_has_the_guidance_that_it_learned(pipe):
+    student = {"few_step_timesteps": {1: [19], 2: [19, 9]}, "distilled_guidance_scale": 2.0}
+    scheduler = OUBridgeScheduler.from_config(pipe.scheduler.config, prediction_type="sample", **student)
+    made = modular(pipe)
+    made.update_components(scheduler=scheduler, guider=ClassifierFreeGuidance(guidance_scale=2.0))
+    call = {"batch_size": 2, "num_inference_steps": 2, "class_labels": [0, 2]}
+    found = made(**call, generator=rng(), output="latents")
+    own = type(pipe)(**pipe.components | {"scheduler": scheduler})
+    own.set_progress_bar_config(disable=True)
+    assert torch.equal(found, own(**call, generator=rng(), output_type="latent").images)
+    made.update_components(guider=ClassifierFreeGuidance(guidance_scale=3.0))
+    with pytest.raises(ValueError, match="knows no other: leave out `guidance_scale`"):
+        made(**call, output="latents")
 
 
 def test_guidance_can_end_early(pipe):

@@ -17,8 +17,10 @@ from diffusers.modular_pipelines import (
 from torch import nn
 
 from ..models import GumbelVQModel, null_labels
+from ..sampling.arguments import check_guidance
 from ..sampling.chain import sample_latents
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import is_student
 from .class_labels import read_class_labels
 
 _NAME = "diffusion-bridge-vq"
@@ -93,6 +95,9 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
         classes = None if embeds is None else embeds - 1
         labels = read_class_labels(block.class_labels, block.batch_size, classes, None, unet.device)
         guided = block.class_labels is not None
+        if guided and is_student(components.scheduler):  # whose guidance is learned
+            check_guidance(components.scheduler, getattr(components.guider, "guidance_scale", 1.0))
+            guided = False
         block.latents = sample_latents(
             GuidedUNet(unet, components.guider, block.num_inference_steps) if guided else unet,
             components.scheduler,
