@@ -281,7 +281,7 @@ def test_damaged_files_are_named_and_left_alone(real, measured, calls, tmp_path,
 
 
 def test_what_one_carries_home_is_small(measured, tmp_path):
-    """At 5,000 images and three models, figures.safetensors stays below 16 MB with every preset."""
+    """At 5,000 images and three models, figures.safetensors stays below 20 MB with every preset."""
     measured("kl", "fid")
     kept = load_file(tmp_path / "figures.safetensors")
     shapes = {name.split("/")[0]: (tuple(tensor.shape), tensor.dtype) for name, tensor in kept.items()}
@@ -295,7 +295,7 @@ def test_what_one_carries_home_is_small(measured, tmp_path):
         vqvae, side, channels = (preset["common"][name] for name in ("vqvae", "resolution", "channels"))
         positions = (side // 2 ** (len(vqvae["block_out_channels"]) - 1)) ** 2
         of_codes = 5000 * positions * (1 if vqvae["num_vq_embeddings"] <= 256 else 2)
-        assert 3 * (of_codes + 64 * channels * side**2 + 2 * 8 * positions) < 16e6
+        assert 3 * (of_codes + 64 * channels * side**2 + 2 * 8 * positions) < 20e6
 
 
 def test_a_writer_that_is_killed_leaves_the_old_figures(real, measured, tmp_path, monkeypatch):

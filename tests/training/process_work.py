@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
+from diffusion_bridge_vq.data import StreamedImages
 from diffusion_bridge_vq.models import VectorQuantizer
 from diffusion_bridge_vq.training import (
     E2EConfig,
@@ -345,12 +346,16 @@ def run_with_unreadable_data(folder: Path) -> None:
 
 
 def run_on_a_broken_stream(folder: Path) -> None:
-    """A run on the tar files in folder/data. The error of each process goes into folder/refused-RANK."""
+    """
+    A run on the tar files in folder/data, which process 0 reads for all, as it does from the Hub. The error of each
+    process goes into folder/refused-RANK.
+    """
     rank, _ = place()
     data = {"dataset": str(folder / "data"), "split": "train"}
     stream: dict[str, Any] = data | {"streaming": True, "shuffle_buffer": 1}
     small = {"batch_size": 4, "gradient_accumulation_steps": 1, "checkpoint_every": 0}
-    with pytest.raises(ValueError) as error:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
+        patch.setattr(StreamedImages, "share", lambda self, index, count: 0)
         train(configure("vq", folder / "run", **stream, **small))
     (folder / f"refused-{rank}").write_text(str(error.value))
 

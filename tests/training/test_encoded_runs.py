@@ -18,9 +18,11 @@ PIXELCNN = {"prior": {"width": 8, "num_layers": 2}, "eval_every": 2, "patience":
 def autoencoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("autoencoder")
     torch.manual_seed(0)
-    make_autoencoder(
+    vqvae = make_autoencoder(
         latent_channels=4, num_vq_embeddings=8, sample_size=8, in_channels=1, out_channels=1
-    ).save_pretrained(folder / "vqvae")
+    ).train()
+    vqvae.encode(torch.rand(64, 1, 8, 8))  # so that its normalizer has statistics
+    vqvae.eval().save_pretrained(folder / "vqvae")
     return folder
 
 

@@ -349,7 +349,9 @@ def test_a_description_that_is_none(copy, text):
 
 def test_no_autoencoder(tmp_path, autoencoder, monkeypatch):
     monkeypatch.chdir(autoencoder.parent)
-    with pytest.raises(ValueError, match=rf"There is no autoencoder in .*Did you mean '{autoencoder.name}'\?"):
+    with pytest.raises(
+        OSError, match=rf"(?s)neither a folder here nor a repository.*Did you mean '{autoencoder.name}'\?"
+    ):
         load_autoencoder(tmp_path.__class__(autoencoder.name + "x"))
 
 

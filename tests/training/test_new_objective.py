@@ -151,5 +151,5 @@ def test_inputs_of_its_own_are_encoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(ScaleObjective, "encode", count)
     settings = SETTINGS | {"batch_size": 100, "init_from": tmp_path / "vq", "max_train_steps": 20}
     components = train(ScaleConfig.from_preset("digits", output_dir=tmp_path / "run", **settings))
-    assert images == [1500] and components.keys() == {"vqvae", "scale"}
+    assert images == [1500 + 1] and components.keys() == {"vqvae", "scale"}
     assert not components["scale"].training

@@ -17,7 +17,7 @@ from torch import nn
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import during_training, evaluation_of, read_results, real_images
 from diffusion_bridge_vq.models import LatentNormalizer, blockwise
-from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
 
@@ -253,9 +253,3 @@ def test_a_disk_too_small_is_named_before_training(tmp_path, monkeypatch, capsys
         with pytest.raises(ValueError, match=r"disk: .* needed .*3 checkpoints.* 10 MiB free"):
             train(config(VQConfig, tmp_path / "run", dry_run=dry_run))
     assert not (tmp_path / "run").exists()
-
-
-def test_streaming_is_refused_where_the_whole_set_is_encoded(tmp_path):
-    for cls, extra in ((PriorConfig, {"cache_latents": True}), (PixelCNNConfig, {})):
-        with pytest.raises(ValueError, match="streamed"):
-            cls.from_preset("digits", init_from=tmp_path, streaming=True, **extra)
