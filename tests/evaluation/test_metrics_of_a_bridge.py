@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline
 
+from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
     METRICS,
@@ -20,6 +21,7 @@ from diffusion_bridge_vq.evaluation import (
     real_images,
     run_metrics,
 )
+from diffusion_bridge_vq.evaluation.priors import BridgePrior
 from diffusion_bridge_vq.sampling import generators_for
 
 N = 40
@@ -116,3 +118,13 @@ def test_pictures_are_kept(outputs, found, folder):
     kinds = {name.removesuffix("/bridge") for name in kept if name.endswith("/bridge")}
     assert kinds == {"samples", "nearest", "kl", "kl_floor"}
     assert torch.equal(kept["samples/bridge"], outputs.samples)
+
+
+def test_a_student_is_measured_with_its_own_sampler():
+    pipe = make_gray_pipeline()
+    few = {"few_step_timesteps": {1: [19], 2: [19, 9]}, "distilled_guidance_scale": 1.0}
+    pipe.scheduler = OUBridgeScheduler.from_config(pipe.scheduler.config, prediction_type="sample", **few)
+    prior = BridgePrior("student", pipe, EvaluationConfig(num_inference_steps=2))
+    assert prior.drawing_facts == {"steps": 2, "solver": "consistency"} and "masked_bits" not in prior.abilities
+    with pytest.raises(ValueError, match="distilled to draw in 1 or 2 steps, got `num_inference_steps` 3"):
+        _ = BridgePrior("student", pipe, EvaluationConfig(num_inference_steps=3)).drawing_facts

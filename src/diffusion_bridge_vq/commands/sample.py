@@ -35,6 +35,7 @@ from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
 from ..sampling import default_solver
+from ..schedulers.few_steps import is_student
 from ..training import launched_processes
 
 CHAIN_IMAGES = 4
@@ -110,7 +111,8 @@ def main() -> None:
     folder = Path(args.pipeline)
     where = ("--output-dir", folder / "evaluation") if folder.is_dir() else ()
     model = ("--model", f"mine={args.pipeline}", "--dataset", "DATASET")
-    measure = command_line("evaluate", "fid", *model, *where)
+    steps = ("--num-inference-steps", str(pipe.num_timesteps)) if is_student(pipe.scheduler) else ()
+    measure = command_line("evaluate", "fid", *model, *steps, *where)
     print_next(
         (measure, "compare with real images"),
         (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it"),

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 from ..models import bridge_start_latents
 from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import find_few_steps, is_student
 from .code_bits import bits_of_errors, denoising_errors
 from .config import EvaluationConfig
 from .elbo import elbo_terms
@@ -124,9 +125,11 @@ class BridgePrior(EvaluatedPrior):
         solver: dict[str, Any] = {}
         if isinstance(pipe.scheduler, OUBridgeScheduler):
             self.abilities = self.abilities | {"elbo"}
-            solver = {"solver": config.solver}
+            solver = {"solver": "consistency" if is_student(pipe.scheduler) else config.solver}
         else:  # a stock scheduler is a solver itself, and has no noise levels of its own to integrate over
             self.abilities = self.abilities - {"code_bits"}
+        if is_student(pipe.scheduler):  # completes no images
+            self.abilities = self.abilities - {"masked_bits"}
         self._call = {"num_inference_steps": config.num_inference_steps} | solver
         self._facts = {"steps": config.num_inference_steps} | solver
 
@@ -135,6 +138,7 @@ class BridgePrior(EvaluatedPrior):
         steps, levels = self.config.num_inference_steps, self.pipe.scheduler.config.num_train_timesteps
         if steps > levels:  # raised before features of real images are computed
             raise ValueError(f"`num_inference_steps` is {steps}, but {self.model} has {levels} noise levels.")
+        find_few_steps(self.pipe.scheduler, steps)  # of a student: also raised before
         return self._facts
 
     def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
