@@ -82,7 +82,7 @@ def test_all_by_keyboard(page):
         tab_to(page, page.get_by_label(label, exact=True))
         page.keyboard.press("Control+a")
         page.keyboard.type(text)
-    tab_to(page, page.get_by_role("radio", name="Quality: 20 steps"))
+    tab_to(page, page.get_by_role("radio", name="Quality: 12 steps"))
     page.keyboard.press("ArrowRight")
     tab_to(page, page.get_by_role("button", name="Draw", exact=True))
     page.keyboard.press("Enter")

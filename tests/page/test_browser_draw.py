@@ -23,11 +23,11 @@ pytestmark = pytest.mark.slow
 
 def test_it_lands_on_pictures(page, demo):
     """They come with the page: no job has to end before."""
-    assert page.locator("#sentence").inner_text().startswith("Each picture began as noise: in 20 steps")
+    assert page.locator("#sentence").inner_text().startswith("Each picture began as noise: in 12 steps")
     classes = demo.classes
     expected = demo.pipe(
         10,
-        20,
+        12,
         [rng(seed) for seed in range(10)],
         class_labels=list(range(10)),
         guidance_scale=demo.defaults["guidance_scale"],
@@ -88,8 +88,8 @@ def test_speed_takes_fewer_steps(page):
     assert steps.input_value() == "8"
     fill(page, Steps=5)
     assert not page.get_by_role("radio", name="Speed: 8 steps").is_checked()
-    fill(page, Steps=20)
-    assert page.get_by_role("radio", name="Quality: 20 steps").is_checked()
+    fill(page, Steps=12)
+    assert page.get_by_role("radio", name="Quality: 12 steps").is_checked()
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

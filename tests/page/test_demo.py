@@ -51,6 +51,22 @@ def test_codes_are_those_of_the_pictures(gray):
     assert gray.decode(image["codes"])["png"] == to_data_url(opened(image["png"]))
 
 
+def test_a_student_draws_in_its_few_steps_and_completes_nothing():
+    plain = make_gray_pipeline()
+    few = {"1": [19], "2": [19, 10]}
+    scheduler = type(plain.scheduler).from_config(
+        plain.scheduler.config, prediction_type="sample", few_step_timesteps=few, distilled_guidance_scale=2.0
+    )
+    pipe = DiffusionBridgeVQPipeline(plain.vqvae, plain.unet, scheduler, default_num_inference_steps=1)
+    demo = Demo(pipe, "tiny")
+    assert demo.describe()["solvers"] == {} and demo.defaults["num_inference_steps"] == 1
+    (image,) = demo.generate(quiet, num_images=1, seed=2, num_inference_steps=2)["images"]
+    assert pixels(image["png"]).tolist() == np.asarray(pipe(1, 2, rng(2)).images[0]).tolist()
+    assert len(demo.chain(quiet, seed=2, num_inference_steps=2)["frames"]) == 3
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        demo.generate(quiet, num_inference_steps=3)
+
+
 def test_texts_where_classes_are_words():
     plain = make_pipeline(5)
     names = dict(enumerate(["blue", "cat", "dog", "red"]))

@@ -13,6 +13,7 @@ from PIL import Image
 from ..pipelines import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from ..pipelines.denoising_chain import DenoisingChain
 from ..schedulers import OUBridgeScheduler
+from ..schedulers.few_steps import is_student
 from .jobs import Report
 from .limits import Limits
 from .masks import check_map, preset_masks, read_mask
@@ -54,8 +55,11 @@ class Demo:
         num_classes = (pipe.unet.config.num_class_embeds or 1) - 1  # the last one means no class
         names = pipe.id2label or {}
         self.classes = [names.get(label, f"class {label}") for label in range(num_classes)]
-        self.solvers = SOLVERS if isinstance(pipe.scheduler, OUBridgeScheduler) else {}
-        most_steps = min(MOST_STEPS, pipe.scheduler.config.num_train_timesteps)
+        config, student = pipe.scheduler.config, is_student(pipe.scheduler)
+        self.solvers = SOLVERS if isinstance(pipe.scheduler, OUBridgeScheduler) and not student else {}
+        most_steps = (
+            max(map(int, config.few_step_timesteps)) if student else min(MOST_STEPS, config.num_train_timesteps)
+        )
         self.limits = Limits(most_steps)
         steps = min(pipe.config.get("default_num_inference_steps") or 20, most_steps)
         self.defaults = {

@@ -22,22 +22,26 @@ const count = number("num_images", defaults.num_images, { hint: "How many to dra
 const rollText = "Roll a new seed and draw";
 const roll = () => h("button", { type: "button", class: "dice", "aria-label": rollText, title: rollText, onclick: rollAndDraw }, die());
 const seed = number("seed", defaults.seed, { hint: "The same seed draws the same picture.", extra: roll() });
-const effort = chips(
-  "Quality or speed",
-  [
-    [String(defaults.num_inference_steps), `Quality: ${defaults.num_inference_steps} steps`],
-    [String(defaults.fast_steps), `Speed: ${defaults.fast_steps} steps`],
-  ],
-  String(defaults.num_inference_steps),
-);
+const effort =
+  defaults.fast_steps < defaults.num_inference_steps &&
+  chips(
+    "Quality or speed",
+    [
+      [String(defaults.num_inference_steps), `Quality: ${defaults.num_inference_steps} steps`],
+      [String(defaults.fast_steps), `Speed: ${defaults.fast_steps} steps`],
+    ],
+    String(defaults.num_inference_steps),
+  );
 const steps = number("num_inference_steps", defaults.num_inference_steps, {
   hint: `Calls of the network, up to ${limits.num_inference_steps.maximum}.`,
 });
 const guidance =
   model.classes.length && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
 const solver = Object.keys(model.solvers).length > 0 && select("Sampler", Object.entries(model.solvers));
-effort.element.addEventListener("change", () => (steps.value = effort.value));
-steps.input.addEventListener("input", () => (effort.value = steps.input.value.trim()));
+if (effort) {
+  effort.element.addEventListener("change", () => (steps.value = effort.value));
+  steps.input.addEventListener("input", () => (effort.value = steps.input.value.trim()));
+}
 const draw = action("Draw", { type: "submit" });
 const file = h("input", { type: "file", accept: "image/*", id: "file", class: "hidden-file" });
 const fileError = h("p", { class: "error", role: "alert" });
@@ -45,7 +49,8 @@ draw.start.before(roll()); // a phone's: there the buttons are at the bottom of 
 const phone = window.matchMedia("(max-width: 760px)").matches;
 const more = h("details", {}, h("summary", {}, "More options"), ...[steps, guidance, solver].filter(Boolean).map((field) => field.element));
 const own = h("div", { class: "own" }, file, h("label", { for: "file", class: "quiet" }, "Open your own picture"), fileError);
-const rest = h("details", { class: "rest", open: !phone }, h("summary", {}, "Number, seed, steps, own picture"), count.element, seed.element, effort.element, more);
+const fields = [count, seed, effort].filter(Boolean).map((field) => field.element);
+const rest = h("details", { class: "rest", open: !phone }, h("summary", {}, "Number, seed, steps, own picture"), ...fields, more);
 $("controls").append(...(classes ? [classes.element] : []), rest, draw.element);
 (phone ? rest : $("controls")).append(own);
 
