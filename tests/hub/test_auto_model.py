@@ -1,6 +1,7 @@
 """diffusers' AutoModel on the files that are pushed, with the code that they carry."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -25,10 +26,26 @@ def pushed(tmp_path_factory):
     return str(write_folder(folder / "pushed", found)), pipe
 
 
-@torch.no_grad()
-def test_models_of_the_package_without_it(pushed, monkeypatch, tmp_path):
-    folder, pipe = pushed
+@pytest.fixture
+def own_modules(monkeypatch, tmp_path):
+    """A folder of its own for code of repositories; the package that holds it is the former one afterwards."""
     monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    before = {name: sys.modules.pop(name) for name in loaded_code()}
+    yield
+    for name in loaded_code():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def loaded_code() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]
+
+
+@pytest.mark.usefixtures("own_modules")
+@torch.no_grad()
+def test_models_of_the_package_without_it(pushed):
+    folder, pipe = pushed
     vqvae = AutoModel.from_pretrained(folder, subfolder="vqvae", trust_remote_code=True)
     assert type(vqvae) is not GumbelVQModel and type(vqvae).__name__ == "GumbelVQModel"
     x = make_images(2, 6)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from tiny_run import SETTINGS, assert_same_state, stopped_at_a_checkpoint
 from torch import nn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+from diffusion_bridge_vq.commands import draw_trajectories as draw_trajectories_command
 from diffusion_bridge_vq.data.encoded import EncodedImages
-from diffusion_bridge_vq.models import take_several_classes
 from diffusion_bridge_vq.pipelines import build_pipeline
 from diffusion_bridge_vq.sampling import sample_latents
 from diffusion_bridge_vq.training import DistillConfig, build_objective, draw_trajectories, train
@@ -116,9 +117,17 @@ def test_teachers_of_no_student_are_refused_before_anything_is_drawn(teacher, tm
     noise = OUBridgeScheduler(**BRIDGE | {"prediction_type": "epsilon"})
     with pytest.raises(ValueError, match="which no predicted noise can give"):
         draw(teacher, tmp_path / "new", scheduler=noise)
-    take_several_classes(pipe.unet)
-    with pytest.raises(ValueError, match="takes words, but trajectories have one class each"):
-        draw(teacher, tmp_path / "new", unet=pipe.unet)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_teacher_of_words_is_refused(teacher, tmp_path, monkeypatch, capsys):
+    index = json.loads((teacher / "model_index.json").read_text())
+    shutil.copytree(teacher, tmp_path / "words")
+    (tmp_path / "words" / "model_index.json").write_text(json.dumps(index | {"label_words": True}))
+    monkeypatch.setattr(sys, "argv", ["draw", str(tmp_path / "words"), "--output-dir", str(tmp_path / "new")])
+    with pytest.raises(SystemExit):
+        draw_trajectories_command.main()
+    assert "takes words, but trajectories have one class each" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -43,6 +43,10 @@ def main() -> None:
         kwargs_handlers=[patient],
     )
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
+    if pipe.config.get("label_words"):
+        raise ValueError(
+            "The teacher takes words, but trajectories have one class each: a student would never see words together."
+        )
     scale = args.guidance_scale
     encoding = draw_trajectories(
         **pipe.components,

@@ -27,9 +27,7 @@ def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]],
     """
     files = {
         # one name for all classes: diffusers runs pipeline.py of several repositories in one namespace
-        "pipeline.py": "import importlib\nimport sys\n\n"
-        "importlib.invalidate_caches()  # diffusers may have copied the module here a moment ago\n\n"
-        f"from .{code_name} import {pipeline_class} as Pipeline\n\n"
+        "pipeline.py": f"import sys\n\nfrom .{code_name} import {pipeline_class} as Pipeline\n\n"
         f'sys.modules["{CODE_MODULE}"] = sys.modules[Pipeline.__module__]\n'
     }
     for name, (module, class_name) in components.items():

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..data.encoded import Encoding
 from ..data.images import short_hash
 from ..models import GumbelVQModel
-from ..models.conditions import MultiHotEmbedding
 from ..sampling import sample_latents
 from ..sampling.arguments import check_number
 from ..sampling.steppers import read_z_star
@@ -70,7 +69,7 @@ def draw_trajectories(
 
     Raises:
         ValueError: the folder holds something else, or is in use; guidance without classes; a teacher that is a
-            student itself, predicts the noise or takes words; values that `precision` can't hold.
+            student itself or predicts the noise; values that `precision` can't hold.
     """
     from .. import __version__
 
@@ -79,10 +78,6 @@ def draw_trajectories(
         raise ValueError(f"`guidance_scale` {guidance_scale} needs a teacher with classes; leave it at 1.")
     check_number("class_dropout", class_dropout, 0, 1)
     check_teacher(scheduler)
-    if isinstance(getattr(unet, "class_embedding", None), MultiHotEmbedding):
-        raise ValueError(
-            "The teacher takes words, but trajectories have one class each: a student would never see words together."
-        )
     device = accelerator.device
     unet = unet.to(device).eval()
     scheduler.set_timesteps(num_inference_steps, timestep_spacing="logsnr")
