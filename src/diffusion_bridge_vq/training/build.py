@@ -13,7 +13,7 @@ from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
 from ..models.code_unet import check_process
 from ..schedulers import OUBridgeScheduler
 from .config import RunConfig
-from .kinds import AutoencoderConfig, BridgeConfig, PriorConfig, PriorRunConfig
+from .kinds import AutoencoderConfig, BridgeConfig, PriorRunConfig
 from .starting_point import check_images, load_autoencoder, load_scheduler, load_unet, refuse_other_settings
 
 logger = logging.get_logger(__name__)
@@ -89,7 +89,7 @@ def _build_unet(
     channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
     sizes = {"sample_size": latent_side(config, vqvae), "in_channels": channels, "out_channels": channels}
     arguments = sizes | config.unet | class_arguments(num_classes)
-    if not (isinstance(config, PriorConfig) and config.code_posterior):
+    if not config.wants_code_unet:
         return build_component(UNet2DModel, arguments)
     if scheduler.config.prediction_type != "sample":
         raise ValueError(

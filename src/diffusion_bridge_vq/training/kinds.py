@@ -133,6 +133,16 @@ class BridgeConfig(PriorRunConfig):
     def uses_words(self) -> bool:
         return self.label_words
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether the run leaves the codebook as it is, as a `CodeUNet2DModel` needs."""
+        return False
+
+    @property
+    def wants_code_unet(self) -> bool:
+        """Whether the U-Net is a `CodeUNet2DModel`."""
+        return False
+
 
 @dataclass(frozen=True)
 class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
@@ -151,6 +161,14 @@ class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
         super().__post_init__()
         if self.cache_latents and self.latents is not None:
             raise ValueError("`latents` are encoded already: drop `cache_latents`.")
+
+    @property
+    def keeps_codes(self) -> bool:
+        return True
+
+    @property
+    def wants_code_unet(self) -> bool:
+        return self.code_posterior
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..run_folder import RunFolder
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
 from .config import RunConfig
-from .kinds import BridgeConfig, PriorConfig
+from .kinds import BridgeConfig
 
 # Settings of a scheduler that training doesn't depend on: they may be others than those that the U-Net was saved with.
 _SAMPLING_ONLY = (
@@ -106,12 +106,12 @@ def load_unet(
     assert config.init_from is not None
     found = pretrained.read_json(folder / UNet2DModel.config_name).get("_class_name")
     gives_codes = found == CodeUNet2DModel.__name__
-    if gives_codes and not isinstance(config, PriorConfig):
+    if gives_codes and not config.keeps_codes:
         raise ValueError(
             f"The U-Net in {folder} needs codes that don't change, but end-to-end training changes them: "
             "start from its autoencoder alone, with `vqvae_from`, or from a prior without `code_posterior`."
         )
-    if not gives_codes and isinstance(config, PriorConfig) and config.code_posterior:
+    if not gives_codes and config.wants_code_unet:
         raise ValueError(
             f"The U-Net in {folder} is a {found}, but `code_posterior` asks for a CodeUNet2DModel: drop it, or start "
             "from the autoencoder alone, with `vqvae_from`."
