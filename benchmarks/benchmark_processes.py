@@ -47,15 +47,16 @@ from diffusion_bridge_vq.training.data import open_images
 from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 from diffusion_bridge_vq.training.trainer import Trainer
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "digits"
+CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
+CHECKPOINT = CHECKPOINTS / "digits"
 GRAY = {"resolution": 16, "channels": 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stream-images", type=int, default=2000, help="of 128 x 128 pixels")
-    parser.add_argument("--draw", type=int, default=192, help="images to draw, in 20 steps")
-    parser.add_argument("--evaluate", type=int, default=192, help="images to evaluate")
+    parser.add_argument("--stream-images", type=int, default=6000, help="of 128 x 128 pixels, to read and encode")
+    parser.add_argument("--draw", type=int, default=384, help="images to draw, in 20 steps")
+    parser.add_argument("--evaluate", type=int, default=256, help="images to evaluate, of 297")
     parser.add_argument("--train-steps", type=int, default=40)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -127,10 +128,10 @@ def measure(rank: int, count: int, folder: Path, args: argparse.Namespace) -> No
         found["n"][name] = n
         return result
 
-    vqvae = load_autoencoder(CHECKPOINT)
-    digits = load_images("digits", **GRAY, in_memory=False)
+    color = load_autoencoder(CHECKPOINTS / "cifar10-small")
+    stream = stream_images(str(folder.parent / "stream"), resolution=32)
     options = {"accelerator": accelerator, "precision": "float32"}
-    timed("encoding", len(digits), lambda: encode_images(vqvae, digits, folder / "encoded", **options))
+    timed("encoding", args.stream_images, lambda: encode_images(color, stream, folder / "color", **options))
 
     stream = stream_images(str(folder.parent / "stream"), resolution=128, buffer_size=64)
     stream.share(rank, count)
@@ -143,13 +144,14 @@ def measure(rank: int, count: int, folder: Path, args: argparse.Namespace) -> No
 
     train, test = (load_images("digits", **GRAY, split=split, in_memory=False) for split in ("train", "test"))
     real = RealImages("digits", train, test, args.evaluate, "none", "cpu", processes=Processes(accelerator))
-    settings = EvaluationConfig(num_inference_steps=10, num_nll_images=args.evaluate // 4, num_nll_samples=1)
+    settings = EvaluationConfig(num_inference_steps=20, num_nll_images=args.evaluate // 2, num_nll_samples=1)
     outputs = ModelOutputs("bridge", pipe, real, SampleStore(folder / "figures.safetensors"), settings, 32)
     metrics = ("kl", "reconstruction", "nll", "bits")
     timed("evaluating", args.evaluate, lambda: run_metrics(metrics, outputs, folder))
 
     if count == 1:
-        found["train"] = {kind: train_from(folder, kind, args.train_steps) for kind in ("disk", "memory")}
+        encode_images(load_autoencoder(CHECKPOINT), train, folder / "encoded", **options)
+        found["train"] = time_steps(folder, args.train_steps)
     found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (folder / f"{rank}.json").write_text(json.dumps(found))
     if count > 1:
@@ -157,8 +159,20 @@ def measure(rank: int, count: int, folder: Path, args: argparse.Namespace) -> No
         dist.destroy_process_group()
 
 
-def train_from(folder: Path, kind: str, steps: int) -> float:
-    """Milliseconds of a step of the digits' prior, the median."""
+def time_steps(folder: Path, steps: int) -> dict[str, float]:
+    """Milliseconds of a step of the digits' prior from either source, in turn: the medians."""
+    sources = {kind: prior_on_latents(folder, kind) for kind in ("disk", "memory")}
+    batches = {kind: trainer.batches() for kind, trainer in sources.items()}
+    times: dict[str, list[float]] = {kind: [] for kind in sources}
+    for step in range(steps):
+        for kind, trainer in sources.items():
+            start = time.perf_counter()
+            trainer.step(next(batches[kind]), step)
+            times[kind].append(1e3 * (time.perf_counter() - start))
+    return {kind: sorted(own)[len(own) // 2] for kind, own in times.items()}
+
+
+def prior_on_latents(folder: Path, kind: str) -> Trainer:
     limit = encoded_module.IN_MEMORY_BYTES
     encoded_module.IN_MEMORY_BYTES = 0 if kind == "disk" else limit
     try:
@@ -166,16 +180,11 @@ def train_from(folder: Path, kind: str, steps: int) -> float:
             "digits", init_from=CHECKPOINT, latents=folder / "encoded", output_dir=folder / kind, report_to="none"
         )
         images = open_images(config)
-        trainer = Trainer(config, make_accelerator(config), build_objective(config, images.num_classes), images)
-        trainer.model.train()
-        batches, times = trainer.batches(), []
-        for step in range(steps):
-            start = time.perf_counter()
-            trainer.step(next(batches), step)
-            times.append(time.perf_counter() - start)
     finally:
         encoded_module.IN_MEMORY_BYTES = limit
-    return 1e3 * sorted(times)[len(times) // 2]
+    trainer = Trainer(config, make_accelerator(config), build_objective(config, images.num_classes), images)
+    trainer.model.train()
+    return trainer
 
 
 if __name__ == "__main__":

@@ -125,6 +125,7 @@ def test_a_student_is_measured_with_its_own_sampler():
     few = {"few_step_timesteps": {1: [19], 2: [19, 9]}, "distilled_guidance_scale": 1.0}
     pipe.scheduler = OUBridgeScheduler.from_config(pipe.scheduler.config, prediction_type="sample", **few)
     prior = BridgePrior("student", pipe, EvaluationConfig(num_inference_steps=2))
-    assert prior.drawing_facts == {"steps": 2, "solver": "consistency"} and "masked_bits" not in prior.abilities
+    assert prior.drawing_facts == {"steps": 2, "solver": "consistency"}
+    assert prior.abilities == {"samples"}  # it predicts no means, which likelihoods need
     with pytest.raises(ValueError, match="distilled to draw in 1 or 2 steps, got `num_inference_steps` 3"):
         _ = BridgePrior("student", pipe, EvaluationConfig(num_inference_steps=3)).drawing_facts

@@ -64,7 +64,7 @@ def test_fixed_positions():
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ({}, "No position"),
+        ({}, "fix at least one position"),
         (dict.fromkeys(range(1, 7), 0), "6 positions are fixed, but a walk has only 5"),
         ({6: 0}, "q_6 = 0"),
         ({0: 0}, "q_0 = 0"),

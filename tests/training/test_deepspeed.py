@@ -11,8 +11,8 @@ import pytest
 import tiny_run
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
+from process_results import accelerate, ended, records, same_but_for_rounding, seen
 from safetensors.torch import load_file
-from test_processes import accelerate, ended, records, same_but_for_rounding, seen
 from warm_processes import launch
 
 from diffusion_bridge_vq.training.distributed.accelerate import check_engine

@@ -60,6 +60,8 @@ def test_from_a_run_to_calls_by_words(photos, tmp_path):
     assert pipe(class_labels=["blue", "red cat"], num_inference_steps=2, output_type="pt").images.shape[0] == 2
     with pytest.raises(ValueError, match="doesn't know 'green'"):
         draw("green cat")
+    with pytest.raises(ValueError, match=r"must have words, got '-'; leave them out"):
+        draw("-")
     with pytest.raises(ValueError, match=r"1 texts or one, or numbers of words in 0\.\.3"):
         draw(4)
 

@@ -1,13 +1,10 @@
 """
-Training on two real processes (gloo, CPU): gradients and statistics are those of one process with both batches, and
-what both hold stays equal bit for bit.
+Runs on two real processes (gloo, CPU): what both hold stays equal bit for bit, with DistributedDataParallel, FSDP and
+as launched from the command line.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,43 +13,15 @@ import psutil
 import pytest
 import tiny_run
 import torch
-from accelerate.commands import launch as launcher
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
+from process_results import CONFIGS, ROOT, accelerate, ended, records, same_but_for_rounding, seen
 from safetensors.torch import load_file
-from warm_processes import Script, launch
+from warm_processes import launch
 
 from diffusion_bridge_vq import GumbelVQModel
 
 pytestmark = pytest.mark.slow
-
-
-# ------------------------------------------------------------------------------------------------------- gradients
-
-
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory) -> tuple[dict, dict, dict]:
-    """Of one process with whole batches, and of two with a half each: `process_work.save_steps`."""
-    folder = tmp_path_factory.mktemp("steps")
-    process_work.save_steps(folder)
-    launch(folder, process_work.save_steps, folder)
-    return tuple(torch.load(folder / name, weights_only=True) for name in ("0-of-1.pt", "0-of-2.pt", "1-of-2.pt"))
-
-
-@pytest.mark.parametrize("name", process_work.OBJECTIVES)
-def test_gradients_and_state_are_those_of_one_process_with_both_batches(steps, name):
-    alone, first, second = (result[name] for result in steps)
-    assert alone.keys() == first.keys() == second.keys()
-    for key, value in alone.items():
-        assert torch.equal(first[key], second[key]), key
-        tolerance = 1e-6 + 5e-5 * value.abs().max()  # some gradients are 0 but for rounding
-        assert (first[key] - value).abs().max() < tolerance, key
-    moved = {key for key, value in alone.items() if key.startswith("2 ") and value.abs().max() > 1e-5}
-    assert any("unet" in key or "prior" in key for key in moved) == (name[:2] != "vq" and "before" not in name)
-    assert any("encoder" in key for key in moved) == (name not in ("prior", "pixelcnn", "e2e, frozen"))
-
-
-# ------------------------------------------------------------------------------------------------------------ runs
 
 
 KINDS = ["vq", "prior", "e2e", "pixelcnn"]
@@ -74,14 +43,6 @@ def runs(tmp_path_factory) -> Path:
     for kind in KINDS:
         launch(folder, process_work.run, kind, folder / kind, start(kind, folder))
     return folder
-
-
-def seen(folder: Path) -> tuple[dict, dict]:
-    return tuple(torch.load(folder / f"seen-{rank}-of-2.pt", weights_only=True) for rank in range(2))
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,16 +131,6 @@ def test_a_run_goes_on_with_two_one_and_two_processes(runs, tmp_path, capfd):
         assert len(set(expected)) > 60 and keys(found) == expected, step
 
 
-# The norm that gradients are clipped by is summed in another order; Adam enlarges that where they are almost 0.
-ROUNDING = {"model": 1e-4, "ema": 1e-4, "best": 1e-4, "optimizer": 1e-6}
-
-
-def same_but_for_rounding(state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert state.keys() == expected.keys()
-    for key, value in expected.items():
-        assert (state[key] - value).abs().max() <= ROUNDING[key.split(".")[0]], key
-
-
 @pytest.fixture(scope="module")
 def split_runs(runs, tmp_path_factory) -> Path:
     """Those of the priors on two processes with FSDP."""
@@ -236,26 +187,6 @@ def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, k
 
 
 # --------------------------------------------------------------------------------------------------------- launched
-
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "examples" / "accelerate_configs"
-
-
-def accelerate(*command: str, config: str = "cpu_2.yaml") -> Script:
-    """accelerate launch on two processes of this machine."""
-    options = ("--config_file", CONFIGS / config, "--num_processes", 2, "--main_process_port", 0)
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return Script(Path(launcher.__file__), *options, *command, variables=variables)
-
-
-def ended(launched: Script, seconds: float) -> subprocess.CompletedProcess[str]:
-    """What it did, when it ends within `seconds`."""
-    launched.process.join(seconds)
-    late = launched.process.is_alive()
-    launched.process.kill()
-    done = launched.end()
-    assert not late, done.stderr[-3000:]
-    return done
 
 
 def test_the_configurations_are_accelerates():

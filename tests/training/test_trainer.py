@@ -2,7 +2,7 @@
 
 import json
 
-import process_work
+import gradient_work
 import pytest
 import torch
 from accelerate import Accelerator
@@ -115,10 +115,10 @@ def test_nan_stops_with_the_step_and_loses_nothing(tmp_path, monkeypatch, log_ev
     assert all(torch.isfinite(p).all() for p in trained["vqvae"].parameters())
 
 
-@pytest.mark.parametrize("name", process_work.OBJECTIVES)
+@pytest.mark.parametrize("name", gradient_work.OBJECTIVES)
 def test_what_is_trained_is_saved(name):
     """A weight that the optimizer moves and no checkpoint holds would be lost when the run is resumed."""
-    objective = process_work.OBJECTIVES[name]()
+    objective = gradient_work.OBJECTIVES[name]()
     learning = {id(p) for p in objective.parameters() if p.requires_grad}
     assert learning and learning <= {id(p) for p in objective.trained_part().parameters()}
 

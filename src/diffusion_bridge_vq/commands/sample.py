@@ -108,15 +108,7 @@ def main() -> None:
         save_file({"chain": rows}, args.output.parent / "chain.safetensors")
         chain_sheet(args.output.parent)
     print(f"{len(images)} images, seed {args.seed}, {pipe.num_timesteps} steps: {args.output}")
-    folder = Path(args.pipeline)
-    where = ("--output-dir", folder / "evaluation") if folder.is_dir() else ()
-    model = ("--model", f"mine={args.pipeline}", "--dataset", "DATASET")
-    steps = ("--num-inference-steps", str(pipe.num_timesteps)) if is_student(pipe.scheduler) else ()
-    measure = command_line("evaluate", "fid", *model, *steps, *where)
-    print_next(
-        (measure, "compare with real images"),
-        (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it"),
-    )
+    print_next(*next_steps(pipe, args))
 
 
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
@@ -131,7 +123,8 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
         numbers = read_class_labels(labels, *given, pipe.id2label, torch.device("cpu"))
         labels = numbers if numbers is None else numbers.tolist()
-        guidance = pipe.config.get("default_guidance_scale", 1.0) if guidance is None else guidance
+        if guidance is None and not is_student(pipe.scheduler):  # a student's is part of its weights
+            guidance = pipe.config.get("default_guidance_scale", 1.0)
     written = draw_into_folder(
         pipe,
         args.output_dir,
@@ -142,18 +135,39 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         class_labels=labels,
         npz=args.npz,
         tile_size=args.tile_size,
-        num_inference_steps=args.num_inference_steps or pipe.config.get("default_num_inference_steps", 20),
+        num_inference_steps=number_of_steps(pipe, args),
         solver=args.solver or default_solver(pipe.scheduler),
         guidance_scale=guidance,
     )
     names = ", ".join(map(str, [args.output_dir / "images", *written]))
     accelerator.print(f"{args.num_images} images, seed {args.seed}: {names}")
+    if accelerator.is_main_process:
+        print_next(*next_steps(pipe, args))
     accelerator.end_training()
+
+
+def number_of_steps(pipe: Any, args: argparse.Namespace) -> int:
+    """As asked for, or the pipeline's own."""
+    return args.num_inference_steps or pipe.config.get("default_num_inference_steps", 20)
+
+
+def next_steps(pipe: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """Compare with real images, and share."""
+    folder = Path(args.pipeline)
+    where = ("--output-dir", folder / "evaluation") if folder.is_dir() else ()
+    model = ("--model", f"mine={args.pipeline}", "--dataset", "DATASET")
+    steps: tuple[str, ...] = ()
+    if is_student(pipe.scheduler):  # else evaluate.py has a number of its own
+        steps = ("--num-inference-steps", str(number_of_steps(pipe, args)))
+    return [
+        (command_line("evaluate", "fid", *model, *steps, *where), "compare with real images"),
+        (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it"),
+    ]
 
 
 def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], DenoisingChain | None]:
     """The images, and the chain of the first batch."""
-    steps = args.num_inference_steps or pipe.config.get("default_num_inference_steps", 20)
+    steps = number_of_steps(pipe, args)
     chain = None
     if args.chain_steps:
         chain = DenoisingChain(torch.linspace(0, steps - 1, args.chain_steps).long().tolist(), output_type="pt")

@@ -128,8 +128,8 @@ class BridgePrior(EvaluatedPrior):
             solver = {"solver": "consistency" if is_student(pipe.scheduler) else config.solver}
         else:  # a stock scheduler is a solver itself, and has no noise levels of its own to integrate over
             self.abilities = self.abilities - {"code_bits"}
-        if is_student(pipe.scheduler):  # completes no images
-            self.abilities = self.abilities - {"masked_bits"}
+        if is_student(pipe.scheduler):  # it predicts ends of trajectories, not means: no likelihood, no completions
+            self.abilities = frozenset({"samples"})
         self._call = {"num_inference_steps": config.num_inference_steps} | solver
         self._facts = {"steps": config.num_inference_steps} | solver
 

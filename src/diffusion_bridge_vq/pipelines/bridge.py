@@ -132,7 +132,8 @@ class BridgePipeline(VQPipeline):
         replay = {"mode": "reduce-overhead"} if self.unet.device.type == "cuda" and not kwargs else {}
         modules: tuple[tuple[nn.Module, dict[str, Any]], ...] = ((self.unet, replay), (self.vqvae.decoder, {}))
         shape = (batch_size, self.unet.config.in_channels, *self._latent_size())
-        labels = read_class_labels(None, batch_size, self._num_classes(), None, self.unet.device)
+        word = next(iter(self.id2label.values())) if self.config.get("label_words") and self.id2label else None
+        labels, _ = self._read_classes(word, 1.0, batch_size)
         levels = self.scheduler.config.num_train_timesteps
         try:
             for module, own in modules:

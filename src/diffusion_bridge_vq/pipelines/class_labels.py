@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..models.conditions import words_to_labels
+from ..models.conditions import split_words, words_to_labels
 from ..sampling.arguments import check_count, check_number
 
 ClassLabels = torch.Tensor | np.ndarray | Sequence[int | str] | int | str | None
@@ -72,8 +72,8 @@ def read_words(class_labels: ClassLabels, num_images: int, id2label: Mapping[int
     Texts, of whose words each is a class, as vectors over the classes (num_images, K + 1); None without any.
 
     Raises:
-        ValueError: something else than texts or numbers of words, unknown words, or as many as fit neither the images
-            nor one for all.
+        ValueError: something else than texts or numbers of words, a text without words, unknown words, or as many as
+            fit neither the images nor one for all.
     """
     if class_labels is None:
         return None
@@ -86,6 +86,8 @@ def read_words(class_labels: ClassLabels, num_images: int, id2label: Mapping[int
             f"`class_labels` must be {num_images} texts or one, or numbers of words in 0..{len(names) - 1}, got "
             f"{len(given)}: {_list_some(map(repr, given))}."
         )
+    if empty := [one for one in given if isinstance(one, str) and not split_words(one)]:
+        raise ValueError(f"`class_labels` must have words, got {empty[0]!r}; leave them out to draw without any.")
     labels = words_to_labels([one if isinstance(one, str) else names[one] for one in given], names)
     return labels if len(labels) == num_images else labels.repeat(num_images, 1)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import embedding
 
+from ..evaluation.arguments import check_count
 from ..losses import Regularization
 from ..sampling import inpaint_latents, sample_latents
 from .analysis import forward_path, total_variation, toy_codes, valid_share
@@ -59,8 +60,10 @@ def run_toy(
         seed (`int`, *optional*, defaults to 0): of everything.
 
     Raises:
-        ValueError: positions or codes outside their range.
+        TypeError, ValueError: positions or codes outside their range, or another kind of number.
     """
+    check_count("num_samples", num_samples)
+    check_count("jump_n_sample", jump_n_sample)
     known, mask = fix_toy_positions(fixed)
     steps = {} if max_train_steps is None else {"max_train_steps": max_train_steps}
     config = (ToyConfig.paper if paper_network else ToyConfig)(**steps)  # type: ignore[arg-type]

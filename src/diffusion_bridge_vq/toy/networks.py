@@ -9,11 +9,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.autoencoders.vq_model import VQEncoderOutput
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
+from ..evaluation.arguments import check_floats, check_model, check_number
 from ..models.latent_normalizer import LatentNormalizer
 from ..models.quantizers_trained import GumbelSoftmaxQuantizer
+from ..schedulers import OUBridgeScheduler
 
 
 class SequenceVQModel(ModelMixin, ConfigMixin):
@@ -132,13 +133,19 @@ class MixtureDenoiser(nn.Module):
     Args:
         means (`torch.Tensor`): the code vectors of the sequences, (S, d, N).
         std (`float`): standard deviation of the noise around them.
-        scheduler: the [`OUBridgeScheduler`] whose coordinates its input is in, with z* = 0.
+        scheduler ([`OUBridgeScheduler`]): its input is in the coordinates of this process, with z* = 0.
+
+    Raises:
+        TypeError, ValueError: values of another kind or shape, or that aren't finite.
     """
 
     means: torch.Tensor
 
-    def __init__(self, means: torch.Tensor, std: float, scheduler: SchedulerMixin):
+    def __init__(self, means: torch.Tensor, std: float, scheduler: OUBridgeScheduler):
         super().__init__()
+        check_floats("means", means, "(S, d, N)", (3,))
+        check_number("std", std, 0)
+        check_model("scheduler", scheduler, OUBridgeScheduler)
         self.register_buffer("means", means.flatten(1))
         self.std, self.scheduler = std, scheduler
 

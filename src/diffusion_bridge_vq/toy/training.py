@@ -1,19 +1,22 @@
 """Training on the toy sequences of section 4.1, through the same objectives as images."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..evaluation.arguments import check_choice, check_count, check_model, check_number
 from ..losses import Regularization
 from ..schedulers import OUBridgeScheduler
 from ..training.ema import AveragedWeights
 from ..training.objectives import E2EObjective, Objective, PriorObjective
 from .networks import PaperSequenceDenoiser, SequenceDenoiser, SequenceVQModel
 from .walks import LENGTH, NUM_CODES, draw_toy_latents, draw_toy_sequences, toy_codebook
+
+Network = Literal["residual", "paper"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,31 @@ class ToyConfig:
             keeping the true one.
         regularization (`str`): form of L_t^reg in end-to-end training.
         max_train_steps, batch_size (`int`), learning_rate (`float`): of Adam, on sequences drawn afresh.
+        ema_decay (`float`): of the averaged weights, which are the result.
+
+    Raises:
+        TypeError, ValueError: a value of another kind, or out of range.
     """
 
-    network: Literal["residual", "paper"] = "residual"
+    network: Network = "residual"
     end_to_end: bool = False
     regularization: Regularization = "gamma"
     max_train_steps: int = 3500
     batch_size: int = 512
     learning_rate: float = 2e-2
     ema_decay: float = 0.998
+
+    def __post_init__(self) -> None:
+        check_choice("network", self.network, get_args(Network))
+        check_choice("regularization", self.regularization, get_args(Regularization))
+        if not isinstance(self.end_to_end, bool):
+            raise TypeError(f"`end_to_end` must be True or False, got {self.end_to_end!r}.")
+        check_count("max_train_steps", self.max_train_steps)
+        check_count("batch_size", self.batch_size)
+        check_number("learning_rate", self.learning_rate, 0, inclusive=False)
+        check_number("ema_decay", self.ema_decay, 0)
+        if self.ema_decay >= 1:
+            raise ValueError(f"`ema_decay` must be below 1, got {self.ema_decay}.")
 
     @classmethod
     def paper(cls, **overrides: Any) -> "ToyConfig":
@@ -68,7 +87,14 @@ def toy_scheduler(prediction_type: str = "sample") -> OUBridgeScheduler:
 
 
 def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
-    """Train as `config` says; everything random follows from `seed`."""
+    """
+    Train as `config` says; everything random follows from `seed`.
+
+    Raises:
+        TypeError, ValueError: another kind of configuration or seed.
+    """
+    check_model("config", config, ToyConfig)
+    check_count("seed", seed, 0)
     torch.manual_seed(seed)
     residual = config.network == "residual"
     scheduler = toy_scheduler("sample" if residual else "epsilon")

@@ -7,9 +7,12 @@ standard deviation 0.05 that is used here.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from ..evaluation.arguments import check_codes, check_count, check_generator
 
 NUM_CODES = 8
 LENGTH = 5
@@ -31,21 +34,52 @@ def all_toy_sequences() -> torch.Tensor:
 
 
 def draw_toy_sequences(num: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """Sequences q drawn from the walk, (num, 5) int64."""
+    """
+    Sequences q drawn from the walk, (num, 5) int64.
+
+    Raises:
+        TypeError, ValueError: `num` isn't a whole number of at least 1, or `generator` isn't one.
+    """
+    check_count("num", num)
+    check_generator(generator)
     sequences = all_toy_sequences()
     return sequences[torch.randint(len(sequences), (num,), generator=generator)]
 
 
 def draw_toy_latents(sequences: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """z_0 = e_q + 0.05 noise: (B, 5) -> (B, 2, 5)."""
+    """
+    z_0 = e_q + 0.05 noise: (B, 5) -> (B, 2, 5).
+
+    Raises:
+        TypeError, ValueError: not sequences, or `generator` isn't one.
+    """
+    check_sequences(sequences)
+    check_generator(generator)
     vectors = F.embedding(sequences, toy_codebook()).movedim(-1, 1)
     return vectors + NOISE_STD * torch.randn(vectors.shape, generator=generator)
 
 
 def is_toy_walk(sequences: torch.Tensor) -> torch.Tensor:
-    """Whether every neighbouring pair differs by +-1 mod 8: (B, 5) -> (B,) bool. By chance 1 in 256 does."""
+    """
+    Whether every neighbouring pair differs by +-1 mod 8: (B, 5) -> (B,) bool. By chance 1 in 256 does.
+
+    Raises:
+        TypeError, ValueError: not sequences.
+    """
+    check_sequences(sequences)
     steps = sequences.diff(dim=-1) % NUM_CODES
     return ((steps == 1) | (steps == NUM_CODES - 1)).all(dim=-1)
+
+
+def check_sequences(sequences: Any) -> None:
+    """
+    Raises:
+        TypeError: `sequences` isn't a tensor.
+        ValueError: it isn't (B, 5) integers in 0..7.
+    """
+    check_codes("sequences", sequences, NUM_CODES, f"(B, {LENGTH})", (2,))
+    if sequences.shape[1] != LENGTH:
+        raise ValueError(f"`sequences` must be (B, {LENGTH}), got {tuple(sequences.shape)}.")
 
 
 def fix_toy_positions(codes: Mapping[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,10 +93,14 @@ def fix_toy_positions(codes: Mapping[int, int]) -> tuple[torch.Tensor, torch.Ten
         `(known_latents, mask)`: (1, 2, 5), the code vectors without noise; (5,) bool, True where unknown.
 
     Raises:
+        TypeError: not a mapping of whole numbers.
         ValueError: nothing fixed, more positions than the walk has, or a position or code outside its range.
     """
+    numbers = [*codes, *codes.values()] if isinstance(codes, Mapping) else [None]
+    if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+        raise TypeError(f"`codes` must map positions to codes, whole numbers, e.g. {{1: 0, 5: 4}}, got {codes!r}.")
     if not codes:
-        raise ValueError("No position is fixed: name at least one, e.g. {1: 0, 5: 4}.")
+        raise ValueError("`codes` must fix at least one position, e.g. {1: 0, 5: 4}, got none.")
     if len(codes) > LENGTH:
         raise ValueError(f"{len(codes)} positions are fixed, but a walk has only {LENGTH}.")
     known, mask = torch.zeros(1, LENGTH, dtype=torch.long), torch.ones(LENGTH, dtype=torch.bool)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 
@@ -290,7 +291,13 @@ class Trainer:
 
     @torch.no_grad()
     def _place_codebook(self) -> None:
-        """Put a fresh codebook on the latents of a few batches."""
-        vqvae = self.objective.vqvae
-        latents = [vqvae.encode(self.inputs(b)["images"]).latents for b in self.data.first(_CODEBOOK_BATCHES)]
+        """Put a fresh codebook on the latents of a few batches, all of which are read before processes meet."""
+        vqvae, batches, error = self.objective.vqvae, [], None
+        try:
+            batches = list(self.data.first(_CODEBOOK_BATCHES))
+        except Exception as caught:
+            error = caught
+        if any(gather_object([error is not None])):
+            self.endings.by_unreadable_data(0, error, begun=False)
+        latents = [vqvae.encode(self.inputs(batch)["images"]).latents for batch in batches]
         vqvae.quantize.initialize_codebook(torch.cat(latents))

@@ -1,4 +1,4 @@
-"""What the processes of test_encoding.py do: they import it by name."""
+"""What the processes of test_encoding.py do, which import it by name, and what its neighbours encode with."""
 
 import os
 import signal
@@ -37,3 +37,9 @@ def encode_until_killed(shards: int, *arguments: Any) -> None:
 
     encoding.write_shard = write_and_die
     encode(*arguments)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Of all files but the lock's."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
