@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
@@ -100,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _drop(self) -> None:
         self.close_connection = True
+        with suppress(OSError):  # the client has gone first
+            self.connection.shutdown(socket.SHUT_RDWR)  # closing is not enough: forked processes have it, too
         self.connection.close()
 
     def _send(self, status: int, data: Any = b"", headers: Mapping[str, str] = {}) -> None:

@@ -3,23 +3,16 @@ Runs on two real processes (gloo, CPU): what both hold stays equal bit for bit, 
 as launched from the command line.
 """
 
-import json
 import shutil
-import time
 from pathlib import Path
 
 import process_work
-import psutil
 import pytest
 import tiny_run
 import torch
-from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.utils import DistributedType
-from process_results import CONFIGS, ROOT, accelerate, ended, records, same_but_for_rounding, seen
+from process_results import accelerate, ended, records, same_but_for_rounding, seen
 from safetensors.torch import load_file
 from warm_processes import launch
-
-from diffusion_bridge_vq import GumbelVQModel
 
 pytestmark = pytest.mark.slow
 
@@ -184,66 +177,6 @@ def test_a_bad_batch_on_one_process_leaves_the_state_before_it(runs, tmp_path, k
     for result in (first, second):
         assert result["before"].keys() == saved.keys()
         assert all(torch.equal(result["before"][name], value) for name, value in saved.items())
-
-
-# --------------------------------------------------------------------------------------------------------- launched
-
-
-def test_the_configurations_are_accelerates():
-    """Every file, read by what `accelerate launch` reads it with; several processes, and no setting left to guess."""
-    found = {path.name: load_config_from_file(str(path)) for path in CONFIGS.glob("*.yaml")}
-    assert found.keys() == {"cpu_2.yaml", "multi_gpu.yaml", "multi_node.yaml", "fsdp.yaml", "deepspeed.yaml"}
-    for name, config in found.items():
-        engine = {"fsdp.yaml": DistributedType.FSDP, "deepspeed.yaml": DistributedType.DEEPSPEED}
-        assert isinstance(config, ClusterConfig)
-        assert config.distributed_type == engine.get(name, DistributedType.MULTI_GPU)
-        assert config.num_processes % config.num_machines == 0 and config.num_processes > 1
-    assert {name for name, config in found.items() if config.use_cpu} == {"cpu_2.yaml"}
-    table = (ROOT / "docs" / "how-to" / "several-processes.md").read_text()
-    assert all(f"`{name}`" in table for name in found)
-
-
-@pytest.mark.parametrize("fault", ["exception", "signal", "signal, the other hangs"])
-def test_a_process_that_dies_ends_the_others_within_a_minute_and_is_named(tmp_path, fault):
-    launched = accelerate(process_work.__file__, fault, str(tmp_path))
-    last = [tmp_path / f"pid-{rank}" for rank in range(2)]  # written when they come to the fatal batch
-    for _ in range(1200):
-        if all(path.exists() and path.read_text() for path in last) or not launched.process.is_alive():
-            break
-        time.sleep(0.1)
-    done = ended(launched, 60)
-    assert done.returncode != 0
-    assert not any(psutil.pid_exists(int(path.read_text())) for path in last)
-    summary = done.stderr[done.stderr.index("FAILED") :]  # the launcher's
-    if fault == "exception":
-        cause = summary[summary.index("Root Cause") :]
-        assert "(local_rank: 1)" in cause and "the third batch of process 1 of 2 is bad" in cause
-    else:
-        assert "(local_rank: 1)" in summary and "Signal 9 (SIGKILL)" in summary
-
-
-def test_the_command_line_trains_on_two_processes(tmp_path):
-    """One run, not two: one line per step, images of both processes, and what the next stage needs."""
-    config = process_work.configure("vq", tmp_path)
-    names = (
-        "split",
-        "resolution",
-        "batch_size",
-        "max_train_steps",
-        "log_every",
-        "checkpoint_every",
-        "image_every",
-        "report_to",
-    )
-    options = [f"--{name}={getattr(config, name)}" for name in (*names, "output_dir")]
-    script = str(ROOT / "examples" / "train_vqvae.py")
-    done = ended(accelerate(script, *options, f"--vqvae={json.dumps(config.vqvae)}"), 600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [r["step"] for r in records(tmp_path)] == [4, 8, 12, 16, 20, 24]
-    assert {"random-0.safetensors", "random-1.safetensors"} <= {
-        path.name for path in (tmp_path / "checkpoints" / "step-00000024").iterdir()
-    }
-    GumbelVQModel.from_pretrained(tmp_path / "vqvae")
 
 
 def test_the_configuration_of_fsdp_splits_block_by_block(runs, tmp_path):
