@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import process_work
 import torch
 from accelerate.commands import launch as launcher
-from warm_processes import Script
+from warm_processes import Script, launch
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "examples" / "accelerate_configs"
@@ -20,6 +23,34 @@ def seen(folder: Path) -> tuple[dict, dict]:
 
 def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def keys(batches: list[torch.Tensor]) -> list[bytes]:
+    """One for each image, whether it was mirrored or not."""
+    both = [(image.numpy().tobytes(), image.flip(-1).contiguous().numpy().tobytes()) for b in batches for image in b]
+    return sorted(map(min, both))
+
+
+def assert_it_goes_on_with_two_one_and_two(
+    kind: str, whole_run: Path, options: dict[str, Any], folder: Path, split: tuple = ()
+) -> None:
+    """Each step has the images of the uninterrupted run. One process takes 8 at a time: an epoch would have more."""
+    checkpoints = Path("checkpoints") / "step-00000012"
+    shutil.copytree(whole_run / checkpoints, folder / checkpoints)
+    alone = {"resume": True, "max_train_steps": 18, "batch_size": 8, "gradient_accumulation_steps": 10}
+    process_work.run(kind, folder, options | alone)
+    launch(folder, *split, process_work.run, kind, folder, options | {"resume": True})
+    whole = [result["batches"] for result in seen(whole_run)]
+    by_one = torch.load(folder / "seen-0-of-1.pt", weights_only=True)["batches"]
+    by_two = [result["batches"] for result in seen(folder)]
+    for step in range(12, 24):
+        expected = keys([batch for own in whole for batch in own[2 * step : 2 * step + 2]])
+        first = 10 * (step - 12)
+        found = by_one[first : first + 10]
+        if step >= 18:
+            first = 2 * (step - 18)
+            found = [batch for own in by_two for batch in own[first : first + 2]]
+        assert len(set(expected)) > 60 and keys(found) == expected, step
 
 
 # The norm that gradients are clipped by is summed in another order; Adam enlarges that where they are almost 0.

@@ -11,7 +11,14 @@ import pytest
 import tiny_run
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
-from process_results import accelerate, ended, records, same_but_for_rounding, seen
+from process_results import (
+    accelerate,
+    assert_it_goes_on_with_two_one_and_two,
+    ended,
+    records,
+    same_but_for_rounding,
+    seen,
+)
 from safetensors.torch import load_file
 from warm_processes import launch
 
@@ -115,6 +122,13 @@ def test_a_checkpoint_is_resumed(runs, tmp_path, kind, before, after):
     if before == after:
         different = [key for key, value in whole.items() if not torch.equal(value, resumed[key])]
         assert not different, different[:5]
+
+
+@needs_deepspeed
+def test_a_run_goes_on_with_two_one_and_two_processes(runs, tmp_path):
+    """Alone without DeepSpeed."""
+    options = OPTIONS["prior"] | {"init_from": runs / "vq"}
+    assert_it_goes_on_with_two_one_and_two("prior", runs / "prior", options, tmp_path, (process_work.zero, 2))
 
 
 @needs_deepspeed

@@ -10,7 +10,14 @@ import process_work
 import pytest
 import tiny_run
 import torch
-from process_results import accelerate, ended, records, same_but_for_rounding, seen
+from process_results import (
+    accelerate,
+    assert_it_goes_on_with_two_one_and_two,
+    ended,
+    records,
+    same_but_for_rounding,
+    seen,
+)
 from safetensors.torch import load_file
 from warm_processes import launch
 
@@ -95,33 +102,11 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(runs, tmp_path,
         assert all(map(torch.equal, whole["next"][24:], resumed["next"]))
 
 
-def keys(batches) -> list[bytes]:
-    """One for each image, whether it was mirrored or not."""
-    both = [(image.numpy().tobytes(), image.flip(-1).contiguous().numpy().tobytes()) for b in batches for image in b]
-    return sorted(map(min, both))
-
-
 def test_a_run_goes_on_with_two_one_and_two_processes(runs, tmp_path, capfd):
-    """Each step has the images of the uninterrupted run. One process takes 8 at a time: an epoch would have more."""
-    checkpoints = Path("checkpoints") / "step-00000012"
-    shutil.copytree(runs / "vq" / checkpoints, tmp_path / checkpoints)
-    alone = {"resume": True, "max_train_steps": 18, "batch_size": 8, "gradient_accumulation_steps": 10}
-    process_work.run("vq", tmp_path, alone)
+    assert_it_goes_on_with_two_one_and_two("vq", runs / "vq", {}, tmp_path)
     out = capfd.readouterr().out
     assert "1 process x 8 x 10 images a step instead of 2 processes x 20 x 2; each step has the images" in out
     assert "Codebook and normalizer are updated from 8 images at a time instead of 40." in out
-    launch(tmp_path, process_work.run, "vq", tmp_path, {"resume": True})
-    whole = [result["batches"] for result in seen(runs / "vq")]
-    by_one = torch.load(tmp_path / "seen-0-of-1.pt", weights_only=True)["batches"]
-    by_two = [result["batches"] for result in seen(tmp_path)]
-    for step in range(12, 24):
-        expected = keys([batch for own in whole for batch in own[2 * step : 2 * step + 2]])
-        first = 10 * (step - 12)
-        found = by_one[first : first + 10]
-        if step >= 18:
-            first = 2 * (step - 18)
-            found = [batch for own in by_two for batch in own[first : first + 2]]
-        assert len(set(expected)) > 60 and keys(found) == expected, step
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +149,13 @@ def test_a_checkpoint_of_fsdp_is_resumed(runs, split_runs, tmp_path, engine):
         else:
             assert resumed["shares"][24] == 1
             same_but_for_rounding(resumed["states"][24], whole["states"][24])
+
+
+def test_a_run_with_fsdp_goes_on_with_two_one_and_two_processes(runs, split_runs, tmp_path):
+    """Alone without FSDP, which needs several."""
+    options = start("prior", runs)
+    assert_it_goes_on_with_two_one_and_two("prior", split_runs / "prior", options, tmp_path, (process_work.split,))
+    assert all(0.4 < result["shares"][24] < 0.6 for result in seen(tmp_path))
 
 
 @pytest.mark.parametrize("kind, engine", [("vq", "ddp"), ("prior", "fsdp")])
