@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from tiny_models import make_autoencoder
 from tiny_run import SETTINGS, TINY
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler
@@ -223,3 +224,16 @@ def test_a_run_that_is_not_over_is_named(tmp_path):
             ValueError, match=rf"The run in {tmp_path} isn't over: .*export_checkpoint.py {place} --out"
         ):
             load_autoencoder(place)
+
+
+def test_an_autoencoder_by_itself_in_a_folder_called_checkpoints(tmp_path):
+    """A run's checkpoints are in a folder of that name, too."""
+    place = tmp_path / "checkpoints" / "emoji"
+    make_autoencoder().save_pretrained(place)
+    assert load_autoencoder(place).config == GumbelVQModel.from_pretrained(place).config
+    run = RunFolder(tmp_path)
+    run.write_config({"preset": "digits"})
+    run.checkpoint(4).mkdir()
+    for unfinished in (run.path, run.checkpoint(4)):
+        with pytest.raises(ValueError, match=f"The run in {tmp_path} isn't over"):
+            load_autoencoder(unfinished)

@@ -39,14 +39,15 @@ def load_autoencoder(place: Path) -> GumbelVQModel:
     """
     folder = place if looks_local(place) else pretrained.fetch_autoencoder(place.as_posix())
     found = RunFolder(folder).find_component("vqvae")
+    config = folder / GumbelVQModel.config_name  # of a run, it has no class
+    if found is None and config.is_file() and "_class_name" in pretrained.read_json(config):
+        found = folder
     unfinished = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if found is None and RunFolder(unfinished).checkpoints.is_dir():
         raise ValueError(
             f"The run in {unfinished} isn't over: write its pipeline with `python examples/export_checkpoint.py "
             f"{folder} --output-dir FOLDER`, and give that folder."
         )
-    if found is None and (folder / GumbelVQModel.config_name).is_file():
-        found = folder
     if found is None:
         raise ValueError(
             f"There is no autoencoder in {folder}: expected {folder / 'vqvae'} or {folder / 'pipeline'}. "
