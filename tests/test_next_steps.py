@@ -26,7 +26,7 @@ def test_commands_are_started_as_this_one_was(program, words, monkeypatch):
 def test_classes_are_drawn_in_turn(monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq train-prior"])
     (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"), ["cat", "dog"])
-    assert draw == "dbvq sample runs/a/pipeline --all-classes --output runs/a/samples.png"
+    assert draw == "dbvq sample runs/a/pipeline --all-classes --guidance-scale 2.5 --output runs/a/samples.png"
     (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"))
     assert "classes" not in draw
 

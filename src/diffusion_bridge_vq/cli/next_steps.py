@@ -40,7 +40,7 @@ def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | No
         folder (`Path`): what is uploaded, the folder of its run if it has one.
         class_names (`Sequence[str]`, *optional*): of a class-conditional model, which is drawn from class by class.
     """
-    classes = ("--all-classes",) if class_names else ()
+    classes = ("--all-classes", "--guidance-scale", "2.5") if class_names else ()
     picture = pipeline.parent / "samples.png"
     return [
         (command_line("sample", pipeline, *classes, "--output", picture), "draw 64 images"),
