@@ -106,3 +106,23 @@ def make_gray_pipeline() -> DiffusionBridgeVQPipeline:
     vqvae = make_autoencoder(levels=3, in_channels=1, out_channels=1, latent_channels=2, sample_size=16).eval()
     unet = make_unet(sample_size=4, in_channels=2, out_channels=2).eval()
     return DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(num_train_timesteps=20))
+
+
+def make_words_pipeline() -> DiffusionBridgeVQPipeline:
+    """[`make_pipeline`] with classes that are words."""
+    pipe = make_pipeline(5)
+    names = dict(enumerate(["blue", "cat", "dog", "red"]))
+    pipe = DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, pipe.scheduler, names, label_words=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def make_student_pipeline(classes: int | None = None) -> DiffusionBridgeVQPipeline:
+    """[`make_pipeline`], as if it had learned to draw in one or two steps with a guidance scale of 2."""
+    pipe = make_pipeline(classes)
+    few = {"1": [len(pipe.scheduler) - 1], "2": [len(pipe.scheduler) - 1, len(pipe.scheduler) // 2]}
+    learned = {"prediction_type": "sample", "few_step_timesteps": few, "distilled_guidance_scale": 2.0}
+    scheduler = OUBridgeScheduler.from_config(pipe.scheduler.config, **learned)
+    pipe = DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, scheduler, default_num_inference_steps=1)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from on_the_page import DESK, PATIENCE
+from on_the_page import DESK, PATIENCE, PHONE
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.page import Demo
@@ -83,7 +83,10 @@ def open_page(browser, address):
     contexts, hosts, errors = [], set(), []
 
     def open(viewport: dict[str, int] = DESK, scheme: str = "light"):
-        contexts.append(browser.new_context(viewport=viewport, color_scheme=scheme, accept_downloads=True))
+        touch = viewport == PHONE
+        contexts.append(
+            browser.new_context(viewport=viewport, color_scheme=scheme, has_touch=touch, accept_downloads=True)
+        )
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE * 1000)
         page.on("request", lambda r: hosts.add(r.url.split("/")[2]) if r.url.startswith("http") else None)

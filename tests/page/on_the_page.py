@@ -2,9 +2,11 @@
 
 import io
 import urllib.request
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 PATIENCE = 60  # seconds, for a busy machine
@@ -85,3 +87,11 @@ def hidden(page) -> np.ndarray:
 def same(shown, expected) -> bool:
     """Up to one level of 255: another batch may round otherwise."""
     return np.shape(shown) == np.shape(expected) and np.allclose(shown, expected, rtol=0, atol=1)
+
+
+def violations(page) -> list[str]:
+    """What axe finds."""
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
+    page.evaluate((files(axe) / "axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run()")["violations"]
+    return [f"{one['id']}: {node['html'][:120]} {node['failureSummary']}" for one in found for node in one["nodes"]]

@@ -1,19 +1,22 @@
 """The page for everybody: axe, keys, visible focus, a phone."""
 
-from importlib.resources import files
-
 import numpy as np
 import pytest
-from on_the_page import DESK, PHONE, draw, fill, hidden, open_chapter, open_picture, press, wait_for_status
+from on_the_page import (
+    DESK,
+    PHONE,
+    alerts,
+    draw,
+    fill,
+    hidden,
+    open_chapter,
+    open_picture,
+    press,
+    violations,
+    wait_for_status,
+)
 
 pytestmark = pytest.mark.slow
-
-
-def violations(page) -> list[str]:
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
-    page.evaluate((files(axe) / "axe.min.js").read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{one['id']}: {node['html'][:120]} {node['failureSummary']}" for one in found for node in one["nodes"]]
 
 
 @pytest.mark.parametrize(
@@ -146,10 +149,12 @@ def test_a_phone_has_the_action_beside_its_result(page):
     box = page.get_by_role("button", name="Draw", exact=True).bounding_box()
     assert 0 < box["y"] < box["y"] + box["height"] < PHONE["height"]  # it stays
     open_picture(page)
+    page.locator(".chapter").first.scroll_into_view_if_needed()
+    at = page.evaluate("scrollY")
     for chapter in ("Complete part of it", "Show how it came about", "Show its codes"):
         open_chapter(page, chapter)
         page.wait_for_timeout(300)
-        assert wider() <= 0, chapter
+        assert wider() <= 0 and page.evaluate("scrollY") == at, chapter  # the picture stays where it was
     open_chapter(page, "Complete part of it")
     fill(page, Steps=1, Resampling=1, Number_of_completions=1)
     page.locator(".panel summary").click()  # fold the options again
@@ -158,3 +163,41 @@ def test_a_phone_has_the_action_beside_its_result(page):
     wait_for_status(page, "Done.")
     button = page.get_by_role("button", name="Complete", exact=True).bounding_box()
     assert 0 < page.locator(".panel .tile").first.bounding_box()["y"] - button["y"] - button["height"] < 80
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_a_wrong_number_that_is_folded_away_is_shown(page):
+    fill(page, Steps="0")
+    page.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = false")
+    press(page, "Draw")
+    assert alerts(page) == ["Steps must be a whole number from 1 to 200."]
+    assert page.evaluate("document.activeElement.labels[0].textContent") == "Steps"
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_a_finger_paints_patches_and_scrolls_over_codes(page):
+    open_picture(page)
+    open_chapter(page, "Complete part of it")
+    press(page, "nothing hidden")
+    page.evaluate("scrollTo(0, 0)")
+    finger, box = page.context.new_cdp_session(page), page.locator(".layer").bounding_box()
+
+    def touch(kind: str, *points: tuple[float, float]) -> None:
+        points = [{"x": box["x"] + box["width"] * x / 8, "y": box["y"] + box["height"] * y / 8} for x, y in points]
+        finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (2.5, 1.5))
+    for y in (2, 2.5, 3, 3.5, 4, 4.5):
+        touch("touchMove", (2.5, y))
+    touch("touchEnd")
+    expected = np.zeros((8, 8), bool)
+    expected[1:5, 2] = True
+    assert (hidden(page) == expected).all() and page.evaluate("scrollY") == 0
+
+    open_chapter(page, "Show its codes")
+    page.locator(".cell").first.wait_for()
+    touch("touchStart", (2.5, 6))
+    for y in (5, 4, 3, 2, 1):
+        touch("touchMove", (2.5, y))
+    touch("touchEnd")
+    page.wait_for_function("scrollY > 50")

@@ -162,6 +162,10 @@ def test_a_completion_is_opened_and_left(ship):
     press(ship, "← Back")
     assert ship.get_by_role("heading", name="Ship, seed 5").is_visible()
     assert same(pictures(ship, ".panel"), [completion])  # still there
+    ship.go_forward()  # a completion that was left isn't kept, and the ship stays
+    assert ship.get_by_role("heading", name="Ship, seed 5").is_visible()
+    press(ship, "← Back")
+    ship.locator("#pictures .tile").first.wait_for()
 
 
 # ------------------------------------------------------------------------------------------------------- the chain

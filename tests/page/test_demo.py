@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import make_gray_pipeline, make_pipeline, rng
+from tiny_models import make_gray_pipeline, make_pipeline, make_student_pipeline, make_words_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.page import Demo
@@ -52,31 +52,37 @@ def test_codes_are_those_of_the_pictures(gray):
 
 
 def test_a_student_draws_in_its_few_steps_and_completes_nothing():
-    plain = make_gray_pipeline()
-    few = {"1": [19], "2": [19, 10]}
-    scheduler = type(plain.scheduler).from_config(
-        plain.scheduler.config, prediction_type="sample", few_step_timesteps=few, distilled_guidance_scale=2.0
-    )
-    pipe = DiffusionBridgeVQPipeline(plain.vqvae, plain.unet, scheduler, default_num_inference_steps=1)
+    pipe = make_student_pipeline(5)
     demo = Demo(pipe, "tiny")
-    assert demo.describe()["solvers"] == {} and demo.defaults["num_inference_steps"] == 1
-    (image,) = demo.generate(quiet, num_images=1, seed=2, num_inference_steps=2)["images"]
-    assert pixels(image["png"]).tolist() == np.asarray(pipe(1, 2, rng(2)).images[0]).tolist()
+    described = demo.describe()
+    assert described["solvers"] == {} and described["defaults"]["num_inference_steps"] == 1
+    assert described["defaults"]["guidance_scale"] is None and not described["completes"]
+    (image,) = demo.generate(quiet, "class 2", 1, 2, 2)["images"]
+    assert pixels(image["png"]).tolist() == np.asarray(pipe(1, 2, rng(2), class_labels=2).images[0]).tolist()
     assert len(demo.chain(quiet, seed=2, num_inference_steps=2)["frames"]) == 3
     with pytest.raises(ValueError, match="from 1 to 2"):
         demo.generate(quiet, num_inference_steps=3)
+    with pytest.raises(ValueError, match="has learned its guidance: leave out `guidance_scale`"):
+        demo.generate(quiet, guidance_scale=2.5)
 
 
 def test_texts_where_classes_are_words():
-    plain = make_pipeline(5)
-    names = dict(enumerate(["blue", "cat", "dog", "red"]))
-    pipe = DiffusionBridgeVQPipeline(plain.vqvae, plain.unet, plain.scheduler, names, label_words=True)
+    pipe = make_words_pipeline()
     demo = Demo(pipe, "tiny")
     (image,) = demo.generate(quiet, "Red cat", 1, 2, 4, 3.0)["images"]
     expected = pipe(1, 4, rng(2), class_labels="cat red", guidance_scale=3.0).images[0]
     assert pixels(image["png"]).tolist() == np.asarray(expected).tolist() and image["class_name"] == "Red cat"
     with pytest.raises(ValueError, match="doesn't know 'fox'"):
         demo.generate(quiet, "red fox", 1, 2, 4, 3.0)
+
+
+def test_completions_by_a_word_are_those_of_its_class(classes):
+    image = to_data_url(Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)))
+    others = ("left half given", "class 3", 2, 5, 4, 2.0, 2)
+    expected = [pixels(one["png"]) for one in classes.complete(quiet, image, *others)["images"]]
+    words = Demo(make_words_pipeline(), "tiny")  # the same network
+    result = words.complete(quiet, image, "left half given", "red", *others[2:])
+    np.testing.assert_allclose([pixels(one["png"]) for one in result["images"]], expected, rtol=0, atol=1)
 
 
 @pytest.mark.parametrize(("name", "labels"), [("class 1", [1, 1, 1]), ("any", [2, 3, 0])])

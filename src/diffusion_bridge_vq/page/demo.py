@@ -55,7 +55,10 @@ class Demo:
         num_classes = (pipe.unet.config.num_class_embeds or 1) - 1  # the last one means no class
         names = pipe.id2label or {}
         self.classes = [names.get(label, f"class {label}") for label in range(num_classes)]
+        self.words = bool(pipe.config.get("label_words"))
         config, student = pipe.scheduler.config, is_student(pipe.scheduler)
+        self.completes = not student
+        self.guided = bool(num_classes) and not student  # a student has learned its guidance
         self.solvers = SOLVERS if isinstance(pipe.scheduler, OUBridgeScheduler) and not student else {}
         most_steps = (
             max(map(int, config.few_step_timesteps)) if student else min(MOST_STEPS, config.num_train_timesteps)
@@ -66,7 +69,7 @@ class Demo:
             "num_images": num_classes if 4 <= num_classes <= 12 else 8,
             "seed": 0,
             "num_inference_steps": steps,
-            "guidance_scale": float(pipe.config.get("default_guidance_scale") or 1.0) if num_classes else None,
+            "guidance_scale": float(pipe.config.get("default_guidance_scale") or 1.0) if self.guided else None,
             "solver": next(iter(self.solvers), None),
             "num_completions": NUM_COMPLETIONS,
             "completion_steps": min(COMPLETION_STEPS, most_steps),
@@ -82,6 +85,8 @@ class Demo:
             "map_size": self.map_side,
             "num_codes": self.num_codes,
             "classes": self.classes,
+            "words": self.words,
+            "completes": self.completes,
             "solvers": self.solvers,
             "defaults": self.defaults,
             "limits": {name: vars(limit) for name, limit in self.limits.by_name.items()},
@@ -254,13 +259,14 @@ class Demo:
         values = {name: self.defaults[name] if value is None else value for name, value in given.items()}
         count, seed, steps = self.limits.check(**values)
         settings: Result = {"num_inference_steps": steps}
-        if self.classes:
+        if self.guided:
             default = self.defaults["guidance_scale"]
             (settings["guidance_scale"],) = self.limits.check(
                 guidance_scale=default if guidance_scale is None else guidance_scale
             )
         elif guidance_scale not in (None, 1):
-            raise ValueError("This model has no classes: leave out `guidance_scale`.")
+            reason = "has learned its guidance" if self.classes else "has no classes"
+            raise ValueError(f"This model {reason}: leave out `guidance_scale`.")
         if self.solvers:
             settings["solver"] = self.defaults["solver"] if solver is None else solver
             if settings["solver"] not in self.solvers:
@@ -275,7 +281,7 @@ class Demo:
             return None
         if class_name == ANY:
             return [(seed + i) % len(self.classes) for i in range(count)]
-        if self.pipe.config.get("label_words") and isinstance(class_name, str):
+        if self.words and isinstance(class_name, str):
             return [class_name] * count
         if class_name not in self.classes:
             known = ", ".join([ANY, NONE, *self.classes])
@@ -286,7 +292,7 @@ class Demo:
         """Arguments of a pipeline's call; without a class there is no guidance."""
         if labels is None:
             return {}
-        return {"class_labels": labels, "guidance_scale": settings["guidance_scale"]}
+        return {"class_labels": labels, "guidance_scale": settings.get("guidance_scale", 1.0)}
 
     def _result(
         self,

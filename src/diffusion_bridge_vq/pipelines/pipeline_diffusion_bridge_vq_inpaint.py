@@ -138,7 +138,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             num_inference_steps,
             generator=generator,
             latents=latents,
-            class_labels=None if labels is None else labels.repeat_interleave(num_completions),
+            class_labels=None if labels is None else labels.repeat_interleave(num_completions, dim=0),
             guidance_scale=guidance_scale,
             solver=solver,
             timestep_spacing=timestep_spacing,

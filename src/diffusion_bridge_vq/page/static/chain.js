@@ -33,8 +33,8 @@ export function chainChapter({ picture, settings, image, panel }) {
     play.textContent = "Pause";
     if (Number(slider.value) === frames.length - 1) show(0);
     timer = setInterval(() => {
-      if (Number(slider.value) === frames.length - 1) return stop();
       show(Number(slider.value) + 1);
+      if (Number(slider.value) === frames.length - 1) stop();
     }, Math.max(80, 2500 / frames.length));
   });
   slider.addEventListener("input", () => {
@@ -47,7 +47,7 @@ export function chainChapter({ picture, settings, image, panel }) {
     job.start.hidden = true; // but for a job that failed or was stopped
     const { num_inference_steps, guidance_scale = null, solver = null } = settings;
     const result = await job.run("chain", [picture.class_name, picture.seed, num_inference_steps, guidance_scale, solver]);
-    job.start.hidden = Boolean(result);
+    job.start.hidden = false;
     if (!result) return;
     frames = result.frames;
     slider.max = frames.length - 1;
@@ -68,6 +68,8 @@ export function chainChapter({ picture, settings, image, panel }) {
       ),
     );
     rest.hidden = false;
+    if (job.element.contains(document.activeElement)) play.focus();
+    job.element.hidden = true; // the frames say that it is done
     show(0);
     play.click();
   }

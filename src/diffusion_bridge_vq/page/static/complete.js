@@ -1,7 +1,7 @@
 // Hide part of a picture and let the model draw it anew.
 
 import { h, model } from "./dom.js";
-import { action, allGood, chips, number, roving } from "./fields.js";
+import { action, allGood, classes as classField, number, roving } from "./fields.js";
 import { downloadSheet, settingsLine, showTiles } from "./gallery.js";
 
 const START = "left half given";
@@ -47,10 +47,8 @@ export function completeChapter({ picture, layer, panel }, open) {
   const presets = [...Object.entries(model.masks), ["nothing hidden", hidden.map((row) => row.map(() => 0))]].map(([name, mask]) =>
     h("button", { type: "button", class: "preset", onclick: () => set(mask) }, name),
   );
-  const own = model.classes.includes(picture.class_name) ? picture.class_name : "none";
   const classes =
-    model.classes.length &&
-    chips("Class", [["none", "no class"], ...model.classes.map((name) => [name, name])], own, "What the drawn part should show. “no class” leaves it open.");
+    model.classes.length && classField(["none", "no class"], picture.class_name ?? "none", "What the drawn part should show. “no class” leaves it open.");
   const { defaults } = model;
   const count = number("num_completions", defaults.num_completions, { hint: "Each is drawn on its own." });
   const seed = number("seed", defaults.seed, { hint: "The same seed draws the same completions." });
@@ -58,7 +56,7 @@ export function completeChapter({ picture, layer, panel }, open) {
   const resampling = number("jump_n_sample", defaults.jump_n_sample, {
     hint: "How often the steps are repeated, so that both parts agree. Multiplies the time.",
   });
-  const guidance = model.classes.length && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
+  const guidance = defaults.guidance_scale && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
   const keep = h("input", { type: "checkbox", checked: picture.seed == null }); // a photo
   const job = action("Complete");
   const results = h("ol", { class: "tiles small" });
@@ -106,6 +104,10 @@ export function completeChapter({ picture, layer, panel }, open) {
     results,
     h("p", {}, sheet),
   );
-  panel.querySelector(".chip input:checked")?.parentElement.scrollIntoView({ block: "nearest", inline: "center" });
+  const own = panel.querySelector(".chip:has(:checked)");
+  if (own) {
+    const [chip, row] = [own, own.parentElement].map((element) => element.getBoundingClientRect());
+    own.parentElement.scrollLeft += chip.left - row.left - (row.width - chip.width) / 2; // not the page
+  }
   return () => job.cancel();
 }

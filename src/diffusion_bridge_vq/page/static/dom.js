@@ -19,6 +19,9 @@ export const newId = (name) => `${name}-${++count}`;
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+/** "1 step", "12 steps" */
+export const stepsText = (steps) => `${steps} step${steps === 1 ? "" : "s"}`;
+
 /** "Airplane, seed 3" */
 export function nameOf(picture) {
   const parts = [];

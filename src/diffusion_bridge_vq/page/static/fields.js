@@ -22,6 +22,21 @@ export function chips(legend, options, chosen, hint) {
   };
 }
 
+/** What is to be drawn: one of the classes, or a text where they are words. `open`, [value, text], leaves it open. */
+export function classes(open, chosen, hint) {
+  if (!model.words) return chips("Class", [open, ...model.classes.map((name) => [name, name])], chosen, hint);
+  const [id, hintId, listId] = ["words", "hint", "list"].map(newId);
+  const input = h("input", { id, value: chosen === open[0] ? "" : chosen, autocomplete: "off", list: listId, "aria-describedby": hintId });
+  const words = h("datalist", { id: listId }, model.classes.map((word) => h("option", { value: word })));
+  const text = `One or more of the model's ${model.classes.length} words. Empty: ${open[1]}.`;
+  return {
+    element: h("div", { class: "field" }, h("label", { for: id }, "Words"), h("div", { class: "with-button" }, input), h("p", { class: "hint", id: hintId }, text), words),
+    get value() {
+      return input.value.trim() || open[0];
+    },
+  };
+}
+
 /** A number; `limit` names its bounds among the model's. What isn't one of them is refused by its field's name. */
 export function number(limit, value, { hint, label, extra } = {}) {
   const { minimum, maximum, whole, label: usual } = model.limits[limit];
@@ -71,7 +86,7 @@ export function number(limit, value, { hint, label, extra } = {}) {
 export function allGood(fields) {
   const bad = fields.filter((field) => !field.check());
   if (bad.length) {
-    bad[0].input.closest("details")?.setAttribute("open", "");
+    for (let at = bad[0].input; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
     bad[0].input.focus();
   }
   return !bad.length;

@@ -1,6 +1,6 @@
 // Pictures as tiles, each opened by a click, and all of them as one sheet.
 
-import { download, h, loadImage, nameOf } from "./dom.js";
+import { download, h, loadImage, nameOf, stepsText } from "./dom.js";
 
 /** Fill a list with pictures; captions are below them and cover nothing. */
 export function showTiles(list, pictures, open, caption = nameOf) {
@@ -51,7 +51,7 @@ export async function downloadSheet(pictures, lines, name) {
 
 /** "20 steps, guidance 2.5, sampler dpmsolver++" */
 export function settingsLine(settings) {
-  const parts = [`${settings.num_inference_steps} steps`];
+  const parts = [stepsText(settings.num_inference_steps)];
   if (settings.guidance_scale != null) parts.push(`guidance ${settings.guidance_scale}`);
   if (settings.solver) parts.push(`sampler ${settings.solver}`);
   if (settings.jump_n_sample) parts.push(`ancestral sampler, resampling ${settings.jump_n_sample}`);

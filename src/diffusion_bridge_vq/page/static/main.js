@@ -1,7 +1,7 @@
 // The landing: controls on the left, pictures on the right. A picture that is clicked is opened.
 
-import { capital, die, h, model } from "./dom.js";
-import { action, allGood, chips, number } from "./fields.js";
+import { capital, die, h, model, stepsText } from "./dom.js";
+import { action, allGood, chips, classes as classField, number } from "./fields.js";
 import { downloadSheet, settingsLine, showTiles } from "./gallery.js";
 import { openPicture } from "./opened.js";
 
@@ -15,9 +15,7 @@ $("card").href = model.card;
 $("paper").href = model.paper;
 
 // controls
-const classes =
-  model.classes.length &&
-  chips("Class", [["any", "any"], ...model.classes.map((name) => [name, name])], "any", "“any” takes the classes in turn.");
+const classes = model.classes.length && classField(["any", "any"], "any", "“any” takes the classes in turn.");
 const count = number("num_images", defaults.num_images, { hint: "How many to draw at once." });
 const rollText = "Roll a new seed and draw";
 const roll = () => h("button", { type: "button", class: "dice", "aria-label": rollText, title: rollText, onclick: rollAndDraw }, die());
@@ -27,16 +25,17 @@ const effort =
   chips(
     "Quality or speed",
     [
-      [String(defaults.num_inference_steps), `Quality: ${defaults.num_inference_steps} steps`],
-      [String(defaults.fast_steps), `Speed: ${defaults.fast_steps} steps`],
+      [String(defaults.num_inference_steps), `Quality: ${stepsText(defaults.num_inference_steps)}`],
+      [String(defaults.fast_steps), `Speed: ${stepsText(defaults.fast_steps)}`],
     ],
     String(defaults.num_inference_steps),
+    "Fewer steps are faster and lose some quality.",
   );
 const steps = number("num_inference_steps", defaults.num_inference_steps, {
   hint: `Calls of the network, up to ${limits.num_inference_steps.maximum}.`,
 });
 const guidance =
-  model.classes.length && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
+  defaults.guidance_scale && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
 const solver = Object.keys(model.solvers).length > 0 && select("Sampler", Object.entries(model.solvers));
 if (effort) {
   effort.element.addEventListener("change", () => (steps.value = effort.value));
@@ -64,7 +63,7 @@ function show() {
   const { images, settings } = drawn;
   const map = `${model.map_size} × ${model.map_size}`;
   $("sentence").textContent =
-    `${images.length === 1 ? "This picture" : "Each picture"} began as noise: in ${settings.num_inference_steps} steps a ` +
+    `${images.length === 1 ? "This picture" : "Each picture"} began as noise: in ${stepsText(settings.num_inference_steps)} a ` +
     `diffusion bridge turned it into ${map} codes out of ${model.num_codes}, and a decoder painted them as ` +
     `${model.image_size} × ${model.image_size} pixels. Click a picture to open it.`;
   showTiles($("pictures"), images, (i) => openPicture(images, i, settings));

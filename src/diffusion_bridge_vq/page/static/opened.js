@@ -18,7 +18,7 @@ const before = []; // what was there before each picture that is open, to go bac
  */
 export function openPicture(pictures, i, settings) {
   before.push({ nodes: [...opened.childNodes], leave, chapterOpen, focus: document.activeElement, scroll: window.scrollY });
-  history.pushState({}, "");
+  history.pushState({ depth: before.length }, "");
   leave = () => {};
   chapterOpen = undefined;
   landing.hidden = true;
@@ -28,10 +28,14 @@ export function openPicture(pictures, i, settings) {
   window.scrollTo(0, 0);
 }
 
-window.addEventListener("popstate", () => {
-  const kept = before.pop();
-  if (!kept) return;
+window.addEventListener("popstate", (event) => {
+  const depth = event.state?.depth ?? 0;
+  if (depth > before.length) return history.go(before.length - depth); // forward: what was left isn't kept
+  if (depth === before.length) return;
   leave();
+  for (const { leave } of before.slice(depth + 1)) leave();
+  const kept = before[depth];
+  before.length = depth;
   ({ leave, chapterOpen } = kept);
   opened.replaceChildren(...kept.nodes);
   opened.hidden = !before.length;
@@ -59,7 +63,7 @@ function show(pictures, i, settings) {
   };
   const place = { picture, settings, image, panel };
   const chapters = [
-    ["Complete part of it", "Hide patches, and let the model draw them anew.", () => completeChapter(place, openPicture)],
+    model.completes && ["Complete part of it", "Hide patches, and let the model draw them anew.", () => completeChapter(place, openPicture)],
     picture.seed != null &&
       settings &&
       !settings.jump_n_sample && ["Show how it came about", "From noise to the picture, step by step.", () => chainChapter(place)],
@@ -101,7 +105,7 @@ function show(pictures, i, settings) {
           h("span", { class: "hint" }, about),
         ),
       ),
-      h("div", { class: "right" }, h("div", { class: "chapters", role: "group", "aria-label": "What to do with it" }, buttons), panel),
+      h("div", { class: "right" }, h("div", { class: "chapters", role: "group", "aria-label": "What to do with it" }, buttons), model.completes ? null : h("p", { class: "hint" }, "A model of few steps can't complete pictures; the model that it learned from can."), panel),
     ),
   );
   reset();
