@@ -1,6 +1,7 @@
 # make demo   train on the embedded digits (once; interrupted, it goes on), then sample from what was trained
 # make sample draw from the checkpoints that are in the repository, without training
-# make test   all tests
+# make test   the tests, but for the slow ones
+# make test-slow  tests of several processes, long training and graphs
 # make test-page  the demo page, in headless Chromium (Debian: `apt-get install chromium`)
 # make test-lowest   all tests with the lowest versions that setup.py claims
 # make lint   ruff, mypy and codespell, which also finds words that this project has a plainer one for
@@ -15,10 +16,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
 # Test workers run side by side, one thread each.
-test test-page: export OMP_NUM_THREADS = 1
-test test-page: export MKL_NUM_THREADS = 1
+test test-slow test-page: export OMP_NUM_THREADS = 1
+test test-slow test-page: export MKL_NUM_THREADS = 1
 
-.PHONY: demo sample test test-page test-lowest lint docs package clean
+.PHONY: demo sample test test-slow test-page test-lowest lint docs package clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.stamp-demo
@@ -35,7 +36,10 @@ sample: $(VENV)/.stamp-demo
 		--class-labels 0 1 2 3 4 5 6 7 8 9 --output outputs/samples-cifar10-student.png
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n 2 -m slow
 
 test-page: $(VENV)/page/.stamp
 	$(VENV)/page/bin/python -m pytest -q tests/page tests/test_app.py tests/test_space.py

@@ -20,6 +20,9 @@ from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBrid
 from diffusion_bridge_vq.training import PriorConfig, PriorObjective
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     """What the benchmark writes with tiny settings."""

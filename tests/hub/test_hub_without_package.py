@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 import torch
 from hub_server import TOKEN
 from pipeline_files import draw
@@ -70,6 +71,7 @@ def test_snippet_of_the_card(hub, cache, logged_in, run):
     assert "diffusion_bridge_vq" not in without  # it is run below
 
 
+@pytest.mark.slow
 def test_without_the_package(hub, cache, pipe, run, tmp_path):
     """The same images, also of what was saved again, and code that isn't the package's never comes in."""
     torch.manual_seed(2)
