@@ -14,6 +14,7 @@ from tiny_models import make_gray_pipeline, make_pipeline
 from tiny_run import config as tiny_config
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.cli import errors_as_lines
 from diffusion_bridge_vq.training import E2EConfig, train
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,8 @@ def pipeline(tmp_path_factory) -> Path:
         (["--guidance-scale", "nan"], "argument --guidance-scale: expected a finite number, got 'nan'"),
         (["--class-labels", 7], "`class_labels` must lie in 0..1, got 7"),
         (["--class-labels", "shop"], "There is no class 'shop'; the classes are ship, horse"),
+        (["--num-images", 10**7], "A grid of 10,000,000 images would have 202,432 pixels a side, and PNG takes"),
+        (["--tile-size", 4096, "--num-images", 999], "take a smaller --tile-size, or give --output-dir"),
     ],
 )
 def test_sample_refuses(fails, pipeline, options, words, tmp_path):
@@ -165,6 +168,9 @@ def nothing_is_loaded(monkeypatch):
         ("file/out.png", "file is a file"),
         ("file/deeper/out.png", "file is a file"),
         ("a" * 300 + "/out.png", "File name too long"),
+        ("a" * 300 + ".png", "File name too long"),
+        ("out.xbm", "out.xbm can't be written as XBM (cannot write mode RGB as XBM): take out.png"),
+        ("out.hdf", "out.hdf can't be written as HDF5 (HDF5 save handler not installed): take out.png"),
     ],
 )
 def test_a_picture_that_cannot_be_written(fails, nothing_is_loaded, output, words, tmp_path):
@@ -183,6 +189,8 @@ def test_a_picture_that_cannot_be_written(fails, nothing_is_loaded, output, word
         ("reproduce.py", ["--dataset", "digits"]),
         ("export_onnx.py", ["PIPELINE"]),
         ("export_checkpoint.py", ["CHECKPOINT"]),
+        ("draw_trajectories.py", ["PIPELINE"]),
+        ("encode_dataset.py", ["--vqvae-from", "AUTOENCODER", "--dataset", "digits"]),
         ("toy_bridge.py", []),
         ("../benchmarks/study_steps.py", ["PIPELINE"]),
         ("../benchmarks/benchmark.py", ["--output"]),
@@ -201,7 +209,59 @@ def test_a_folder_without_permission(fails, nothing_is_loaded):
     assert "Nothing can be written to" in fails("sample.py", "PIPELINE", "--output", "/proc/out.png")
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("sample.py", ["~nobody-here/x"]),
+        ("sample.py", ["PIPELINE", "--output", "~nobody-here/x.png"]),
+        ("evaluate.py", ["fid", "--model", "it=~nobody-here/x", "--output-dir", "OUT"]),
+        ("inpaint.py", ["PIPELINE", "--output-dir", "~nobody-here/x"]),
+        ("train_vqvae.py", ["--output-dir", "~nobody-here/x"]),
+        ("train_prior.py", ["--vqvae-from", "~nobody-here/x"]),
+        ("push_to_hub.py", ["~nobody-here/x", "user/model"]),
+    ],
+)
+def test_the_home_of_somebody_who_is_not_there(fails, script, arguments, tmp_path, monkeypatch):
+    """It was a traceback of pathlib. Nothing is made, least of all a folder named ~nobody-here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert "begins with the home folder of 'nobody-here', a user that isn't known here" in fails(script, *arguments)
+    assert {path.name for path in tmp_path.iterdir()} <= {"OUT"}
+
+
 # ------------------------------------------------------------------------------------------------- other scripts
+
+
+def test_a_component_is_no_model_to_evaluate(fails, pipeline, tmp_path, monkeypatch):
+    """A U-Net was loaded as an autoencoder without weights, and failed in torch."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    arguments = ["rfid", "--model", f"it={pipeline / 'unet'}", "--output-dir", tmp_path]
+    assert "has a UNet2DModel, expected a GumbelVQModel" in fails("evaluate.py", *arguments)
+
+
+@pytest.mark.parametrize("script", ["sample.py", "inpaint.py", "export_onnx.py", "fit_timesteps.py", "push_to_hub.py"])
+def test_an_autoencoder_alone_is_no_pipeline(fails, script, pipeline, tmp_path):
+    shutil.copytree(pipeline / "vqvae", tmp_path / "alone")
+    rest = ["user/model"] if script == "push_to_hub.py" else []
+    assert "holds a GumbelVQModel alone, not a pipeline" in fails(script, tmp_path / "alone", *rest)
+
+
+def test_steps_are_fitted_in_a_folder(fails, monkeypatch, tmp_path):
+    """Of a model of the Hub they would go into a new folder of its name."""
+    monkeypatch.chdir(tmp_path)
+    assert "fetch a pipeline of the Hub with `hf download user/model" in fails("fit_timesteps.py", "user/model")
+
+
+def test_a_name_of_a_repository_is_read_before_the_work(fails, nothing_is_loaded, tmp_path):
+    arguments = ["--vqvae-from", "AUTOENCODER", "--dataset", "digits", "--output-dir", tmp_path / "out"]
+    assert "isn't a repository's name" in fails("encode_dataset.py", *arguments, "--push-to-hub", "no name")
+
+
+def test_errors_of_libraries_are_one_line(capsys):
+    """The Hub's have two and more."""
+    with pytest.raises(SystemExit), errors_as_lines():
+        raise OSError("404 Client Error.\n\n  Repository Not Found\nfor url: X.")
+    assert capsys.readouterr().err.endswith("error: 404 Client Error. Repository Not Found for url: X.\n")
 
 
 def test_evaluate(fails, tmp_path, monkeypatch):

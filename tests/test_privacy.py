@@ -125,3 +125,21 @@ def test_trackers_get_no_names_of_this_machine(tmp_path):
     config = VQConfig.from_preset("digits", dataset=str(folder), output_dir=Path("outputs/anna-meier"))
     assert config.to_json()["dataset_name"] is None
     assert "anna-meier" not in json.dumps(public_settings(config.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("name", "public"), [("anna-meier", None), ("digits", "digits"), ("user/faces", "user/faces")]
+)
+def test_encoded_images_are_named_after_what_was_encoded(name, public, tmp_path, monkeypatch):
+    """`dataset` is then a preset's: a card said that a network of somebody's photos was trained on digits."""
+    from diffusion_bridge_vq.training import PriorConfig
+
+    monkeypatch.chdir(tmp_path)
+    described = {"what": "latents", "precision": "float16", "num_codes": 8, "mirrored": False, "autoencoder": "0"}
+    described |= {"normalizer": {}, "data": {"name": name, "split": "train"}, "class_names": None, "labels": False}
+    Path("anna-latents").mkdir()
+    Path("anna-latents/encoding.json").write_text(json.dumps(described | {"parts": 1, "version": "0"}))
+    config = PriorConfig.from_preset("digits", vqvae_from="anna-vq", latents="anna-latents", output_dir=tmp_path)
+    assert config.to_json()["dataset_name"] == public
+    settings = public_settings(config.to_json())
+    assert "anna" not in json.dumps(settings) and settings["dataset"] == (public or UNNAMED_DATASET)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from .evaluation.results import RESULTS_FILE, of_newest_weights, read_results
 from .models import GumbelVQModel, PixelCNNPrior
 from .pipelines import DiffusionBridgeVQInpaintPipeline
+from .pipelines.saved_folder import find_pipeline_folder
 from .pretrained import INDEX_NAME, find_weights, read_json
 from .privacy import UNNAMED_DATASET, public_dataset, public_result, public_settings, published_name, redact
 from .run_folder import RunFolder
@@ -129,6 +130,7 @@ def make_model_card(
     """
     run = read_run(folder, dataset_name)
     if run.pipeline is None:
+        find_pipeline_folder(folder)  # says what it is instead
         raise ValueError(f"There is no pipeline in {folder}: the run isn't over, or it trained an autoencoder alone.")
     results = _own_results(run, evaluated_as)
     is_bridge = "unet" in run.index
@@ -262,6 +264,8 @@ def _describe_data(config: dict[str, Any]) -> str:
             "Split `train` of the package's digits: 1,500 of the 1,797 of *Optical Recognition of Handwritten Digits* "
             "(Alpaydin and Kaynak, UCI, 1998; CC BY 4.0), upsampled from 8x8."
         )
+    if config.get("kind") == "distill":
+        return "Trajectories of a trained bridge, its teacher."
     size = f"{config.get('resolution')}x{config.get('resolution')}"
     dataset = config.get("dataset")
     named = "a data set that isn't named" if dataset in (None, UNNAMED_DATASET) else f"`{dataset}`"

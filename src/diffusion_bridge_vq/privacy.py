@@ -20,8 +20,13 @@ _SECRET = re.compile(r"(?i)\b(\w*(?:token|secret|password|passwd|api_?key)\w*)(\
 _ABSOLUTE = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'\"=,:;()]+)+[/\\]?")
 _OUTSIDE = re.compile(r"([A-Za-z]:)?[/\\~]|\.\.?[/\\]")
 # Where a run was started, and what it left there, belongs to the machine; the rest to the model.
-_OF_THE_MACHINE = ("output_dir", "init_from", "vqvae_from", "resume", "dry_run", "num_workers", "report_to", "profile")
-_SCRIPTS = ("evaluate", "reproduce", "study_steps", "train_vqvae", "train_prior", "train_pixelcnn", "train_e2e")
+_OF_THE_MACHINE = (
+    "output_dir", "init_from", "vqvae_from", "latents", "trajectories", "resume", "dry_run", "num_workers",
+    "report_to", "profile",
+)  # fmt: skip
+_SCRIPTS = (
+    "evaluate", "reproduce", "study_steps", "train_vqvae", "train_prior", "train_pixelcnn", "train_e2e", "distill",
+)  # fmt: skip
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 # Flags of our scripts whose values aren't the name of anything on the machine.
 _PUBLIC_FLAGS = {

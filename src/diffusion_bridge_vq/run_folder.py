@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,11 @@ class RunFolder:
     def replace_metrics(self, records: list[dict[str, float]]) -> None:
         """Write `metrics.jsonl` anew. A kill leaves the old file or the new one."""
         _write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether this is the name of a run's checkpoint, as `RunFolder.checkpoint` gives it."""
+    return re.fullmatch(rf"{_CHECKPOINT}\d+", folder.name) is not None
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,9 +1,12 @@
 """A stock VQModel with measured statistics: normalized latents, and the codes and images of before."""
 
+import logging
+
 import pytest
 import torch
 from diffusers import VQModel
-from tiny_models import autoencoder_settings, make_images
+from safetensors.torch import load_file, save_file
+from tiny_models import autoencoder_settings, make_images, make_unet
 
 from diffusion_bridge_vq.models import GumbelVQModel
 
@@ -100,3 +103,22 @@ def test_layouts_of_well_known_models(factor, pixels):
             pixels // factor,
         )
     assert theirs.state_dict().keys() <= ours.state_dict().keys()
+
+
+def test_it_loads_without_advice_to_train_it(tmp_path, caplog, monkeypatch):
+    """Its normalizer isn't in the file, which is as it should be; any other tensor that isn't there is an error."""
+    stock(tmp_path)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    GumbelVQModel.from_pretrained(tmp_path)
+    assert "newly initialized" not in caplog.text
+    weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    del weights["decoder.conv_out.bias"]
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"aren't those of its configuration: missing decoder.conv_out.bias"):
+        GumbelVQModel.from_pretrained(tmp_path)
+
+
+def test_a_model_of_another_class_is_refused(tmp_path):
+    make_unet().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has a UNet2DModel, expected a GumbelVQModel"):
+        GumbelVQModel.from_pretrained(tmp_path)

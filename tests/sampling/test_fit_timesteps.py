@@ -63,3 +63,11 @@ def test_the_command_saves_them(tmp_path, monkeypatch, capsys):
     loaded.set_progress_bar_config(disable=True)
     loaded(num_inference_steps=2, output_type="latent")
     assert loaded.scheduler.timesteps.tolist() == saved["2"]
+
+
+def test_steps_are_not_fitted_to_nan(tmp_path):
+    """A guidance scale of 1e38 gave steps with an error of nan, which were saved."""
+    unet = make_pipeline(classes=3).unet
+    labels = torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"NaN or infinite with `guidance_scale` 1e\+38"):
+        fit_timesteps(unet, OUBridgeScheduler(prediction_type="sample"), torch.randn(1, 3, 3, 3), [2], labels, 1e38)

@@ -274,6 +274,7 @@ def test_callback_replaces_latents_when_inpainting():
         ({"latents": torch.zeros(1, 2, 4)}, "latents"),
         ({"jump_length": 0}, "jump_length"),
         ({"jump_n_sample": 0}, "jump_n_sample"),
+        ({"jump_n_sample": 2**31}, r"`jump_n_sample` must be a whole number in 1\.\.1000"),
         ({"num_inference_steps": T + 1}, "num_inference_steps"),
     ],
 )

@@ -231,3 +231,11 @@ def test_settings_that_a_student_has_no_use_for(teacher, trajectories, tmp_path,
     settings = {"init_from": teacher, "trajectories": trajectories, "output_dir": tmp_path} | changes
     with pytest.raises(ValueError, match=message):
         DistillConfig.from_preset("digits", **settings)
+
+
+def test_resolution_and_channels_are_the_teachers(teacher, trajectories, tmp_path):
+    """The command that draw_trajectories prints has no preset: with that of digits another teacher was refused."""
+    options = {"init_from": teacher, "trajectories": trajectories, "output_dir": tmp_path}
+    made = DistillConfig.from_preset("cifar10-tiny", **options)
+    assert (made.resolution, made.channels) == (8, 1)
+    assert DistillConfig.from_preset("digits", **options | {"resolution": 16}).resolution == 16

@@ -2,7 +2,7 @@
 
 from .evaluation import add_evaluation_arguments, evaluation_settings
 from .next_steps import REPOSITORY, after_pipeline, command_line, print_next
-from .outputs import check_output_folder, check_output_image
+from .outputs import check_grid, check_output_folder, check_output_image
 from .parser import (
     class_label,
     errors_as_lines,
@@ -19,6 +19,7 @@ __all__ = [
     "add_evaluation_arguments",
     "add_repository_options",
     "after_pipeline",
+    "check_grid",
     "check_output_folder",
     "check_output_image",
     "class_label",

@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 
 from PIL import Image
 
+from ..home_folder import expand_home
+
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
@@ -31,7 +33,8 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def _end(message: str, error: Exception) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    line = " ".join(part for part in map(str.strip, message.splitlines()) if part)  # libraries write several
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     raise SystemExit(2) from error
 
 
@@ -68,7 +71,10 @@ def exit_on_sigterm() -> None:
 
 def local_path(text: str) -> Path:
     """A path; `~` is the home folder, also where the shell doesn't expand it, as in `--output-dir=~/x`."""
-    return Path(text).expanduser()
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def whole_number(lowest: int, highest: int = 2**31 - 1) -> Callable[[str], int]:

@@ -8,7 +8,16 @@ After an interruption the same command goes on, with any number of processes.
 
 from datetime import timedelta
 
-from ..cli import command_line, errors_as_lines, finite_number, local_path, new_parser, print_next, whole_number
+from ..cli import (
+    check_output_folder,
+    command_line,
+    errors_as_lines,
+    finite_number,
+    local_path,
+    new_parser,
+    print_next,
+    whole_number,
+)
 
 
 @errors_as_lines()
@@ -29,6 +38,7 @@ def main() -> None:
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="drawn at a time, by each process")
     args = parser.parse_args()
+    check_output_folder(args.output_dir)
 
     import torch  # after `--help`
     from accelerate import Accelerator, InitProcessGroupKwargs

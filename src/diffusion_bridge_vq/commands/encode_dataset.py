@@ -10,6 +10,7 @@ After an interruption the same command goes on, with any number of processes.
 
 from ..cli import (
     add_repository_options,
+    check_output_folder,
     command_line,
     errors_as_lines,
     local_path,
@@ -42,6 +43,12 @@ def main() -> None:
     args = parser.parse_args()
     if (args.public or args.license) and not args.push_to_hub:
         parser.error("--public and --license go with --push-to-hub")
+    check_output_folder(args.output_dir)
+    target = None
+    if args.push_to_hub:
+        from ..hub import PushOptions
+
+        target = PushOptions(args.push_to_hub, args.public, args.license)  # a wrong name is refused before the work
 
     import torch  # after `--help`
 
@@ -78,10 +85,9 @@ def main() -> None:
         f"{sum(encoding.rows or [])} rows of {encoding.what}, {' x '.join(map(str, encoding.shape or []))} in "
         f"{encoding.dtype}, in {encoding.parts} files: {args.output_dir}"
     )
-    if args.push_to_hub and accelerator.is_main_process:
-        from ..hub import PushOptions, push_encoded
+    if target is not None and accelerator.is_main_process:
+        from ..hub import push_encoded
 
-        target = PushOptions(args.push_to_hub, args.public, args.license)
         print(f"Pushed: {push_encoded(args.output_dir, target, args.dataset_name)}")
     if accelerator.is_main_process:
         verb = "train-prior" if args.what == "latents" else "train-pixelcnn"

@@ -7,7 +7,7 @@ The steps end nearest to where 32 steps end from the same noise. The pipeline ta
 steps of "dpmsolver++" and for no spacing.
 """
 
-from ..cli import errors_as_lines, finite_number, local_path, new_parser, whole_number
+from ..cli import check_output_folder, errors_as_lines, finite_number, local_path, new_parser, whole_number
 
 
 @errors_as_lines()
@@ -29,7 +29,14 @@ def main() -> None:
     from ..pipelines.saved_folder import find_pipeline_folder
     from ..sampling import fit_timesteps
 
-    pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+    folder = find_pipeline_folder(args.pipeline)
+    if folder is None:
+        raise ValueError(
+            f"There is no folder {args.pipeline}, and the steps are saved in one: fetch a pipeline of the Hub with "
+            f"`hf download {args.pipeline} --local-dir FOLDER`, and give that."
+        )
+    check_output_folder(folder / "scheduler")
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(folder)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     unet, scale, labels = pipe.unet, 1.0, None
     size = unet.config.sample_size
@@ -49,6 +56,5 @@ def main() -> None:
         print(f"{number} steps: {found.timesteps}, error {found.error:.4f}, before {found.error_before:.4f}")
         table[str(number)] = found.timesteps
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, few_step_timesteps=table)
-    folder = (find_pipeline_folder(args.pipeline) or args.pipeline) / "scheduler"
-    scheduler.save_pretrained(folder)
-    print(f"Saved: {folder}")
+    scheduler.save_pretrained(folder / "scheduler")
+    print(f"Saved: {folder / 'scheduler'}")

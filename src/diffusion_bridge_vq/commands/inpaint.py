@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,9 @@ from ..cli import (
 from ..data import load_images
 from ..evaluation.paper_masks import MASKS, paper_mask
 from ..figures import chain_sheet, inpainting_sheet
+from ..home_folder import expand_home
 from ..pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline
+from ..sampling.chain import MAX_REPETITIONS
 
 
 @errors_as_lines()
@@ -53,7 +54,10 @@ def main() -> None:
         "--jump-length", type=whole_number(1), default=10, help="resampling: steps between two jumps back"
     )
     parser.add_argument(
-        "--jump-n-sample", type=whole_number(1), default=5, help="resampling: repetitions of each stretch; 1 for none"
+        "--jump-n-sample",
+        type=whole_number(1, MAX_REPETITIONS),
+        default=5,
+        help="resampling: repetitions of each stretch; 1 for none",
     )
     parser.add_argument(
         "--composite-strength", type=finite_number, default=0.0, help="1 keeps known pixels as they are"
@@ -137,7 +141,7 @@ def read_mask(pipe: DiffusionBridgeVQInpaintPipeline, text: str) -> torch.Tensor
         side = pipe.vqvae.config.sample_size // factor
         hidden = paper_mask(text, side, side).float()
         return hidden.repeat_interleave(factor, 0).repeat_interleave(factor, 1)[None, None]
-    path = Path(text).expanduser()
+    path = expand_home(text)
     if not path.is_file():
         raise ValueError(f"--mask: {text} is neither one of {', '.join(MASKS)} nor a file")
     return Image.open(path)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ..cli import (
     REPOSITORY,
+    check_grid,
     check_output_folder,
     check_output_image,
     class_label,
@@ -98,6 +99,8 @@ def main() -> None:
     if args.output_dir is not None:
         write_files(pipe, args)
         return
+    width = pipe.vqvae.config.sample_size
+    check_grid(args.output, args.num_images, width * max(1, args.tile_size // width) + 4)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     images, chain = draw(pipe, args)

@@ -5,6 +5,8 @@ from .folders import local_folder, read_folder
 from .images import ImageDataset
 from .tables import ImageColumn, find_image_column, load_table, read_labels
 
+MAX_RESOLUTION = 8192  # as of the models
+
 
 def load_images(
     dataset: str,
@@ -97,5 +99,7 @@ def check_arguments(dataset: str, resolution: int, channels: int) -> None:
         raise ValueError(f"dataset is {dataset!r}; give 'digits', a folder or the id of a dataset")
     if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 1:
         raise ValueError(f"resolution is {resolution!r}; give a positive whole number of pixels")
+    if resolution > MAX_RESOLUTION:
+        raise ValueError(f"resolution is {resolution}; images are read with at most {MAX_RESOLUTION} pixels a side")
     if not isinstance(channels, int) or channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}; choose 3 for RGB or 1 for gray")

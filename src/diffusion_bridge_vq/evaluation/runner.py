@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from ..data import load_images
 from ..figures import nearest_sheets, plot_kl_maps, sample_sheets
+from ..home_folder import expand_home
 from ..models import GumbelVQModel
 from ..pipelines import load_pipeline
 from ..run_folder import RunFolder
@@ -203,6 +204,7 @@ def _check_output(output_dir: Path) -> None:
 
 def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:
     """What a folder holds: a pipeline, an autoencoder, or a run that left one of these."""
+    folder = expand_home(folder)
     run = RunFolder(folder)
     if not (folder / "model_index.json").is_file():  # not a pipeline
         folder = next((path for path in (run.pipeline, run.autoencoder) if path.is_dir()), folder)

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from .. import pipelines
 from ..model_card import RunFiles, make_model_card, read_run
@@ -36,11 +37,22 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Where a run goes: `repo_id` is "user/model"; `license` that of the weights; see [`push_run`] for the rest."""
+    """
+    Where a run goes: `repo_id` is "user/model"; `license` that of the weights; see [`push_run`] for the rest.
+
+    Raises:
+        ValueError: not a repository's name.
+    """
 
     repo_id: str
     public: bool = False
     license: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise ValueError(f"{self.repo_id!r} isn't a repository's name, 'user/model'.") from error
 
 
 def push_run(

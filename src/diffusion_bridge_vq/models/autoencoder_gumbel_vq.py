@@ -77,6 +77,8 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
     """
 
     _supports_gradient_checkpointing = True
+    _stock_class = "VQModel"
+    _may_lack = ("normalizer.", "quantize.ema_count")
 
     @register_to_config
     def __init__(

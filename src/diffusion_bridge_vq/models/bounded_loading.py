@@ -1,13 +1,16 @@
 """Loading that allocates nothing before configuration and weights are known to fit, and refuses broken weights."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import LogRecord, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from diffusers.models import modeling_utils
 from diffusers.utils import CONFIG_NAME
 from huggingface_hub import snapshot_download
 from torch import nn
@@ -39,7 +42,15 @@ class SafeLoadingMixin(AutoMapMixin):
     Before diffusers' ModelMixin among a class's bases. From the Hub it reads safetensors only. A configuration that
     asks for far more than its weight file holds is refused before anything is allocated, and so are weights that
     aren't finite.
+
+    Attributes:
+        _stock_class (`str`): name of a class of diffusers whose folders load, too.
+        _may_lack (`tuple[str, ...]`): beginnings of names of tensors that a weight file may lack: those that this
+            class has beyond its stock class.
     """
+
+    _stock_class: ClassVar[str | None] = None
+    _may_lack: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
@@ -57,9 +68,27 @@ class SafeLoadingMixin(AutoMapMixin):
         if folder is not None:
             own = kwargs.keys() & cls._get_init_keys(cls)  # type: ignore[attr-defined]
             check_files(cls, folder / subfolder, variant, {key: kwargs[key] for key in own})
-        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+        with _expecting_new_tensors(cls._may_lack):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
         check_values(loaded[0] if isinstance(loaded, tuple) else loaded, cls.__name__)
         return loaded
+
+
+@contextmanager
+def _expecting_new_tensors(names: tuple[str, ...]) -> Iterator[None]:
+    """Without diffusers' advice to train a model, where all tensors that aren't in the file are among these."""
+
+    def keep(record: LogRecord) -> bool:
+        _, found, listed = record.getMessage().partition("newly initialized: ")
+        fresh = re.findall(r"'([^']+)'", listed.partition("\n")[0])
+        return not (found and fresh and all(name.startswith(names) for name in fresh))
+
+    logger = getLogger(modeling_utils.__name__)
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _fetch(repo_id: str, subfolder: str, variant: str | None, options: Mapping[str, Any]) -> Path | None:
@@ -102,6 +131,9 @@ def check_files(
             than the weights.
     """
     config = read_json(folder / cls.config_name)
+    found, stock = config.get("_class_name", cls.__name__), getattr(cls, "_stock_class", None)
+    if found not in (cls.__name__, stock):
+        raise ValueError(f"{folder} has a {found}, expected a {cls.__name__}: give the folder of such a model.")
     shapes = read_shapes(folder, variant)
     if shapes is None:  # pickled: bounded by the size of the files
         num_bytes = sum(path.stat().st_size for path in folder.glob("*.bin"))
@@ -119,15 +151,18 @@ def check_files(
         ) from None
     except Exception as error:  # a configuration can hold anything
         raise ValueError(f"{folder} can't be loaded as {cls.__name__}: {error}") from error
-    if exactly and shapes is not None:
-        _check_shapes(model, shapes, folder)
+    if shapes is not None and (exactly or issubclass(cls, SafeLoadingMixin)):
+        _check_shapes(model, shapes, folder, exactly)
 
 
-def _check_shapes(model: nn.Module, shapes: Shapes, folder: Path) -> None:
+def _check_shapes(model: nn.Module, shapes: Shapes, folder: Path, exactly: bool) -> None:
     saved: dict[str, Any] = dict(shapes)
     model._fix_state_dict_keys_on_load(saved)  # type: ignore[operator]  # names of older diffusers
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
+    if not exactly:
+        missing = {name for name in missing if not name.startswith(model._may_lack)}  # type: ignore[arg-type]
+        unexpected = set()  # diffusers names them, and they change nothing
     other = [
         f"{name} {saved[name]} instead of {shape}" for name, shape in own.items() if saved.get(name, shape) != shape
     ]

@@ -198,7 +198,9 @@ class VQPipeline(AutoMapMixin, DiffusionPipeline):
         known_names = [*names, *_setting_names(cls), "auto_map"]  # which is for AutoModel
         unknown = [name for name in index if name not in known_names and not name.startswith("_")]
         if unknown:
-            raise ValueError(f"{INDEX_NAME} has {unknown}; the components of {cls.__name__} are {names}.")
+            saved = index.get("_class_name")
+            said = f"This is a saved {saved}. " if saved != cls.__name__ and isinstance(saved, str) else ""
+            raise ValueError(f"{said}{INDEX_NAME} has {unknown}; the components of {cls.__name__} are {names}.")
         classes = {}
         for name in wanted:
             known, entry = COMPONENTS[name], index.get(name)

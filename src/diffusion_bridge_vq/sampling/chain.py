@@ -14,6 +14,8 @@ from .generators import Generators
 from .inpainting import InpaintingStepper
 from .steppers import Solver, Spacing, Stepper, make_stepper
 
+MAX_REPETITIONS = 1000  # of each stretch of steps: all of them are listed before the first
+
 Callback = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
@@ -131,8 +133,8 @@ def inpaint_latents(
         ValueError: a mask that is empty, has other values than 0 and 1 or doesn't broadcast; numbers out of range;
             and what [`sample_latents`] raises.
     """
-    for name, value in (("jump_length", jump_length), ("jump_n_sample", jump_n_sample)):
-        check_count(name, value)
+    check_count("jump_length", jump_length)
+    check_count("jump_n_sample", jump_n_sample, MAX_REPETITIONS)
     if not isinstance(mask, torch.Tensor):
         raise TypeError(f"`mask` must be a torch.Tensor, got {type(mask).__name__}.")
     check_latents("known_latents", known_latents, finite=False)

@@ -57,7 +57,7 @@ def fit_timesteps(
 
     Raises:
         ValueError: a number that isn't below `num_reference_steps`; a student, whose steps were found in training;
-            and as [`sample_latents`].
+            a guidance scale with which samples aren't finite; and as [`sample_latents`].
     """
     if is_student(scheduler):
         raise ValueError("The network is a student, which knows its own steps only: fit those of its teacher.")
@@ -86,6 +86,11 @@ def fit_timesteps(
         return tuple(plain.timesteps.tolist())
 
     reference = draw(place(num_reference_steps))
+    if not bool(reference.isfinite().all()):
+        raise ValueError(
+            f"{num_reference_steps} steps end at latents that are NaN or infinite with `guidance_scale` "
+            f"{guidance_scale:g}: nothing can be compared with them. Take a lower one."
+        )
     fitted = {}
     for number in numbers:
         errors: dict[tuple[int, ...], float] = {}

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from ..home_folder import expand_home
 from ..run_folder import RunFolder
 from .options import (
     FRACTION,
     POSITIVE,
     at_least,
+    between,
     check_options,
     expand_paths,
     one_of,
@@ -71,7 +73,7 @@ class RunConfig:
         "an autoencoder, such as a stock VQModel, by its folder, or its run, its pipeline or its id on the Hub, of "
         "which nothing else is taken",
     )
-    resolution: int = option(32, "side of the square training images, in pixels", at_least(1))
+    resolution: int = option(32, "side of the square training images, in pixels", between(1, 8192))
     channels: int = option(3, "3 for RGB, 1 for grayscale", one_of(1, 3))
     random_flip: bool = option(False, "mirror images at random, left to right", fixed=True)
     batch_size: int = option(64, "images per process and step", at_least(1), fixed=True)
@@ -138,7 +140,7 @@ class RunConfig:
 
     def find_start(self, name: str) -> Path | None:
         """The folder of a component that the run starts from; None for a fresh one."""
-        return _find_start(type(self), name, self.init_from, self.vqvae_from)
+        return find_start(type(self), name, self.init_from, self.vqvae_from)
 
     @property
     def uses_classes(self) -> bool:
@@ -169,7 +171,7 @@ class RunConfig:
         """
         values: dict[str, Any] = {"preset": preset}
         start = [overrides.get(name) for name in ("init_from", "vqvae_from")]
-        loaded = [name for name in cls.starts_with if _find_start(cls, name, *start) is not None]
+        loaded = [name for name in cls.starts_with if find_start(cls, name, *start) is not None]
         names = {f.name for f in dataclasses.fields(cls)}.difference(loaded)
         values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
         if "unet" in loaded:
@@ -191,18 +193,29 @@ class RunConfig:
         from ..privacy import public_dataset
 
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
-        return settings | {"dataset_name": self.dataset_name or public_dataset(self.dataset)}
+        dataset = self.dataset if self.encoded_data is None else _name_of_encoded(self.encoded_data)
+        return settings | {"dataset_name": self.dataset_name or public_dataset(dataset)}
 
 
-def _find_start(
+def _name_of_encoded(folder: Path) -> str:
+    """Of what, `dataset` being ignored; "" where it can't be read, which the run will say."""
+    from ..data.encoded import Encoding, find_encoded  # torch, which `--help` needn't wait for
+
+    try:
+        return str(Encoding.read(find_encoded(folder)).data["name"])
+    except (OSError, ValueError):
+        return ""
+
+
+def find_start(
     cls: type[RunConfig], name: str, init_from: Path | str | None, vqvae_from: Path | str | None
 ) -> Path | None:
     """See [`RunConfig.find_start`]."""
     if name == "vqvae" and vqvae_from is not None:
-        return Path(vqvae_from).expanduser()
+        return expand_home(vqvae_from)
     if init_from is None or name not in cls.starts_with:
         return None
-    folder = RunFolder(Path(init_from).expanduser())
+    folder = RunFolder(expand_home(init_from))
     if name == "scheduler" and folder.find_component("unet") is None:
         return None
     return folder.find_component(name)

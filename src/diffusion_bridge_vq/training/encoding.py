@@ -287,9 +287,12 @@ def to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:
     sizes = values.flatten(1).abs().amax(1)
     bad = torch.nonzero(~(sizes <= float(np.finfo(encoding.precision).max))).flatten()  # NaN included
     if len(bad):
-        raise ValueError(
-            f"Image {keys[int(bad[0])]} has {encoding.what} of {sizes[bad[0]].item():.4g}, which {encoding.precision} "
-            "can't hold; the autoencoder may be damaged"
-            + ("." if encoding.precision == "float32" else ", or encode with float32.")
-        )
+        found = f"{encoding.what} of {sizes[bad[0]].item():.4g}, which {encoding.precision} can't hold"
+        wider = "" if encoding.precision == "float32" else ", or write float32"
+        if "guidance_scale" in encoding.data:
+            scale = encoding.data["guidance_scale"]
+            raise ValueError(
+                f"Number {keys[int(bad[0])]} has {found}: take a lower guidance scale than {scale:g}{wider}."
+            )
+        raise ValueError(f"Image {keys[int(bad[0])]} has {found}; the autoencoder may be damaged{wider}.")
     return values.cpu().numpy().astype(encoding.precision)

@@ -1,11 +1,12 @@
 """Settings of each kind of run: one frozen dataclass per kind."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..choices import Extractor, PerceptualFeatures, Regularization, Weighting
-from .config import RunConfig
+from .config import Config, RunConfig, find_start
 from .options import (
     FRACTION,
     POSITIVE_FRACTION,
@@ -191,6 +192,11 @@ class DistillConfig(RunConfig):
         if self.validation_split is not None:
             raise ValueError("A student is trained on trajectories, not on images: drop `validation_split`.")
 
+    @classmethod
+    def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
+        """As of the base class. Resolution and channels are the teacher's, whatever the preset."""
+        return super().from_preset(preset, **_image_sizes(cls, overrides) | overrides)
+
     @property
     def uses_classes(self) -> bool:
         from ..data.encoded import Encoding  # torch, which `--help` needn't wait for
@@ -270,3 +276,14 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
     @property
     def autoencoder_steps(self) -> int:
         return round(self.freeze_fraction * self.max_train_steps) if self.mode == "stable" else self.max_train_steps
+
+
+def _image_sizes(cls: type[RunConfig], settings: dict[str, Any]) -> dict[str, int]:
+    """`resolution` and `channels` of the autoencoder in `init_from`; {} where there is none, which building says."""
+    folder = find_start(cls, "vqvae", settings.get("init_from"), settings.get("vqvae_from"))
+    try:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+        sizes = {"resolution": saved.get("sample_size"), "channels": saved.get("in_channels")}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {name: size for name, size in sizes.items() if type(size) is int}

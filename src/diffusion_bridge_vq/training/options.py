@@ -8,6 +8,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ..home_folder import expand_home
+
 
 class Bound(NamedTuple):
     """What a value must fulfil, and the words for it: "must {words}"."""
@@ -24,6 +26,10 @@ PROPER_FRACTION = Bound(lambda value: 0 < value < 1, "lie between 0 and 1")
 
 def at_least(lowest: float) -> Bound:
     return Bound(lambda value: value >= lowest, f"be at least {lowest}")
+
+
+def between(lowest: int, highest: int) -> Bound:
+    return Bound(lambda value: lowest <= value <= highest, f"lie in {lowest}..{highest}")
 
 
 def one_of(*choices: Any) -> Bound:
@@ -90,4 +96,4 @@ def expand_paths(config: Any) -> None:
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if Path in (typing.get_args(hints[f.name]) or (hints[f.name],)) and isinstance(value, (str, Path)):
-            object.__setattr__(config, f.name, Path(value).expanduser())
+            object.__setattr__(config, f.name, expand_home(value))

@@ -11,7 +11,7 @@ from diffusers import UNet2DModel, VQModel
 from .. import pretrained
 from ..data.paths import looks_local, suggest_path
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, is_checkpoint
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
 from .config import RunConfig
@@ -42,7 +42,7 @@ def load_autoencoder(place: Path) -> GumbelVQModel:
     config = folder / GumbelVQModel.config_name  # of a run, it has no class
     if found is None and config.is_file() and "_class_name" in pretrained.read_json(config):
         found = folder
-    unfinished = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    unfinished = folder.parent.parent if is_checkpoint(folder) else folder
     if found is None and RunFolder(unfinished).checkpoints.is_dir():
         raise ValueError(
             f"The run in {unfinished} isn't over: write its pipeline with `python examples/export_checkpoint.py "
