@@ -19,7 +19,6 @@ from warm_processes import Script
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel, OUBridgeScheduler, PixelCNNPrior
 from diffusion_bridge_vq.training import PriorConfig, PriorObjective
 
-
 pytestmark = pytest.mark.slow
 
 
