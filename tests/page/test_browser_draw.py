@@ -154,6 +154,15 @@ def test_an_error_of_the_server_is_shown(page, demo, monkeypatch):
     assert alerts(page) == []
 
 
+def test_a_server_that_is_gone_is_named(page):
+    page.evaluate("() => { fetched = fetch; fetch = () => Promise.reject(new TypeError('Failed to fetch')) }")
+    press(page, "Draw")
+    expect_alert(page, "The server can't be reached. Is it still running?")
+    assert page.locator(".stop:visible").count() == 0
+    page.evaluate("() => { fetch = fetched }")
+    draw(page, Number_of_pictures=1, Steps=1)
+
+
 def test_nothing_to_stop_while_idle(page):
     assert page.locator(".stop:visible").count() == 0
 
@@ -181,12 +190,22 @@ def test_stop_while_queued(open_page, demo):
     fill(second, Number_of_pictures=1, Seed=202, Steps=1)
     press(second, "Draw")
     wait_for_status(second, "Waiting for another job to end")
-    press(second, "Stop")
+    with second.expect_response("**/cancel"):
+        press(second, "Stop")
     wait_for_status(second, "Stopped.")
     assert alerts(second) == []
+    # stopped before the page knows that it is in the queue
+    second.evaluate("""() => { const joined = fetch; fetch = async (...request) => {
+        const answer = await joined(...request)
+        if (request[0].endsWith("queue/join")) { fetch = joined; document.querySelector(".stop").click() }
+        return answer } }""")
+    fill(second, Seed=204)
+    with second.expect_response("**/cancel"):
+        press(second, "Draw")
+    wait_for_status(second, "Stopped.")
     hold.set()
     wait_for_status(first, "Done.")
-    assert 202 not in demo.steps
+    assert 202 not in demo.steps and 204 not in demo.steps
     draw(second, Seed=203)
 
 

@@ -91,6 +91,7 @@ def test_a_completion_is_of_the_pictures_class(ship, demo):
     inpaint = DiffusionBridgeVQInpaintPipeline(demo.vqvae, demo.pipe.unet, demo.pipe.scheduler)
     (expected,) = inpaint(given, mask, 3, generator=rng(9), **call).images
     assert same(completion, np.asarray(expected))
+    assert ship.get_by_text("Where a seam shows").is_hidden()  # the decoder painted all
 
 
 def test_a_photo_is_completed_without_a_class(page, demo, tmp_path):
@@ -106,6 +107,7 @@ def test_a_photo_is_completed_without_a_class(page, demo, tmp_path):
     inpaint = DiffusionBridgeVQInpaintPipeline(demo.vqvae, demo.pipe.unet, demo.pipe.scheduler)
     (expected,) = inpaint(photo, mask, 2, generator=rng(), composite_strength=1.0).images
     assert same(completion, np.asarray(expected))
+    assert page.get_by_text("Where a seam shows, switch that off").is_visible()
     assert page.locator(".chapter", has_text="Show how it came about").count() == 0  # nobody drew it
 
 

@@ -59,6 +59,7 @@ export function completeChapter({ picture, layer, panel }, open) {
   const guidance = defaults.guidance_scale && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
   const keep = h("input", { type: "checkbox", checked: picture.seed == null }); // a photo
   const job = action("Complete");
+  const seam = h("p", { class: "hint", hidden: true }, "The given pixels are kept exactly. Where a seam shows, switch that off in “More options”: then the decoder paints all.");
   const results = h("ol", { class: "tiles small" });
   const sheet = h("button", { type: "button", class: "quiet", hidden: true }, "Download all as one sheet");
   let last;
@@ -82,6 +83,7 @@ export function completeChapter({ picture, layer, panel }, open) {
     const titled = result.images.map((image) => ({ ...image, title: "Completion" }));
     showTiles(results, titled, (i) => open(titled, i, result.settings), ({ seed }) => `seed ${seed}`);
     sheet.hidden = false;
+    seam.hidden = !result.settings.keep_given;
   });
   sheet.addEventListener("click", () => {
     const seeds = last.images.map((image) => image.seed);
@@ -102,6 +104,7 @@ export function completeChapter({ picture, layer, panel }, open) {
     ),
     job.element,
     results,
+    seam,
     h("p", {}, sheet),
   );
   const own = panel.querySelector(".chip:has(:checked)");

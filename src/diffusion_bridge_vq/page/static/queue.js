@@ -2,23 +2,25 @@
 
 let functions; // endpoint -> its number in gradio's config
 
+async function reach(path, request) {
+  const response = await fetch(path, request).catch(() => {
+    throw new Error("The server can't be reached. Is it still running?");
+  });
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.detail || `The server answers ${response.status}.`);
+  return answer;
+}
+
 async function numberOf(endpoint) {
   if (!functions) {
-    const config = await (await fetch("config")).json();
+    const config = await reach("config");
     functions = Object.fromEntries(config.dependencies.map((dependency) => [dependency.api_name, dependency.id]));
   }
   return functions[endpoint];
 }
 
-async function post(path, body) {
-  const response = await fetch(`gradio_api/${path}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  });
-  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).detail || `The server answers ${response.status}.`);
-  return response.json();
-}
+const post = (path, body) =>
+  reach(`gradio_api/${path}`, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 export class Stopped extends Error {}
 
@@ -29,10 +31,14 @@ export class Stopped extends Error {}
 export function run(endpoint, data, { onProgress = () => {}, signal } = {}) {
   const session = Math.random().toString(36).slice(2);
   let stream, event, number, last;
+  const cancel = () => post("cancel", { session_hash: session, fn_index: number, event_id: event }).catch(() => {});
   const job = (async () => {
     number = await numberOf(endpoint);
     ({ event_id: event } = await post("queue/join", { data, fn_index: number, session_hash: session }));
-    signal?.throwIfAborted();
+    if (signal?.aborted) {
+      cancel(); // nobody would listen to it
+      throw new Stopped();
+    }
     return new Promise((resolve, reject) => {
       stream = new EventSource(`gradio_api/queue/data?session_hash=${session}`);
       stream.onerror = () => reject(new Error("The connection to the server was lost. Try again."));
@@ -55,7 +61,7 @@ export function run(endpoint, data, { onProgress = () => {}, signal } = {}) {
   const stopped = new Promise((_, reject) =>
     signal?.addEventListener("abort", () => {
       reject(new Stopped());
-      if (event) post("cancel", { session_hash: session, fn_index: number, event_id: event }).catch(() => {});
+      if (event) cancel();
     }),
   );
   return Promise.race([job, stopped]).finally(() => stream?.close());
