@@ -107,3 +107,11 @@ def test_members_of_a_tar_file_may_be_in_folders(tmp_path, source):
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
     assert sorted(values(source(str(tmp_path), label_column="cls", **GREY))) == [97, 98]
+
+
+def test_names_in_cls_members_are_named(tmp_path):
+    """The error was that of Python's int."""
+    members = [(f"000{i}.{kind}", content) for i in (0, 1) for kind, content in (("png", encoded(i)), ("cls", b"cat"))]
+    write_tar(tmp_path / "train-0.tar", members)
+    with pytest.raises(ValueError, match=r"a member \.cls must hold the number of a class, such as 3, not a name"):
+        load_images(str(tmp_path), **GREY)

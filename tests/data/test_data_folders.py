@@ -257,6 +257,23 @@ def test_csv_files_are_named_with_what_is_wrong(tmp_path, content, message):
         load_images(str(tmp_path), **GREY)
 
 
+def test_a_list_that_is_no_file(tmp_path):
+    """Its labels were left out without a word."""
+    save(tmp_path / "images" / "a.png", 1)
+    (tmp_path / "train.csv").symlink_to(tmp_path / "not-mounted" / "train.csv")
+    with pytest.raises(ValueError, match=r"train\.csv' isn't a regular file, or a link to nothing"):
+        load_images(str(tmp_path), **GREY)
+
+
+def test_the_folder_of_a_run_is_no_data_set(tmp_path):
+    """Its grids of pictures were taken for images."""
+    save(tmp_path / "samples-000004.png", 1)
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="is the folder of a run, whose pictures are grids"):
+        load_images(str(tmp_path), **GREY)
+
+
 def test_a_path_that_looks_local_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     save(tmp_path / "data" / "toys" / "a.png", 7)
     monkeypatch.chdir(tmp_path)

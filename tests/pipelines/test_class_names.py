@@ -207,6 +207,7 @@ def test_the_stock_loader_with_the_code_of_a_repository(tmp_path):
         ({"id2label": [["a", "b"]]}, "must be a dict"),
         ({"id2label": {"0": "ship", "1": "horse", "2": None}}, "a name for class 2"),
         ({"default_guidance_scale": "high"}, "default_guidance_scale"),
+        ({"label_words": "yes"}, "`label_words` must be True, False or None, got 'yes'"),
         ({"default_num_inference_steps": 1e9}, "default_num_inference_steps"),
         ({"labels": NAMES}, "model_index.json has .'labels'."),
     ],

@@ -22,7 +22,7 @@ from warm_processes import launch
 import diffusion_bridge_vq
 from diffusion_bridge_vq.training import VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance import checkpoint
-from diffusion_bridge_vq.training.fault_tolerance.checkpoint import load_newest
+from diffusion_bridge_vq.training.fault_tolerance.checkpoint import find_damage, load_newest
 
 # ---------------------------------------------------------------------------------------------------------- damage
 
@@ -54,6 +54,12 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, nam
         says = says or rf"{re.escape(name)} .*{SAYS.get(damage, 'match its SHA-256')}"
         with pytest.warns(UserWarning, match=rf"step-00000002 \({says}.*Using step-00000001"):
             assert run.load(damaged)[0] == 1
+
+
+def test_a_manifest_that_is_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / "step-00000001").mkdir()
+    os.mkfifo(tmp_path / "step-00000001" / "manifest.json")
+    assert find_damage(tmp_path / "step-00000001") == ["manifest.json isn't a regular file"]
 
 
 def test_no_bit_of_the_manifest_is_trusted_unseen(tmp_path):

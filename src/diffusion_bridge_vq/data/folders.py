@@ -59,7 +59,12 @@ def read_folder(folder: Path, split: str) -> "datasets.Dataset | None":
     Raises:
         ValueError: no such split, no images, or images in the wrong places.
     """
-    lists = {name: folder / file for name, file in CSV_FILES.items() if (folder / file).is_file()}
+    lists = {name: folder / file for name, file in CSV_FILES.items() if os.path.lexists(folder / file)}
+    for file in lists.values():  # such as a link to a disk that isn't there: its labels would be left out
+        if not file.is_file():
+            raise ValueError(f"{str(file)!r} isn't a regular file, or a link to nothing; replace or remove it")
+    if all((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
+        raise ValueError(f"{str(folder)!r} is the folder of a run, whose pictures are grids; give that of the images")
     if lists and (folder / "images").is_dir():
         return _read_csv(lists[_present(split, lists, folder)], folder / "images")
     return None if find_shards(folder) else _read_image_folder(folder, split)

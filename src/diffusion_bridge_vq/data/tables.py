@@ -109,6 +109,8 @@ def _explained(dataset: str, split: str) -> Iterator[None]:
             reason = "it is empty; choose another split or add images to it"
         if "Must pass at least one table" in reason:
             reason = "its first tar file holds no files; remove it"
+        if "invalid literal for int()" in reason:
+            reason = f"a member .cls must hold the number of a class, such as 3, not a name ({reason})"
         if "WebDataset format" in reason:
             reason += " Give each sample the same kinds of files, such as 0001.jpg and 0001.cls."
         if isinstance(error, DatasetNotFoundError) and not dataset.startswith(HUB_PREFIX):

@@ -62,6 +62,8 @@ class BridgePipeline(VQPipeline):
             default_num_inference_steps=default_num_inference_steps,
             label_words=label_words or None,
         )
+        if label_words is not None and not isinstance(label_words, bool):
+            raise ValueError(f"`label_words` must be True, False or None, got {label_words!r}.")
         if label_words:
             if self.id2label is None:
                 raise ValueError("`label_words` needs `id2label`, the words by their numbers.")

@@ -294,6 +294,8 @@ def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
 
 def find_damage(checkpoint: Path) -> list[str]:
     """What is wrong with the files of a checkpoint: nothing if it is whole."""
+    if (checkpoint / _MANIFEST).exists() and not (checkpoint / _MANIFEST).is_file():
+        return [f"{_MANIFEST} isn't a regular file"]  # reading a pipe would wait for ever
     try:
         text = (checkpoint / _MANIFEST).read_bytes().decode()
         files = json.loads(text)["files"]
