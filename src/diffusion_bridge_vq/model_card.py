@@ -130,7 +130,10 @@ def make_model_card(
     """
     run = read_run(folder, dataset_name)
     if run.pipeline is None:
-        find_pipeline_folder(folder)  # says what it is instead
+        try:
+            find_pipeline_folder(folder)  # says what it is instead
+        except ValueError as error:
+            raise ValueError(f"There is no pipeline in {folder}. {error}") from error
         raise ValueError(f"There is no pipeline in {folder}: the run isn't over, or it trained an autoencoder alone.")
     results = _own_results(run, evaluated_as)
     is_bridge = "unet" in run.index
