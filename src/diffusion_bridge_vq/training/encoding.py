@@ -288,7 +288,7 @@ def to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:
     bad = torch.nonzero(~(sizes <= float(np.finfo(encoding.precision).max))).flatten()  # NaN included
     if len(bad):
         found = f"{encoding.what} of {sizes[bad[0]].item():.4g}, which {encoding.precision} can't hold"
-        wider = "" if encoding.precision == "float32" else ", or write float32"
+        wider = "" if encoding.precision == "float32" else ", or encode with float32"
         if "guidance_scale" in encoding.data:
             scale = encoding.data["guidance_scale"]
             raise ValueError(
