@@ -176,7 +176,7 @@ def make_model_card(
         components=_describe_components(run, vqvae, network),
         pipeline_class=run.index["_class_name"],
         source=source,
-        call="image, mask_image" if run.index["_class_name"] == _INPAINT else f"batch_size={_SNIPPET_IMAGES}",
+        call=_call(run.index),
         carries_code=carries_code,
         data=_describe_data(run.config),
         settings=_settings(run.config),
@@ -193,6 +193,13 @@ def make_model_card(
     )
     card.content = re.sub(r"\n{3,}", "\n\n", card.content)  # what conditions leave behind
     return card
+
+
+def _call(index: dict[str, Any]) -> str:
+    """Arguments of the snippet's call."""
+    if index["_class_name"] == _INPAINT:
+        return "image, mask_image"
+    return "condition=image" if index.get("condition") else f"batch_size={_SNIPPET_IMAGES}"
 
 
 # ------------------------------------------------------------------------------------------------- reading a run
@@ -249,6 +256,10 @@ def _describe_components(run: RunFiles, vqvae: dict[str, Any], network: dict[str
     shown = ("num_train_timesteps", "beta_schedule", "prediction_type", "theta", "eta")
     settings = ", ".join(f"{key} {bridge[key]}" for key in shown if key in bridge)
     lines.append(f"**Prior** (`{network['_class_name']}`, {_count_weights(run.pipeline / 'unet')}) on the latents.")
+    condition = str(run.index.get("condition", ""))
+    if re.fullmatch(r"gray|low-resolution:\d+|column:.+", condition):
+        kind = "another image of the same size" if condition.startswith("column:") else condition
+        lines[-1] = f"{lines[-1][:-1]}, drawn from images (`condition`): {kind}."
     return [*lines, f"**Scheduler** (`{bridge['_class_name']}`): {settings}."]
 
 

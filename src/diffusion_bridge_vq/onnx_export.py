@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from torch import nn
 
-from .models import GumbelVQModel
+from .models import GumbelVQModel, refuse_image_condition
 from .models.denoiser import call_network
 from .pipelines.bridge import BridgePipeline
 
@@ -44,6 +44,7 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     """  # noqa: E501 (a table)
     if not isinstance(pipe, BridgePipeline):
         raise ValueError(f"Only a pipeline with a U-Net can be exported, got {type(pipe).__name__}.")
+    refuse_image_condition(pipe.unet, "the export to ONNX doesn't take")
     for name, model in (("unet", pipe.unet), ("vqvae", pipe.vqvae)):
         if model.dtype != torch.float32:
             raise ValueError(f"`{name}` is in {model.dtype}; export it in float32: `pipe.to(torch.float32)`.")

@@ -139,6 +139,17 @@ class RunFolder:
                     raise ValueError(f"'id2label' of {file} must name classes by number, got {names!r}.") from None
         return None
 
+    def read_condition(self) -> str | None:
+        """
+        The image that the model of a run draws from, by its name in `data.ImageCondition`; None if it has none. `path`
+        may be a run's folder or a pipeline's.
+        """
+        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
+            if content := _read_object(file):
+                name = content.get("condition")
+                return name if isinstance(name, str) else None
+        return None
+
     def read_config(self) -> dict[str, Any]:
         """
         The settings in `config.json`.

@@ -9,6 +9,7 @@ from ..run_folder import RunFolder
 
 # Where the user fills in a name of their own.
 REPOSITORY = "USER/MODEL"
+PICTURE = "PICTURE"
 
 
 def command_line(verb: str, *arguments: str | Path) -> str:
@@ -40,7 +41,9 @@ def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | No
         folder (`Path`): what is uploaded, the folder of its run if it has one.
         class_names (`Sequence[str]`, *optional*): of a class-conditional model, which is drawn from class by class.
     """
-    classes = ("--all-classes", "--guidance-scale", "2.5") if class_names else ()
+    classes: tuple[str, ...] = ("--all-classes", "--guidance-scale", "2.5") if class_names else ()
+    if RunFolder(pipeline).read_condition() is not None:
+        classes += ("--condition", PICTURE)
     picture = pipeline.parent / "samples.png"
     return [
         (command_line("sample", pipeline, *classes, "--output", picture), "draw 64 images"),

@@ -72,7 +72,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         if trained is None:  # a dry run, or not the main process
             return
         names = run.read_id2label()
-        saved = save_components(trained, run, names, config.uses_words)
+        saved = save_components(trained, run, names, config.uses_words, config.image_condition)
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
     print_next(*after_training(saved, run, config.preset, config.dataset, list((names or {}).values())))

@@ -25,6 +25,7 @@ def main() -> None:
 
     import torch  # after `--help`
 
+    from ..models import refuse_image_condition
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..pipelines.saved_folder import find_pipeline_folder
     from ..sampling import fit_timesteps
@@ -39,6 +40,7 @@ def main() -> None:
     pipe = DiffusionBridgeVQPipeline.from_pretrained(folder)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     unet, scale, labels = pipe.unet, 1.0, None
+    refuse_image_condition(unet, "this command doesn't take")
     size = unet.config.sample_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     generator = torch.Generator().manual_seed(args.seed)

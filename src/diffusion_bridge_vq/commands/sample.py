@@ -30,6 +30,8 @@ from ..cli import (
     print_next,
     whole_number,
 )
+from ..data.decoding import decode_image, reason
+from ..data.pixels import to_pixels
 from ..figures import chain_sheet
 from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
@@ -62,6 +64,12 @@ def main() -> None:
         nargs="+",
         help="of a class-conditional model: names or numbers of classes; the images take them in turn",
     )
+    parser.add_argument(
+        "--condition",
+        type=local_path,
+        nargs="+",
+        help="pictures for a model that draws from them, such as those to be colored; the images take them in turn",
+    )
     parser.add_argument("--all-classes", action="store_true", help="all classes of the model in turn")
     parser.add_argument(
         "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
@@ -86,6 +94,8 @@ def main() -> None:
         parser.error("--npz goes with --output-dir")
     if args.output_dir is not None and args.chain_steps:
         parser.error("--chain-steps goes without --output-dir")
+    if args.output_dir is not None and args.condition:
+        parser.error("--condition goes without --output-dir")
     if args.output_dir is None:
         check_output_image(args.output)
     else:
@@ -178,6 +188,7 @@ def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], Denois
         pipe.compile(args.batch_size)
     generator = torch.Generator(pipe.device).manual_seed(args.seed)
     labels = itertools.cycle(args.class_labels or ())
+    given = itertools.cycle(read_conditions(pipe, args.condition))
     images: list[Image.Image] = []
     while len(images) < args.num_images:
         batch_size = min(args.batch_size, args.num_images - len(images))
@@ -188,6 +199,27 @@ def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], Denois
             generator=generator,
             class_labels=list(itertools.islice(labels, batch_size)) or None,
             guidance_scale=args.guidance_scale,
+            condition=list(itertools.islice(given, batch_size)) or None,
             callback_on_step_end=None if images else chain,
         ).images
     return images, chain
+
+
+def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
+    """What the model draws from, (C, s, s) in [0, 1], of pictures of any size, scaled and cropped as for training."""
+    wanted = pipe.image_condition
+    if wanted is None or not paths:
+        if paths:
+            raise ValueError("This model doesn't draw from images: leave out --condition.")
+        return []
+    config, found = pipe.vqvae.config, []
+    derived = wanted.side < config.sample_size  # of the picture at the size of the model's images
+    for path in paths:
+        side, channels = (config.sample_size, config.in_channels) if derived else (wanted.side, wanted.channels)
+        try:
+            picture = decode_image({"bytes": None, "path": str(path)}, side, channels)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
+        pixels = to_pixels(torch.from_numpy(picture.copy())[None])
+        found.append((wanted.derive(pixels) if derived else pixels)[0].add(1).div(2).clamp(0, 1))
+    return found

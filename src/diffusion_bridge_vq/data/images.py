@@ -80,9 +80,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     Square images of one size, with class labels where the source has them. Made by `load_images`.
 
     Item `i` is `{"images": uint8 tensor (C, H, W) in 0..255, "labels": int64 scalar tensor}`; "labels" is missing
-    where there are none. Up to `IN_MEMORY_BYTES` of pixels are decoded at once, here, by a pool of threads; a larger
-    set is decoded on access. A DataLoader with `collate_fn=ImageDataset.collate` takes batches as they are fetched,
-    by one index operation in memory; with its default, items are stacked again.
+    where there are none, and "conditions", like "images", is there if they are. Up to `IN_MEMORY_BYTES` of pixels are
+    decoded at once, here, by a pool of threads; a larger set is decoded on access. A DataLoader with
+    `collate_fn=ImageDataset.collate` takes batches as they are fetched, by one index operation in memory; with its
+    default, items are stacked again.
 
     Args:
         records (`Records`): the images, not yet decoded.
@@ -92,6 +93,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         labels (`torch.Tensor`, *optional*): (N,) int64 in 0..num_classes-1.
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         in_memory (`bool`, *optional*, defaults to `True`): decode at once what fits; otherwise all on access.
+        conditions (`ImageDataset`, *optional*): another image for each of them, see [`ImageCondition`].
 
     Raises:
         BrokenImageError: a ValueError: there are broken images. In memory all of them are counted, and the first ones
@@ -108,8 +110,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         labels: Tensor | None = None,
         class_names: list[str] | None = None,
         in_memory: bool = True,
+        conditions: "ImageDataset | None" = None,
     ) -> None:
         self.name = name
+        self.conditions = conditions
         self.labels = labels
         self.class_names = class_names
         self.image_shape = (channels, resolution, resolution)
@@ -143,7 +147,12 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
             images = torch.stack([self._decode(index) for index in indices])
         else:
             images = self._images[rows]
-        return Batch({"images": images} if self.labels is None else {"images": images, "labels": self.labels[rows]})
+        tensors = {"images": images}
+        if self.labels is not None:
+            tensors["labels"] = self.labels[rows]
+        if self.conditions is not None:
+            tensors["conditions"] = self.conditions.__getitems__(indices).tensors["images"]
+        return Batch(tensors)
 
     @staticmethod
     def collate(batch: Batch) -> dict[str, Tensor]:
@@ -170,10 +179,9 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         indices = torch.linspace(0, self._size - 1, count, dtype=torch.float64).long()
         labels = [] if self.labels is None else [self.labels.numpy().tobytes()]
         names = "\n".join(self.class_names or ())
-        pixels = self.__getitems__(indices.tolist()).tensors["images"]
-        return short_hash(
-            repr((self._size, self.image_shape)).encode(), names.encode(), *labels, pixels.numpy().tobytes()
-        )
+        found = self.__getitems__(indices.tolist()).tensors
+        pixels = [found[name].numpy().tobytes() for name in ("images", "conditions") if name in found]
+        return short_hash(repr((self._size, self.image_shape)).encode(), names.encode(), *labels, *pixels)
 
     def _decode(self, index: int) -> Tensor:
         assert self._records is not None

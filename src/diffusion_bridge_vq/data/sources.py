@@ -1,5 +1,7 @@
 """`load_images`: the embedded digits, local folders in all their layouts, and datasets of the Hub."""
 
+from typing import Any
+
 from .digits import read_digits
 from .folders import local_folder, read_folder
 from .images import ImageDataset
@@ -17,6 +19,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     in_memory: bool = True,
+    condition_column: str | None = None,
 ) -> ImageDataset:
     """
     Load one split of an image dataset, as squares of one size.
@@ -48,10 +51,13 @@ def load_images(
             "json.label" is the field label of the column json. The texts of several columns, "name,style", are joined.
         in_memory (`bool`, *optional*, defaults to `True`): decode a set that fits into memory at once, otherwise all
             images on access.
+        condition_column (`str`, *optional*): a second column of images, scaled and cropped alike, see
+            [`ImageCondition`].
 
     Returns:
         `ImageDataset`: items `{"images": uint8 tensor (channels, resolution, resolution) in 0..255, "labels": int64
-        scalar tensor}`; "labels" is missing where there are none.
+        scalar tensor}`; "labels" is missing where there are none. With `condition_column` there are "conditions", like
+        "images".
 
     Raises:
         ValueError: a bad argument, a missing folder, split or column, an empty split, missing labels, or broken images
@@ -60,8 +66,8 @@ def load_images(
     """
     check_arguments(dataset, resolution, channels)
     if dataset == "digits":
-        if image_column is not None or label_column is not None:
-            raise ValueError("'digits' has no columns to choose from; leave out image_column and label_column")
+        if (image_column, label_column, condition_column) != (None, None, None):
+            raise ValueError("'digits' has no columns to choose from; leave out image_column, label_column and such")
         records, labels, names = read_digits(split)
         return ImageDataset(
             records,
@@ -80,16 +86,21 @@ def load_images(
     if len(table) == 0:
         raise ValueError(f"split {split!r} of {dataset!r} is empty; choose another split or add images to it")
 
-    column = find_image_column(table, image_column)
+    conditions = None
+    form: dict[str, Any] = {"resolution": resolution, "channels": channels, "in_memory": in_memory}
+    name = dataset if folder is None else folder.name
+    if condition_column is not None:
+        found = find_image_column(table, condition_column, "condition_column")
+        conditions = ImageDataset(ImageColumn(table, found), name=f"{name}, column {found}", **form)
+    column = find_image_column(table, image_column, besides=condition_column)
     class_labels, class_names = read_labels(table, label_column)
     return ImageDataset(
         ImageColumn(table, column),
-        name=dataset if folder is None else folder.name,
-        resolution=resolution,
-        channels=channels,
+        name=name,
         labels=class_labels,
         class_names=class_names,
-        in_memory=in_memory,
+        conditions=conditions,
+        **form,
     )
 
 

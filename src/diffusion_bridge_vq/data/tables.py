@@ -158,18 +158,22 @@ def _kind(feature: Any) -> str:
     return getattr(feature, "dtype", "") if type(feature).__name__ == "Value" else type(feature).__name__
 
 
-def find_image_column(table: Table, image_column: str | None) -> str:
-    """The name of the only column of images, or of the one that was asked for."""
+def find_image_column(
+    table: Table, image_column: str | None, option: str = "image_column", besides: str | None = None
+) -> str:
+    """The name of the only column of images besides one, or of the column that was asked for by an option."""
     from datasets import Image
 
     found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
     if image_column is not None:
         if image_column not in found:
-            raise ValueError(f"image_column {image_column!r} holds no images; the columns are {_columns(table)}")
+            raise ValueError(f"{option} {image_column!r} holds no images; the columns are {_columns(table)}")
         return image_column
+    found = [name for name in found if name != besides]
     if not found:
+        other = "other " if besides else ""
         raise ValueError(
-            f"no column holds images: the columns are {_columns(table)}; pass as image_column one of type Image"
+            f"no {other}column holds images: the columns are {_columns(table)}; pass as image_column one of type Image"
         )
     if len(found) > 1:
         raise ValueError(f"several columns hold images: {', '.join(found)}; pass one of them as image_column")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ..models import bridge_start_latents
+from ..models import bridge_start_latents, refuse_image_condition
 from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import find_few_steps, is_student
@@ -119,6 +119,7 @@ class BridgePrior(EvaluatedPrior):
     """[`EvaluatedPrior`] of a [`DiffusionBridgeVQPipeline`]."""
 
     def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
+        refuse_image_condition(pipe.unet, "evaluation doesn't take")
         self.num_class_embeds = pipe.unet.config.num_class_embeds
         super().__init__(model, pipe, config)
         pipe.unet.eval()

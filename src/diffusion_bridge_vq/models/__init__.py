@@ -3,8 +3,16 @@
 from .autoencoder_gumbel_vq import GumbelVQModel
 from .class_embedding import replace_classes
 from .code_unet import CodeUNet2DModel, bridge_start_latents
-from .conditions import find_vocabulary, null_labels, take_several_classes, words_to_labels
-from .denoiser import check_channels, denoise
+from .conditions import (
+    condition_map,
+    count_condition_channels,
+    find_vocabulary,
+    null_labels,
+    replace_condition,
+    take_several_classes,
+    words_to_labels,
+)
+from .denoiser import ConditionedUNet, check_channels, denoise, refuse_image_condition
 from .latent_normalizer import LatentNormalizer
 from .pixelcnn import PixelCNNOutput, PixelCNNPrior, check_num_codes
 from .quantizer import VectorQuantizer
@@ -13,6 +21,7 @@ from .quantizers_trained import QUANTIZERS, EMAQuantizer, GumbelSoftmaxQuantizer
 __all__ = [
     "QUANTIZERS",
     "CodeUNet2DModel",
+    "ConditionedUNet",
     "EMAQuantizer",
     "GumbelSoftmaxQuantizer",
     "GumbelVQModel",
@@ -24,10 +33,14 @@ __all__ = [
     "bridge_start_latents",
     "check_channels",
     "check_num_codes",
+    "condition_map",
+    "count_condition_channels",
     "denoise",
     "find_vocabulary",
     "null_labels",
+    "refuse_image_condition",
     "replace_classes",
+    "replace_condition",
     "take_several_classes",
     "words_to_labels",
 ]

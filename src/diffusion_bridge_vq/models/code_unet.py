@@ -217,7 +217,7 @@ def check_process(unet: UNet2DModel, vqvae: VQModel, scheduler: SchedulerMixin) 
     Raises:
         ValueError: another number of channels, codes or noise levels.
     """
-    z_star, channels = scheduler.config.get("z_star", 0.0), unet.config.in_channels
+    z_star, channels = scheduler.config.get("z_star", 0.0), unet.config.out_channels
     if isinstance(z_star, (list, tuple)) and not (len(z_star) == channels and all(map(Number().accepts, z_star))):
         raise ValueError(f"`z_star` of the scheduler must be a number or one per channel, {channels}, got {z_star}.")
     if not isinstance(unet, CodeUNet2DModel):

@@ -1,8 +1,11 @@
 """
-Conditions of a U-Net: classes by number, or several of them at once, such as the words of a name.
+Conditions of a U-Net: classes by number, several of them at once, such as the words of a name, and images.
 
-Both go through the table that diffusers' `UNet2DModel` has for classes. Its last row is the null class, which means
+Classes go through the table that diffusers' `UNet2DModel` has for them. Its last row is the null class, which means
 no condition. A number takes its row; a vector over the rows, such as a multi-hot one, takes their weighted sum.
+
+Images are concatenated to the latents. Their last channel is 1 where there is a condition: all zeros are none, which
+a gray image isn't.
 """
 
 import difflib
@@ -11,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 _MOST_NAMED = 10  # in messages
@@ -79,3 +83,55 @@ def words_to_labels(texts: Sequence[str], vocabulary: Sequence[str], skip_unknow
             f"{len(vocabulary)} words.{suggestion}"
         )
     return labels
+
+
+def count_condition_channels(channels: int, side: int, latent_side: int) -> int:
+    """
+    Channels of [`condition_map`] for images (channels, side, side).
+
+    Raises:
+        ValueError: neither side is a multiple of the other.
+    """
+    if side % latent_side and latent_side % side:
+        raise ValueError(
+            f"A condition of {side} x {side} pixels doesn't fit latents of {latent_side} x {latent_side}: one must "
+            "be a multiple of the other."
+        )
+    return channels * max(1, side // latent_side) ** 2 + 1
+
+
+def condition_map(images: torch.Tensor, latent_side: int) -> torch.Tensor:
+    """
+    Images on the grid of the latents, with a last channel of ones: (B, C, s, s) -> (B, C f^2 + 1, h, h).
+
+    Each f x f pixels, f = s / h, become channels of one position; smaller images are repeated.
+
+    Args:
+        images (`torch.Tensor`): conditions in [-1, 1].
+        latent_side (`int`): h.
+
+    Raises:
+        ValueError: see [`count_condition_channels`].
+    """
+    count_condition_channels(images.shape[1], images.shape[-1], latent_side)
+    if images.shape[-1] < latent_side:
+        images = F.interpolate(images, size=(latent_side, latent_side), mode="nearest")
+    folded = F.pixel_unshuffle(images, images.shape[-1] // latent_side)
+    return torch.cat([folded, torch.ones_like(folded[:, :1])], dim=1)
+
+
+@torch.no_grad()
+def replace_condition(unet: Any, channels: int) -> None:
+    """
+    Give a trained U-Net an image condition of that many channels instead of its own, if it has one, in place. The new
+    weights are 0: whatever the condition, it predicts what it predicted without any.
+
+    Args:
+        unet (`UNet2DModel`): its latents have `out_channels`, and its condition the other channels of its input.
+        channels (`int`): of the new condition's map; 0 for none.
+    """
+    old, own = unet.conv_in.weight, unet.config.out_channels
+    weight = old.new_zeros(old.shape[0], own + channels, *old.shape[2:])
+    weight[:, :own] = old[:, :own]
+    unet.conv_in.weight, unet.conv_in.in_channels = nn.Parameter(weight), own + channels
+    unet.register_to_config(in_channels=own + channels)

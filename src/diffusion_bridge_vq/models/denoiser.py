@@ -1,6 +1,6 @@
 """The one call of the denoising network, shared by training, sampling and the ONNX export."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,34 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from .conditions import null_labels
+
+
+class ConditionedUNet(nn.Module):
+    """
+    A U-Net with the images that it draws from, for samplers and losses, which need not know about them. Only
+    [`call_network`] can call it.
+
+    Args:
+        unet (`UNet2DModel`): its input has the channels of the latents and then those of the condition.
+        condition (`torch.Tensor`): from [`condition_map`], (B, c, h, w), one for each sample; all zeros are no
+            condition.
+
+    Raises:
+        ValueError: a condition of other channels than the U-Net's.
+    """
+
+    def __init__(self, unet: nn.Module, condition: torch.Tensor):
+        super().__init__()
+        self.config = config = cast(Any, unet).config
+        expected = config.in_channels - config.out_channels
+        if condition.ndim != 4 or condition.shape[1] != expected:
+            raise ValueError(
+                f"`condition` must be (B, {expected}, h, w) for this U-Net, as `condition_map` makes it, got "
+                f"{tuple(condition.shape)}."
+            )
+        self.unet: nn.Module = unet
+        self.condition: torch.Tensor = condition
+        self.training = unet.training
 
 
 def denoise(
@@ -59,22 +87,42 @@ def call_network(
         class_labels (`torch.Tensor`, *optional*): (B,) int64, or vectors (B, K) over the network's K classes, if it
             takes them ([`take_several_classes`]). The null class, for guidance, is the network's last.
         guidance_scale (`float`, *optional*, defaults to 1): 1 is no guidance; above, null + scale * (conditional -
-            null) (Ho and Salimans 2022).
+            null) (Ho and Salimans 2022). Null is without class and without image.
 
     Returns:
         `torch.Tensor`: the prediction, in the shape of `x`.
+
+    Raises:
+        ValueError: the network draws from images, but there are none, or not one for each sample.
     """
     config: Any = getattr(unet, "config", None)
-    sides = x.shape[2:]
+    sides, latents = x.shape[2:], x
+    condition: torch.Tensor | None = None
+    if isinstance(unet, ConditionedUNet):
+        condition, unet = unet.condition.to(x), unet.unet
+        if condition.shape[0] != x.shape[0] or condition.shape[2:] != sides:
+            raise ValueError(
+                f"`condition` must be on the grid of the samples, {tuple(sides)}, and as many, {len(x)}; got "
+                f"{tuple(condition.shape)}."
+            )
+        x = torch.cat([x, condition], dim=1)
+    elif getattr(config, "in_channels", 0) > x.shape[1]:
+        raise ValueError(
+            f"The network's input has {config.in_channels} channels, but the latents have {x.shape[1]}. If it draws "
+            "from images, call it with them, as a `ConditionedUNet`."
+        )
     x = _pad(x, config)
-    if class_labels is None:
-        output = _call(unet, x, timestep)
-    elif guidance_scale == 1.0:
-        output = _call(unet, x, timestep, class_labels=class_labels)
+    labels = {} if class_labels is None else {"class_labels": class_labels}
+    if guidance_scale == 1.0 or (class_labels is None and condition is None):
+        output = _call(unet, x, timestep, **labels)
     else:
-        labels = torch.cat([null_labels(class_labels, config.num_class_embeds), class_labels])
+        null_x = x
+        if condition is not None:
+            null_x = _pad(torch.cat([latents, torch.zeros_like(condition)], dim=1), config)
+        if class_labels is not None:
+            labels["class_labels"] = torch.cat([null_labels(class_labels, config.num_class_embeds), class_labels])
         both = timestep if timestep.ndim == 0 else timestep.repeat(2)
-        null_output, output = _call(unet, torch.cat([x, x]), both, class_labels=labels).chunk(2)
+        null_output, output = _call(unet, torch.cat([null_x, x]), both, **labels).chunk(2)
         output = null_output + guidance_scale * (output - null_output)
     for axis, side in enumerate(sides, start=2):
         output = output.narrow(axis, 0, side)
@@ -95,14 +143,26 @@ def _call(unet: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch
     return output if isinstance(output, torch.Tensor) else output.sample
 
 
-def check_channels(unet: UNet2DModel, vqvae: VQModel) -> None:
+def check_channels(unet: UNet2DModel, vqvae: VQModel, condition_channels: int = 0) -> None:
     """
     Raises:
-        ValueError: the network doesn't go from the latents' channels to the same number.
+        ValueError: the network doesn't go from the channels of latents and condition to those of the latents.
     """
     embed_dim = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
-    if (unet.config.in_channels, unet.config.out_channels) != (embed_dim, embed_dim):
+    found, wanted = (unet.config.in_channels, unet.config.out_channels), (embed_dim + condition_channels, embed_dim)
+    if found != wanted:
+        of_condition = f", and the map of its condition {condition_channels}" if condition_channels else ""
+        sizes = f"in_channels={wanted[0]} and out_channels" if condition_channels else "in_channels=out_channels"
         raise ValueError(
-            f"The U-Net goes from {unet.config.in_channels} to {unet.config.out_channels} channels, but the codes of "
-            f"the autoencoder have {embed_dim}; make it with in_channels=out_channels={embed_dim}."
+            f"The U-Net goes from {found[0]} to {found[1]} channels, but the codes of the autoencoder have "
+            f"{embed_dim}{of_condition}; make it with {sizes}={embed_dim}."
         )
+
+
+def refuse_image_condition(unet: Any, what: str) -> None:
+    """
+    Raises:
+        ValueError: the network draws from images, which isn't possible here.
+    """
+    if unet.config.in_channels > unet.config.out_channels:
+        raise ValueError(f"This model draws from images (`condition`), which {what}: take one without.")

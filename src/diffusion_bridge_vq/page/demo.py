@@ -10,6 +10,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from ..models import refuse_image_condition
 from ..pipelines import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from ..pipelines.denoising_chain import DenoisingChain
 from ..schedulers import OUBridgeScheduler
@@ -46,6 +47,7 @@ class Demo:
     """
 
     def __init__(self, pipe: DiffusionBridgeVQPipeline, name: str | None = None):
+        refuse_image_condition(pipe.unet, "the page doesn't take")
         self.pipe, self.vqvae = pipe, pipe.vqvae
         self.source = str(pipe.name_or_path or "model")
         self.name = name or model_name(self.source)

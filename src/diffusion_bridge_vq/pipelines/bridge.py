@@ -5,10 +5,19 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.image_processor import PipelineImageInput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
-from ..models import GumbelVQModel, check_channels, take_several_classes
+from ..data.conditions import ImageCondition
+from ..models import (
+    ConditionedUNet,
+    GumbelVQModel,
+    check_channels,
+    condition_map,
+    count_condition_channels,
+    take_several_classes,
+)
 from ..models.code_unet import check_process
 from ..sampling.arguments import check_count, check_guidance, check_latents
 from ..sampling.chain import Callback, sample_latents
@@ -21,6 +30,7 @@ from .class_labels import (
     read_class_labels,
     read_words,
 )
+from .image_inputs import read_images
 
 StepCallback = Callable[[Any, int, torch.Tensor, dict], dict | None]
 """As everywhere in diffusers: callback(pipe, step, timestep, kwargs); `latents` in the dict it returns are used."""
@@ -45,12 +55,13 @@ class BridgePipeline(VQPipeline):
         default_guidance_scale: float | None = None,
         default_num_inference_steps: int | None = None,
         label_words: bool | None = None,
+        condition: str | None = None,
     ):
-        check_channels(unet, vqvae)
+        check_channels(unet, vqvae, _count_condition_channels(_parse_condition(condition, vqvae), unet, vqvae))
         check_process(unet, vqvae, scheduler)
         num_embeds = unet.config.num_class_embeds
         num_classes = None if num_embeds is None else num_embeds - 1
-        check_default_guidance_scale(default_guidance_scale, num_classes)
+        check_default_guidance_scale(default_guidance_scale, num_classes, condition)
         if is_student(scheduler) and default_num_inference_steps is None:
             default_num_inference_steps = default_number_of_steps(scheduler, 0)
         if default_num_inference_steps is not None:
@@ -61,6 +72,7 @@ class BridgePipeline(VQPipeline):
             default_guidance_scale=default_guidance_scale,
             default_num_inference_steps=default_num_inference_steps,
             label_words=label_words or None,
+            condition=condition,
         )
         if label_words is not None and not isinstance(label_words, bool):
             raise ValueError(f"`label_words` must be True, False or None, got {label_words!r}.")
@@ -74,6 +86,11 @@ class BridgePipeline(VQPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call (some solvers take more than were asked for)."""
         return len(self.scheduler.timesteps)
+
+    @property
+    def image_condition(self) -> ImageCondition | None:
+        """What the model draws from: its size and channels, and how it is made of images; None if from nothing."""
+        return _parse_condition(self.config.get("condition"), self.vqvae)
 
     @property
     def interrupt(self) -> bool:
@@ -133,16 +150,19 @@ class BridgePipeline(VQPipeline):
         # loop copies what the U-Net returns
         replay = {"mode": "reduce-overhead"} if self.unet.device.type == "cuda" and not kwargs else {}
         modules: tuple[tuple[nn.Module, dict[str, Any]], ...] = ((self.unet, replay), (self.vqvae.decoder, {}))
-        shape = (batch_size, self.unet.config.in_channels, *self._latent_size())
+        shape = (batch_size, self.unet.config.out_channels, *self._latent_size())
         word = next(iter(self.id2label.values())) if self.config.get("label_words") and self.id2label else None
         labels, _ = self._read_classes(word, 1.0, batch_size)
         levels = self.scheduler.config.num_train_timesteps
+        wanted = self.image_condition
+        given = None if wanted is None else torch.zeros(1, wanted.channels, wanted.side, wanted.side)
+        unet = self._show(given, batch_size)
         try:
             for module, own in modules:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 module.compile(**{"dynamic": False} | own | kwargs)
             z_0 = sample_latents(
-                self.unet,
+                unet,
                 self.scheduler,
                 shape,
                 # a graph is recorded after the first calls
@@ -211,22 +231,53 @@ class BridgePipeline(VQPipeline):
             )
 
     def _latent_size(self) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        if size is None:
-            size = self.vqvae.config.sample_size // self.vqvae.downsampling_factor
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return _latent_size(self.unet, self.vqvae)
+
+    def _read_condition(self, condition: PipelineImageInput | None) -> torch.Tensor | None:
+        """
+        The images that a call draws from, (n, C, s, s) in [-1, 1]; None for a model that draws from none.
+
+        Raises:
+            ValueError: images for such a model, none for another, or images of another size.
+        """
+        wanted = self.image_condition
+        if wanted is None:
+            if condition is not None:
+                raise ValueError("This model doesn't draw from images: leave out `condition`.")
+            return None
+        if condition is None:
+            raise ValueError(
+                f"This model draws from images ({wanted.name}): give them as `condition`, {wanted.side} x "
+                f"{wanted.side} with {wanted.channels} channel(s)."
+            )
+        return read_images(condition, "condition", wanted.channels, wanted.side, wanted.side) * 2 - 1
+
+    def _show(self, condition: torch.Tensor | None, num_images: int, copies: int = 1) -> nn.Module:
+        """
+        The U-Net, with what [`_read_condition`] gives for `num_images`, `copies` times each.
+
+        Raises:
+            ValueError: as many as fit neither the images nor one for all.
+        """
+        if condition is None:
+            return self.unet
+        if len(condition) not in (1, num_images):
+            raise ValueError(f"Got {len(condition)} conditions for {num_images} images; give one per image or one.")
+        shown = condition_map(condition.expand(num_images, -1, -1, -1), self._latent_size()[0])
+        shown = shown.repeat_interleave(copies, dim=0).to(self._execution_device, self.unet.dtype)
+        return ConditionedUNet(self.unet, shown)
 
     def _read_classes(
         self, class_labels: ClassLabels, guidance_scale: float | None, num_images: int
     ) -> tuple[torch.Tensor | None, float]:
         """Labels and guidance scale of a call."""
-        num_classes = self._num_classes()
+        num_classes, guided = self._num_classes(), class_labels is not None or "condition" in self.config
         if guidance_scale is None:
-            guidance_scale = 1.0 if class_labels is None else self.config.get("default_guidance_scale", 1.0)
+            guidance_scale = self.config.get("default_guidance_scale", 1.0) if guided else 1.0
         guidance_scale = check_guidance(self.scheduler, guidance_scale)
-        if guidance_scale != 1.0 and num_classes is None:
+        if guidance_scale != 1.0 and num_classes is None and not guided:
             raise ValueError("This model has no classes: leave out `guidance_scale`.")
-        if guidance_scale != 1.0 and class_labels is None and num_classes is not None:
+        if guidance_scale != 1.0 and not guided and num_classes is not None:
             raise ValueError(f"`guidance_scale` needs `class_labels` in 0..{num_classes - 1}.")
         device = self._execution_device
         if self.config.get("label_words") and class_labels is not None:
@@ -237,3 +288,24 @@ class BridgePipeline(VQPipeline):
     def _num_classes(self) -> int | None:
         num_embeds = self.unet.config.num_class_embeds
         return None if num_embeds is None else num_embeds - 1  # the last is the null class
+
+
+def _latent_size(unet: UNet2DModel, vqvae: GumbelVQModel) -> tuple[int, int]:
+    size = unet.config.sample_size
+    if size is None:
+        size = vqvae.config.sample_size // vqvae.downsampling_factor
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _parse_condition(name: str | None, vqvae: GumbelVQModel) -> ImageCondition | None:
+    """What a model draws from, by the name that is saved with it."""
+    return None if name is None else ImageCondition.parse(name, vqvae.config.in_channels, vqvae.config.sample_size)
+
+
+def _count_condition_channels(condition: ImageCondition | None, unet: UNet2DModel, vqvae: GumbelVQModel) -> int:
+    if condition is None:
+        return 0
+    height, width = _latent_size(unet, vqvae)
+    if height != width:
+        raise ValueError(f"`condition` needs square latents, got {height} x {width}.")
+    return count_condition_channels(condition.channels, condition.side, height)

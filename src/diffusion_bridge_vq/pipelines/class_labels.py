@@ -42,27 +42,42 @@ def check_id2label(id2label: Mapping[Any, str] | None, num_classes: int | None) 
     return dict(sorted(names.items()))
 
 
-def check_default_guidance_scale(value: float | None, num_classes: int | None) -> None:
+def check_default_guidance_scale(value: float | None, num_classes: int | None, condition: str | None = None) -> None:
     """
     Raises:
-        ValueError: not a finite number, or one for a network without classes.
+        ValueError: not a finite number, or one for a network without classes and image condition.
     """
     if value is None:
         return
-    if num_classes is None:
+    if num_classes is None and condition is None:
         raise ValueError("`default_guidance_scale` needs classes, but the network has none: leave it out.")
     check_number("default_guidance_scale", value)
 
 
-def count_images(batch_size: int | None, class_labels: ClassLabels) -> int:
+def split_first_argument(first: Any, class_labels: ClassLabels) -> tuple[int | None, ClassLabels]:
     """
-    `batch_size`, or the number of labels, or 1.
+    `batch_size` and `class_labels` of a call: a first argument that is a text, or a list of texts, is the second.
+
+    Raises:
+        ValueError: labels are given twice.
+    """
+    texts = [first] if isinstance(first, str) else first
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+        return first, class_labels
+    if class_labels is not None:
+        raise ValueError(f"Classes are given twice, as {first!r} and as `class_labels` {class_labels!r}: give one.")
+    return None, first
+
+
+def count_images(batch_size: int | None, class_labels: ClassLabels, num_conditions: int = 1) -> int:
+    """
+    `batch_size`, or the number of labels, or of conditions.
 
     Raises:
         ValueError: a batch size that isn't a whole number of at least 1.
     """
     if batch_size is None:
-        return max(1, len(_to_list(class_labels)))
+        return max(num_conditions, len(_to_list(class_labels)))
     check_count("batch_size", batch_size)
     return int(batch_size)
 

@@ -20,7 +20,10 @@ _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
 
 
 def build_pipeline(
-    components: Mapping[str, Any], id2label: Mapping[int, str] | None = None, label_words: bool = False
+    components: Mapping[str, Any],
+    id2label: Mapping[int, str] | None = None,
+    label_words: bool = False,
+    condition: str | None = None,
 ) -> DiffusionPipeline:
     """
     The pipeline that consists of these components.
@@ -29,6 +32,7 @@ def build_pipeline(
         components (`Mapping[str, Any]`): by name: vqvae, unet and scheduler, or vqvae and prior.
         id2label (`Mapping[int, str]`, *optional*): names of the classes, of a model that has classes.
         label_words (`bool`, *optional*, defaults to `False`): these are words, see [`DiffusionBridgeVQPipeline`].
+        condition (`str`, *optional*): what the model draws from, see there.
 
     Raises:
         TypeError: `components` isn't a dict.
@@ -40,7 +44,9 @@ def build_pipeline(
     if cls is None:
         known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)
         raise ValueError(f"No pipeline has the components {', '.join(sorted(components))}; expected {known}.")
-    return cls(**components, id2label=id2label, **({"label_words": True} if label_words else {}))
+    settings: dict[str, Any] = {"label_words": True} if label_words else {}
+    settings |= {} if condition is None else {"condition": condition}
+    return cls(**components, id2label=id2label, **settings)
 
 
 def load_pipeline(folder: str | Path, **options: Any) -> DiffusionPipeline:
@@ -64,6 +70,7 @@ def save_components(
     run: RunFolder,
     id2label: Mapping[int, str] | None = None,
     label_words: bool = False,
+    condition: str | None = None,
 ) -> list[Path]:
     """
     Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
@@ -71,14 +78,14 @@ def save_components(
     Args:
         components (`Mapping[str, Any]`): by name.
         run ([`RunFolder`]): where to.
-        id2label (`Mapping[int, str]`, *optional*), label_words (`bool`, *optional*, defaults to `False`): see
-            [`build_pipeline`]. Left out without a pipeline.
+        id2label (`Mapping[int, str]`, *optional*), label_words (`bool`, *optional*, defaults to `False`), condition
+            (`str`, *optional*): see [`build_pipeline`]. Left out without a pipeline.
 
     Returns:
         `list[Path]`: the folders that were written.
     """
     if frozenset(components) in _PIPELINES:
-        return [_save_whole(build_pipeline(components, id2label, label_words), run.pipeline)]
+        return [_save_whole(build_pipeline(components, id2label, label_words, condition), run.pipeline)]
     return [_save_whole(component, run.path / name) for name, component in components.items()]
 
 

@@ -64,7 +64,7 @@ def _read(
         if item.shape[1:] != (channels, height, width):
             size = " x ".join(str(side) for side in item.shape[2:])
             raise ValueError(
-                f"`{name}` must be {height} x {width} with {channels} channel(s), as the model's images (it isn't "
+                f"`{name}` must be {height} x {width} with {channels} channel(s), as the model takes it (it isn't "
                 f"resized here), got {size} with {item.shape[1]}."
             )
     batch = torch.cat(items)

@@ -16,7 +16,7 @@ from diffusers.modular_pipelines import (
 )
 from torch import nn
 
-from ..models import GumbelVQModel, null_labels
+from ..models import GumbelVQModel, null_labels, refuse_image_condition
 from ..sampling.arguments import check_guidance
 from ..sampling.chain import sample_latents
 from ..schedulers import OUBridgeScheduler
@@ -91,6 +91,7 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         block = self.get_block_state(state)
         unet, size = components.unet, components.unet.config.sample_size
+        refuse_image_condition(unet, "these blocks don't take")
         embeds = unet.config.num_class_embeds
         classes = None if embeds is None else embeds - 1
         labels = read_class_labels(block.class_labels, block.batch_size, classes, None, unet.device)

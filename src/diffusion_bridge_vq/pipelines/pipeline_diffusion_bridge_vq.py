@@ -4,11 +4,12 @@ from typing import Literal
 
 import torch
 from diffusers import ImagePipelineOutput
+from diffusers.image_processor import PipelineImageInput
 
 from ..sampling.chain import sample_latents
 from ..sampling.steppers import Solver, Spacing
 from .bridge import BridgePipeline, StepCallback
-from .class_labels import ClassLabels, count_images
+from .class_labels import ClassLabels, count_images, split_first_argument
 
 
 class DiffusionBridgeVQPipeline(BridgePipeline):
@@ -23,7 +24,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
 
     >>> pipe = DiffusionBridgeVQPipeline.from_pretrained("outputs/demo/pipeline")
     >>> images = pipe(batch_size=16).images
-    >>> images = pipe(class_labels=["ship", "horse"]).images  # of a model with classes
+    >>> images = pipe(["ship", "horse"]).images  # of a model with classes
     ```
 
     Args:
@@ -37,6 +38,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             student takes.
         label_words (`bool`, *optional*): the classes are words. A label is then a text, such as "purple heart", and
             means all of its words.
+        condition (`str`, *optional*): what the model draws from, so that calls take images: "gray" (colorization),
+            "low-resolution:SIDE", or "column:NAME", other images of the same size.
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook, or names or defaults that don't fit the U-Net's
@@ -46,7 +49,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int | None = None,
+        batch_size: int | str | list[str] | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -59,12 +62,14 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         sample_codes: bool = False,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        condition: PipelineImageInput | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generate images.
 
         Args:
-            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
+            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels` or conditions,
+                or 1. A text or a list of texts is taken for `class_labels`: `pipe("ship")`.
             num_inference_steps (`int`, *optional*): network calls, 1 to `num_train_timesteps`; defaults to the
                 pipeline's `default_num_inference_steps`, or 20.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
@@ -88,15 +93,22 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
                 the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
                 `kwargs`, from `_callback_tensor_inputs`.
+            condition (`PIL.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*): what is drawn from,
+                of a model that was trained for it (`pipe.config.condition`): one per image or one for all, of the size
+                that it was trained with. PIL images become gray where that is wanted; numbers are uint8, or in
+                [0, 1]. `guidance_scale` follows it more closely, together with `class_labels`.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: `.images`.
 
         Raises:
             ValueError: a number outside its range, an unknown output type or callback input, labels for a network
-                without classes, latents of another shape, or `sample_codes` of latents.
+                without classes, latents of another shape, `sample_codes` of latents, or a condition that is missing,
+                of another size or number, or for a model without one.
         """
-        batch_size = count_images(batch_size, class_labels)
+        batch_size, class_labels = split_first_argument(batch_size, class_labels)
+        given = self._read_condition(condition)
+        batch_size = count_images(batch_size, class_labels, 1 if given is None else len(given))
         if num_inference_steps is None:
             num_inference_steps = self.config.get("default_num_inference_steps", 20)
         self._check_call(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
@@ -106,9 +118,9 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
         labels, guidance_scale = self._read_classes(class_labels, guidance_scale, batch_size)
         height, width = self._latent_size()
         z_0 = sample_latents(
-            self.unet,
+            self._show(given, batch_size),
             self.scheduler,
-            (batch_size, self.unet.config.in_channels, height, width),
+            (batch_size, self.unet.config.out_channels, height, width),
             num_inference_steps,
             generator=generator,
             device=device,

@@ -65,6 +65,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         timestep_spacing: Spacing | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+        condition: PipelineImageInput | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Complete images.
@@ -105,6 +106,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
                 `kwargs`, from `_callback_tensor_inputs`.
+            condition (`PIL.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*): one per image or one
+                for all, see [`DiffusionBridgeVQPipeline`].
 
         Returns:
             `ImagePipelineOutput` or `tuple`: `.images`, B num_completions of them.
@@ -122,6 +125,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         hidden = self.read_mask(mask_image, len(pixels))
         total = len(pixels) * num_completions
         self._check_call(total, generator, output_type, callback_on_step_end_tensor_inputs)
+        unet = self._show(self._read_condition(condition), len(pixels), num_completions)
         device = self._execution_device
         labels, guidance_scale = self._read_classes(class_labels, guidance_scale, len(pixels))
 
@@ -131,7 +135,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         known_latents = bridge_start_latents(self.unet, self.vqvae.quantize, known_latents)
         unknown = F.max_pool2d(hidden.float(), self.vqvae.downsampling_factor) > 0  # (B, 1, h, w)
         z_0 = inpaint_latents(
-            self.unet,
+            unet,
             self.scheduler,
             known_latents.repeat_interleave(num_completions, dim=0),
             unknown.repeat_interleave(num_completions, dim=0),

@@ -7,7 +7,7 @@ from diffusers import ImagePipelineOutput
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_num_codes
 from .base import VQPipeline
-from .class_labels import ClassLabels, check_id2label, count_images, read_class_labels
+from .class_labels import ClassLabels, check_id2label, count_images, read_class_labels, split_first_argument
 
 
 class PixelCNNVQPipeline(VQPipeline):
@@ -44,7 +44,7 @@ class PixelCNNVQPipeline(VQPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int | None = None,
+        batch_size: int | str | list[str] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
@@ -55,7 +55,8 @@ class PixelCNNVQPipeline(VQPipeline):
         Generate images.
 
         Args:
-            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1.
+            batch_size (`int`, *optional*): number of images; defaults to the number of `class_labels`, or 1. A text or
+                a list of texts is taken for `class_labels`.
             generator (`torch.Generator` or a list with one per image, *optional*): makes the images repeatable.
             output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
                 in [0, 1], or "latent", which is z_q (B, d, h, w), the vectors of the codes.
@@ -71,6 +72,7 @@ class PixelCNNVQPipeline(VQPipeline):
         Raises:
             ValueError: a number outside its range, an unknown output type, labels for a prior without classes.
         """
+        batch_size, class_labels = split_first_argument(batch_size, class_labels)
         batch_size = count_images(batch_size, class_labels)
         self._check_output(batch_size, generator, output_type)
         num_embeds = self.prior.config.num_class_embeds

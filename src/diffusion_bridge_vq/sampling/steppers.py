@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from ..models.denoiser import call_network
+from ..models.denoiser import ConditionedUNet, call_network
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import find_few_steps, is_student
 from .arguments import check_count, check_guidance, check_labels, check_scheduler, check_solver, check_steps
@@ -241,7 +241,7 @@ def make_stepper(
             "its teacher."
         )
     guidance_scale = check_guidance(scheduler, guidance_scale)
-    if guidance_scale != 1.0 and class_labels is None:
+    if guidance_scale != 1.0 and class_labels is None and not isinstance(unet, ConditionedUNet):
         raise ValueError(f"`guidance_scale` {guidance_scale} needs `class_labels`; without classes leave it at 1.")
     if isinstance(scheduler, OUBridgeScheduler):
         name = default_solver(scheduler, inpainting) if solver is None else solver

@@ -7,9 +7,10 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.utils import logging
 
+from ..data import ImageCondition
 from ..data.paths import looks_local
 from ..losses import ReconstructionLoss
-from ..models import CodeUNet2DModel, GumbelVQModel, check_channels
+from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, count_condition_channels
 from ..models.code_unet import check_process
 from ..schedulers import OUBridgeScheduler
 from .config import RunConfig
@@ -69,26 +70,33 @@ def build_diffusion_prior(
             class-conditional without classes.
     """
     classes = count_classes(config, num_classes)
-    loaded = load_unet(config, vqvae, classes, class_names)
+    extra = _condition_channels(config, vqvae)
+    loaded = load_unet(config, vqvae, classes, class_names, extra)
     scheduler = load_scheduler(config) or build_component(OUBridgeScheduler, config.scheduler)
-    unet, start = loaded or (_build_unet(config, vqvae, scheduler, classes), "")
+    unet, start = loaded or (_build_unet(config, vqvae, scheduler, classes, extra), "")
     if any(getattr(module, "heads", 1) < 1 for module in unet.modules()):
         raise ValueError(
             f"`unet` has {unet.config.attention_head_dim} channels for each attention head, more than a block has: "
             "give a smaller `attention_head_dim`, or more `block_out_channels`."
         )
-    check_channels(unet, vqvae)
+    check_channels(unet, vqvae, extra)
     check_process(unet, vqvae, scheduler)
     return DiffusionPrior(unet, scheduler, start)
 
 
 def _build_unet(
-    config: BridgeConfig, vqvae: GumbelVQModel, scheduler: OUBridgeScheduler, num_classes: int | None
+    config: BridgeConfig,
+    vqvae: GumbelVQModel,
+    scheduler: OUBridgeScheduler,
+    num_classes: int | None,
+    condition_channels: int = 0,
 ) -> UNet2DModel:
-    """A fresh U-Net for the latents of `vqvae`, or for its codes."""
+    """A fresh U-Net for the latents of `vqvae`, or for its codes, and a map of conditions."""
     channels = vqvae.config.vq_embed_dim or vqvae.config.latent_channels
     sizes = {"sample_size": latent_side(config, vqvae), "in_channels": channels, "out_channels": channels}
     arguments = sizes | config.unet | class_arguments(num_classes)
+    if condition_channels:
+        arguments["in_channels"] += condition_channels
     if not config.wants_code_unet:
         return build_component(UNet2DModel, arguments)
     if scheduler.config.prediction_type != "sample":
@@ -102,6 +110,21 @@ def _build_unet(
     log_snr = scheduler.signal_to_noise(torch.arange(len(scheduler))).log()
     unet.set_process(vqvae.quantize.embedding.weight, log_snr, torch.tensor(scheduler.config.z_star))
     return unet
+
+
+def read_condition(config: BridgeConfig) -> ImageCondition | None:
+    """What the run draws from."""
+    if config.condition is None:
+        return None
+    return ImageCondition.parse(config.condition, config.channels, config.resolution)
+
+
+def _condition_channels(config: BridgeConfig, vqvae: GumbelVQModel) -> int:
+    """Channels of the map of the run's condition, 0 without one."""
+    condition = read_condition(config)
+    if condition is None:
+        return 0
+    return count_condition_channels(condition.channels, condition.side, latent_side(config, vqvae))
 
 
 def latent_side(config: RunConfig, vqvae: GumbelVQModel) -> int:

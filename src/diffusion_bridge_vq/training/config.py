@@ -153,6 +153,16 @@ class RunConfig:
         return False
 
     @property
+    def image_condition(self) -> str | None:
+        """What the run draws from, see `data.ImageCondition`."""
+        return None
+
+    @property
+    def condition_column(self) -> str | None:
+        """The column of the images that the run draws from."""
+        return None
+
+    @property
     def encoded_data(self) -> Path | None:
         """A folder of encoded images to train on, instead of images."""
         return None

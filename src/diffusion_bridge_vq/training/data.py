@@ -214,8 +214,8 @@ def model_inputs(
     batch: Batch, device: torch.device | None = None, label_table: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
     """
-    Arguments of an objective: uint8 images become floats in [-1, 1]; what was encoded stays as it is. Labels become
-    rows of `label_table` if there is one.
+    Arguments of an objective: uint8 images and conditions become floats in [-1, 1]; what was encoded stays as it is.
+    Labels become rows of `label_table` if there is one.
     """
     batch = {name: tensor if device is None else tensor.to(device) for name, tensor in batch.items()}
     inputs = {"class_labels": batch.pop("labels")} if "labels" in batch else {}
@@ -223,6 +223,8 @@ def model_inputs(
         inputs["class_labels"] = label_table.to(inputs["class_labels"].device)[inputs["class_labels"]]
     if "images" in batch:
         inputs["images"] = to_pixels(batch.pop("images"))
+    if "conditions" in batch:
+        inputs["condition"] = to_pixels(batch.pop("conditions"))
     return inputs | batch
 
 
@@ -351,17 +353,25 @@ def outlive_first_signal(_: int) -> None:
         signal.signal(number, note)
 
 
-def preview_images(images: Images, count: int) -> torch.Tensor | None:
+def preview_items(images: Images, count: int) -> Batch | None:
     """
-    `count` images, fewer of a small set, uint8 (n, C, H, W): from all over the data set, the first of a stream. None
-    where only encoded ones are there.
+    `count` images with what comes with them, fewer of a small set: from all over the data set, the first of a stream.
+    None where only encoded ones are there.
     """
     if isinstance(images, EncodedImages):
         return None
     if isinstance(images, StreamedImages):
-        return torch.stack([item["images"] for item in images.head(count)])
-    indices = torch.linspace(0, len(images) - 1, min(count, len(images)), dtype=torch.float64).long().tolist()
-    return torch.stack([images[i]["images"] for i in indices])
+        items = list(images.head(count))
+    else:
+        indices = torch.linspace(0, len(images) - 1, min(count, len(images)), dtype=torch.float64).long().tolist()
+        items = [images[i] for i in indices]
+    return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def preview_images(images: Images, count: int) -> torch.Tensor | None:
+    """The images of [`preview_items`], uint8 (n, C, H, W)."""
+    items = preview_items(images, count)
+    return None if items is None else items["images"]
 
 
 def image_options(config: RunConfig) -> dict[str, Any]:
@@ -371,4 +381,5 @@ def image_options(config: RunConfig) -> dict[str, Any]:
         "channels": config.channels,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        **({} if config.condition_column is None else {"condition_column": config.condition_column}),
     }

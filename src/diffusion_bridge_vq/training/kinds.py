@@ -122,17 +122,50 @@ class BridgeConfig(PriorRunConfig):
     unet: dict[str, Any] = option({}, "arguments of UNet2DModel, JSON; added to the preset's")
     scheduler: dict[str, Any] = option({}, "arguments of OUBridgeScheduler, JSON; added to the preset's")
     weighting: Weighting = option("simple", "weight of L_t over the noise levels")
+    condition: str | None = option(
+        None,
+        "draw from another image: gray (colorization), low-resolution:8 (from 8 x 8 pixels), both made of each image, "
+        "or column:NAME, a column of the data set",
+        fixed=True,
+    )
+    condition_dropout: float = option(
+        0.1, "fraction of images that are learned without condition and class, for guidance", FRACTION
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.condition is not None:
+            self._check_condition(self.condition)
         if self.label_words and not self.class_conditional:
             raise ValueError("`label_words` says what classes are: give `class_conditional`, too, or drop it.")
         if self.label_words and self.evaluate_every:
             raise ValueError("Evaluation draws classes one by one: drop `evaluate_every`, or `label_words`.")
 
+    def _check_condition(self, name: str) -> None:
+        from ..data.conditions import ImageCondition  # torch, which `--help` needn't wait for
+
+        column = ImageCondition.parse(name, self.channels, self.resolution).column
+        if self.condition_dropout == 1:
+            raise ValueError("`condition_dropout` of 1 would never show a condition; take less, or drop `condition`.")
+        if column is not None and self.streaming:
+            raise ValueError("A stream has one column of images: drop `streaming`, or take another `condition`.")
+        if self.encoded_data is not None:
+            raise ValueError("Encoded images don't hold the `condition` of each: train on images, without `latents`.")
+        if self.evaluate_every:
+            raise ValueError("Evaluation draws without images: drop `evaluate_every`, or `condition`.")
+
     @property
     def uses_words(self) -> bool:
         return self.label_words
+
+    @property
+    def image_condition(self) -> str | None:
+        return self.condition
+
+    @property
+    def condition_column(self) -> str | None:
+        name = self.condition or ""
+        return name.removeprefix("column:") if name.startswith("column:") else None
 
     @property
     def keeps_codes(self) -> bool:
@@ -162,6 +195,10 @@ class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
         super().__post_init__()
         if self.cache_latents and self.latents is not None:
             raise ValueError("`latents` are encoded already: drop `cache_latents`.")
+        if self.condition is not None and self.cache_latents:
+            raise ValueError("Cached latents don't hold the `condition` of each image: drop `cache_latents`.")
+        if self.condition is not None and self.code_posterior:
+            raise ValueError("A U-Net with `code_posterior` takes no `condition`: drop one of them.")
 
     @property
     def keeps_codes(self) -> bool:

@@ -10,7 +10,7 @@ from diffusers import UNet2DModel, VQModel
 
 from .. import pretrained
 from ..data.paths import looks_local, suggest_path
-from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes
+from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes, replace_condition
 from ..run_folder import RunFolder, is_checkpoint
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
@@ -82,17 +82,24 @@ def check_images(vqvae: GumbelVQModel, config: RunConfig) -> None:
 
 
 def load_unet(
-    config: BridgeConfig, vqvae: GumbelVQModel, num_classes: int | None, class_names: Sequence[str] | None = None
+    config: BridgeConfig,
+    vqvae: GumbelVQModel,
+    num_classes: int | None,
+    class_names: Sequence[str] | None = None,
+    condition_channels: int = 0,
 ) -> tuple[UNet2DModel, str] | None:
     """
-    The U-Net of `init_from` for this run's latents and classes, and a line that says what became of its classes.
+    The U-Net of `init_from` for this run's latents, classes and condition, and a line that says what became of those
+    that it had.
 
-    Rows of the class embedding stay with the names of their classes, and the null class stays.
+    Rows of the class embedding stay with the names of their classes, and the null class stays. Without a condition it
+    predicts what it predicted before, and with a new one, too.
 
     Args:
         vqvae ([`GumbelVQModel`]): of the run.
         num_classes (`int`, *optional*): of the data; None for a prior without classes.
         class_names (`Sequence[str]`, *optional*): their names.
+        condition_channels (`int`, *optional*, defaults to 0): of the map of the run's condition.
 
     Returns:
         `tuple[UNet2DModel, str]`; None if `init_from` has no U-Net.
@@ -117,12 +124,18 @@ def load_unet(
             f"The U-Net in {folder} is a {found}, but `code_posterior` asks for a CodeUNet2DModel: drop it, or start "
             "from the autoencoder alone, with `vqvae_from`."
         )
+    if gives_codes and condition_channels:
+        raise ValueError(
+            f"The U-Net in {folder} is a {found}, which takes no `condition`: start from the autoencoder alone, with "
+            "`vqvae_from`."
+        )
     unet = pretrained.load_component(CodeUNet2DModel if gives_codes else UNet2DModel, folder)
     refuse_other_settings(unet, "unet", config)
-    check_channels(unet, vqvae)
+    check_channels(unet, vqvae, max(0, unet.config.in_channels - unet.config.out_channels))
     unet.register_to_config(sample_size=config.resolution // vqvae.downsampling_factor)
     learned = RunFolder(config.init_from).read_id2label()
     said = _fit_classes(unet, num_classes, class_names, None if learned is None else list(learned.values()))
+    said += _fit_condition(unet, config, condition_channels)
     return unet, f"The U-Net in {config.init_from} goes on. {said}".rstrip()
 
 
@@ -218,6 +231,17 @@ def _fit_classes(
     }
     said = (f"{what}: {_list_some(group)}" for what, group in groups.items() if group)
     return f"Classes {'; '.join(said)}."
+
+
+def _fit_condition(unet: UNet2DModel, config: BridgeConfig, channels: int) -> str:
+    """Make the U-Net draw from the run's condition, if any; says what became of the one that it had."""
+    assert config.init_from is not None
+    had, old = RunFolder(config.init_from).read_condition(), unet.config.in_channels - unet.config.out_channels
+    if (had, old) == (config.condition, channels) or channels == old == 0:
+        return ""
+    replace_condition(unet, channels)
+    dropped = f" It no longer draws from images ({had})." if old else ""
+    return dropped + (f" It learns to draw from images ({config.condition})." if channels else "")
 
 
 def _list_some(names: Sequence[str]) -> str:

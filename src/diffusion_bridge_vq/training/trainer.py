@@ -191,12 +191,14 @@ class Trainer:
         return batch
 
     def inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Arguments of the objective, with images mirrored at random."""
+        """Arguments of the objective, with images mirrored at random, and what they are drawn from alike."""
         inputs = model_inputs(batch, label_table=self.label_table)
         if self.config.random_flip and "images" in inputs:
             images = inputs["images"]
             mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-            inputs["images"] = torch.where(mirrored, images.flip(-1), images)
+            for name in ("images", "condition"):
+                if name in inputs:
+                    inputs[name] = torch.where(mirrored, inputs[name].flip(-1), inputs[name])
         return inputs
 
     def step(self, batch: Batch, step: int) -> None:

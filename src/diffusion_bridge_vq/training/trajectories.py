@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.encoded import Encoding
 from ..data.images import short_hash
-from ..models import GumbelVQModel
+from ..models import GumbelVQModel, refuse_image_condition
 from ..sampling import sample_latents
 from ..sampling.arguments import check_number
 from ..sampling.steppers import read_z_star
@@ -78,6 +78,7 @@ def draw_trajectories(
         raise ValueError(f"`guidance_scale` {guidance_scale} needs a teacher with classes; leave it at 1.")
     check_number("class_dropout", class_dropout, 0, 1)
     check_teacher(scheduler)
+    refuse_image_condition(unet, "students don't take")
     device = accelerator.device
     unet = unet.to(device).eval()
     scheduler.set_timesteps(num_inference_steps, timestep_spacing="logsnr")

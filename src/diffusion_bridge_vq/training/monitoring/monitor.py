@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from ..config import RunConfig
-from ..data import Images, model_inputs, preview_images
+from ..data import Images, model_inputs, preview_items
 from ..ema import AveragedWeights
 from ..objectives import Objective
 from ..sharding import whole_copy
@@ -43,7 +43,7 @@ class Monitor:
     ):
         self.config, self.accelerator, self.objective, self.ema = config, accelerator, objective, ema
         self.held_out, self._evaluate = held_out, evaluate
-        self.preview = preview_images(images, GRID_IMAGES // 2)
+        self.preview = preview_items(images, GRID_IMAGES // 2)
         self.validation = make_validation(config, accelerator, images)
         rule = objective.early_stopping
         self.stopping = EarlyStopping(ema.module, rule.patience) if rule is not None else None

@@ -7,6 +7,7 @@ import torch
 
 from ...data.pixels import to_pixels
 from ...models import GumbelVQModel
+from ..data import model_inputs
 from ..objectives import Objective
 
 GRID_IMAGES = 64
@@ -16,19 +17,20 @@ GRID_IMAGES = 64
 def draw_grids(
     objective: Objective,
     components: Mapping[str, Any],
-    images: torch.Tensor | None,
+    preview: Mapping[str, torch.Tensor] | None,
     num_inference_steps: int,
     seed: int,
     device: torch.device,
 ) -> dict[str, torch.Tensor]:
     """
     The grids of a step, pixels (`GRID_IMAGES`, C, H, W) about [-1, 1] by name: reconstructions, and samples if the
-    objective draws any. The run's randomness stays as it is.
+    objective draws any, of a run that draws from images with what they are drawn from and their originals. The run's
+    randomness stays as it is.
 
     Args:
         objective ([`Objective`]): of the run.
         components (`Mapping[str, Any]`): by name, with averaged weights.
-        images (`torch.Tensor`, *optional*): what is reconstructed, uint8 (n, C, H, W).
+        preview (`Mapping[str, torch.Tensor]`, *optional*): from `preview_items`; its images are reconstructed.
         num_inference_steps (`int`): of a diffusion prior.
         seed (`int`): of the samples.
         device (`torch.device`): of the components.
@@ -36,9 +38,13 @@ def draw_grids(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         grids = {}
-        if images is not None:
-            grids["reconstructions"] = reconstruct(components["vqvae"], images.to(device))
-        samples = objective.draw_samples(components, GRID_IMAGES, num_inference_steps)
+        samples = None
+        if preview is not None:
+            grids["reconstructions"] = reconstruct(components["vqvae"], preview["images"].to(device))
+            few = {name: tensor[: GRID_IMAGES // 4] for name, tensor in preview.items()}
+            samples = objective.draw_rows(components, model_inputs(few, device), num_inference_steps)
+        if samples is None:
+            samples = objective.draw_samples(components, GRID_IMAGES, num_inference_steps)
     return grids if samples is None else grids | {"samples": samples}
 
 

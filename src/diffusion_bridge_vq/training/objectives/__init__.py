@@ -10,9 +10,10 @@ from .base import (
     objective_class,
     trains,
 )
+from .bridge import BridgeObjective
 from .distillation import DistillObjective
 from .end_to_end import E2EObjective
-from .priors import BridgeObjective, PixelCNNObjective, PriorObjective
+from .priors import PixelCNNObjective, PriorObjective
 
 __all__ = [
     "BridgeObjective",

@@ -142,6 +142,15 @@ class Objective(nn.Module):
         """
         return None
 
+    def draw_rows(
+        self, components: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], num_inference_steps: int
+    ) -> torch.Tensor | None:
+        """
+        Images (4 n, C, H, W) of n inputs of `forward`: what each is drawn from, two that are drawn, and its own image.
+        None if the run draws from no images, or has not begun to.
+        """
+        return None
+
     def random_inputs(self, batch_size: int) -> dict[str, torch.Tensor]:
         """Arguments of `forward` made of noise, on the objective's device: what a step costs without data."""
         channels, side = self.vqvae.config.in_channels, self.vqvae.config.sample_size

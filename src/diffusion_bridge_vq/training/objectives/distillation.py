@@ -9,7 +9,7 @@ from torch import nn
 
 from ... import pretrained
 from ...data.encoded import Encoding
-from ...models import CodeUNet2DModel, GumbelVQModel, check_channels, denoise
+from ...models import CodeUNet2DModel, GumbelVQModel, check_channels, denoise, refuse_image_condition
 from ...models.code_unet import check_process
 from ...run_folder import RunFolder
 from ...sampling import sample_latents
@@ -19,7 +19,7 @@ from ..build import build_autoencoder
 from ..kinds import DistillConfig
 from ..trajectories import COLUMN, NO_CLASS, teacher_fingerprint
 from .base import Objective, ObjectiveOutput, root_mean_square, trains
-from .priors import all_classes
+from .bridge import all_classes
 
 # Half log-SNRs at which a student's steps begin after the first, which begins at noise alone, by their number. Lower
 # noise lets errors of the teacher add up (docs/reports, few steps).
@@ -161,6 +161,7 @@ def _load_teacher(folder: RunFolder, vqvae: GumbelVQModel) -> tuple[UNet2DModel,
     cls = CodeUNet2DModel if config.get("_class_name") == CodeUNet2DModel.__name__ else UNet2DModel
     unet: UNet2DModel = pretrained.load_component(cls, places[0])
     scheduler: OUBridgeScheduler = pretrained.load_component(OUBridgeScheduler, places[1])
+    refuse_image_condition(unet, "students don't take")
     check_channels(unet, vqvae)
     check_process(unet, vqvae, scheduler)
     return unet, scheduler

@@ -8,12 +8,12 @@ from diffusers import UNet2DModel
 from diffusers.utils import logging
 
 from ...losses import ReconstructionLoss, Regularization, Weighting, regularization_loss, terminal_loss
-from ...models import GumbelVQModel, denoise
+from ...models import ConditionedUNet, GumbelVQModel, condition_map, denoise
 from ...schedulers import OUBridgeScheduler
-from ..build import build_autoencoder, build_diffusion_prior, build_reconstruction_loss
+from ..build import build_autoencoder, build_diffusion_prior, build_reconstruction_loss, read_condition
 from ..kinds import E2EConfig
 from .base import ObjectiveOutput, root_mean_square, trains
-from .priors import BridgeObjective
+from .bridge import BridgeObjective
 
 logger = logging.get_logger(__name__)
 
@@ -136,6 +136,7 @@ class E2EObjective(BridgeObjective):
             decoder_fraction=config.decoder_fraction,
             decoder_noise=config.decoder_noise,
         )
+        objective.draw_from(read_condition(config), config.condition_dropout)
         objective.start = start
         return objective
 
@@ -185,7 +186,14 @@ class E2EObjective(BridgeObjective):
         self.vqvae.train(mode and not self.codes_frozen)
         return self
 
-    def forward(self, images: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
+    def forward(
+        self,
+        images: torch.Tensor,
+        class_labels: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> ObjectiveOutput:
+        """As the base class, with a `condition` (B, C, s, s) in [-1, 1] for each image, if it isn't made of them."""
+        condition = self.find_condition(images, condition)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.codes_frozen):
             latents = self.vqvae.encode(images).latents  # z_e^0
             z_q, codebook, (perplexity, _, _) = self.vqvae.quantize(latents)
@@ -194,7 +202,7 @@ class E2EObjective(BridgeObjective):
             timesteps, noise = self.draw(latents)
         if not self.frozen:
             if self.codes_frozen:
-                z_q = self._decoder_inputs(latents, z_q, class_labels)
+                z_q = self._decoder_inputs(latents, z_q, class_labels, condition)
             for name, loss in self.reconstruction(images[: len(z_q)], self.vqvae.decode(z_q, True).sample).items():
                 losses[name] = loss if name == "discriminator" else self.reconstruction_weight * loss
         # Algorithm 1 has no codebook term: there L_t^reg moves the codes, if losses move them at all.
@@ -202,7 +210,7 @@ class E2EObjective(BridgeObjective):
             losses["codebook"] = codebook
         if self.joint:
             z_0 = _ScaleGradient.apply(latents, self.encoder_gradient_scale)
-            losses["prior"] = self.bridge_loss(z_0, timesteps, noise, class_labels)
+            losses["prior"] = self.bridge_loss(z_0, timesteps, noise, class_labels, condition)
             if not self.codes_frozen and self.regularization != "none":
                 z_t = self.scheduler.add_noise(latents, noise, timesteps)
                 regularization = self._regularization(z_t, timesteps)
@@ -218,9 +226,19 @@ class E2EObjective(BridgeObjective):
         """As the base class; None until the prior joins, since a fresh U-Net draws noise."""
         return super().draw_samples(components, count, num_inference_steps) if self.joint else None
 
+    def draw_rows(
+        self, components: Mapping[str, Any], inputs: Mapping[str, torch.Tensor], num_inference_steps: int
+    ) -> torch.Tensor | None:
+        """As the base class; None until the prior joins."""
+        return super().draw_rows(components, inputs, num_inference_steps) if self.joint else None
+
     @torch.no_grad()
     def _decoder_inputs(
-        self, latents: torch.Tensor, z_q: torch.Tensor, class_labels: torch.Tensor | None
+        self,
+        latents: torch.Tensor,
+        z_q: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Code vectors of the first images of a batch; those of every second one as the prior predicts them."""
         count = max(1, round(self.decoder_fraction * len(latents)))
@@ -229,8 +247,10 @@ class E2EObjective(BridgeObjective):
             return z_q[:count]
         timesteps = torch.randint(highest, (count,), device=latents.device)
         z_t = self.scheduler.add_noise(latents[:count], torch.randn_like(latents[:count]), timesteps)
-        labels = self.prior_labels(class_labels)
-        output = denoise(self.unet, self.scheduler, z_t, timesteps, None if labels is None else labels[:count])
+        labels, unet = self.prior_labels(class_labels), self.unet
+        if condition is not None:
+            unet = ConditionedUNet(unet, condition_map(condition[:count], latents.shape[-1]))
+        output = denoise(unet, self.scheduler, z_t, timesteps, None if labels is None else labels[:count])
         predicted = self.vqvae.quantize(self.scheduler.predict_original_sample(output, timesteps, z_t))[0]
         odd = (torch.arange(count, device=latents.device) % 2 == 1).reshape(-1, 1, 1, 1)
         return torch.where(odd, predicted.to(z_q.dtype), z_q[:count])

@@ -1,0 +1,93 @@
+"""
+What a model that draws from images adds to them: its draws, the images that it is given and what its autoencoder
+makes of the originals, each compared with the originals of a test split. Prints a table, and draws a sheet: given, two
+draws, from the codes of the original, original.
+
+    python benchmarks/study_condition.py outputs/color --dataset uoft-cs/cifar10 --num-images 512 --output color.png
+
+The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The
+distance in features (EfficientNet-Lite0, of `PerceptualLoss`) is fairer. Low resolution is enlarged by bicubic
+interpolation.
+"""
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.cli import (
+    check_output_image,
+    errors_as_lines,
+    finite_number,
+    local_path,
+    whole_number,
+)
+from diffusion_bridge_vq.data import load_images
+from diffusion_bridge_vq.data.pixels import to_pixels
+from diffusion_bridge_vq.evaluation import psnr
+from diffusion_bridge_vq.grids import image_grid
+from diffusion_bridge_vq.losses import PerceptualLoss
+
+BATCH, ROWS = 64, 12
+
+
+@errors_as_lines()
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", help="folder of a run or of a saved pipeline that draws from images")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--num-images", type=whole_number(1), default=512, help="the first of the split")
+    parser.add_argument("--num-inference-steps", type=whole_number(1), default=12)
+    parser.add_argument("--guidance-scale", type=finite_number, default=1.0)
+    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--output", type=local_path, default="condition.png", help="the sheet")
+    args = parser.parse_args()
+    check_output_image(args.output)
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+    pipe.set_progress_bar_config(disable=True)
+    wanted, config = pipe.image_condition, pipe.vqvae.config
+    if wanted is None:
+        raise ValueError(f"{args.pipeline} doesn't draw from images: give a model that was trained with --condition.")
+    images = load_images(
+        args.dataset,
+        split=args.split,
+        resolution=config.sample_size,
+        channels=config.in_channels,
+        in_memory=False,
+        **({} if wanted.column is None else {"condition_column": wanted.column}),
+    )
+    generator = torch.Generator().manual_seed(args.seed)
+    settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    parts: dict[str, list[torch.Tensor]] = {"given": [], "drawn": [], "again": [], "decoded": [], "original": []}
+    indices = range(min(args.num_images, len(images)))
+    for start in indices[::BATCH]:
+        batch = images.__getitems__(indices[start : start + BATCH]).tensors
+        original = to_pixels(batch["images"])
+        given = wanted.derive(original) if wanted.column is None else to_pixels(batch["conditions"])
+        enlarged = F.interpolate(given, size=original.shape[-2:], mode="bicubic").clamp(-1, 1)
+        parts["original"].append(original)
+        parts["given"].append(enlarged.expand_as(original))
+        parts["decoded"].append(pipe.vqvae(original).sample.clamp(-1, 1))
+        for name in ("drawn", "again")[: 2 if start == 0 else 1]:
+            drawn = pipe(condition=(given + 1) / 2, generator=generator, output_type="pt", **settings).images
+            parts[name].append(drawn * 2 - 1)
+    found = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    original, features = found["original"], PerceptualLoss()
+    print(f"| {args.num_images} images of {args.split} | PSNR, dB | distance in features |\n| --- | --- | --- |")
+    for name, what in (("given", "the condition"), ("drawn", "drawn"), ("decoded", "the codes of the original")):
+        pairs = zip(original.split(BATCH), found[name].split(BATCH), strict=True)
+        distance = sum(features(one, other).item() * len(one) for one, other in pairs) / len(original)
+        decibels = psnr((found[name] + 1) / 2, (original + 1) / 2).mean().item()
+        print(f"| {what} | {decibels:.2f} | {distance:.4f} |")
+    count = min(ROWS, len(original))
+    rows = torch.stack([found[name][:count] for name in ("given", "drawn", "again", "decoded", "original")], dim=1)
+    tiles = pipe.image_processor.postprocess(rows.flatten(0, 1), output_type="pil")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(tiles, columns=10).save(args.output)
+
+
+if __name__ == "__main__":
+    main()
