@@ -28,7 +28,7 @@ DEEPSPEED = ["deepspeed>=0.19.8"]
 PEERS = ["monai>=1.6"]
 TEST = [
     "pytest>=8",
-    "pytest-xdist>=3.6.1",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.170.17",
     "scikit-learn>=1.5",
     "scipy>=1.13",
