@@ -1,5 +1,7 @@
 """Calls of a pipeline that draws from images."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from tiny_models import SKEWED, STEPS, make_autoencoder, make_pipeline, make_une
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.cli.next_steps import after_pipeline
-from diffusion_bridge_vq.commands.sample import read_conditions
+from diffusion_bridge_vq.commands.sample import next_steps, read_conditions, write_files
 from diffusion_bridge_vq.evaluation.priors import BridgePrior
 from diffusion_bridge_vq.model_card import make_model_card
 from diffusion_bridge_vq.onnx_export import export_onnx
@@ -148,10 +150,13 @@ def test_pictures_of_any_size_from_files(pipe, tmp_path):
 def test_what_takes_no_condition_says_so(pipe, tmp_path):
     with pytest.raises(ValueError, match=r"draws from images.*the page doesn't take"):
         Demo(pipe)
+    assert ["push-to-hub" in command for command, _ in next_steps(pipe, SimpleNamespace(pipeline="mine"))] == [True]
     with pytest.raises(ValueError, match=r"draws from images.*the export to ONNX doesn't take"):
         export_onnx(pipe, tmp_path)
     with pytest.raises(ValueError, match=r"draws from images.*evaluation doesn't take"):
         BridgePrior("mine", pipe, None)
+    with pytest.raises(ValueError, match=r"draws from images.*--output-dir doesn't take"):
+        write_files(pipe, None)
     modular = DiffusionBridgeVQBlocks().init_pipeline()
     modular.update_components(unet=pipe.unet, scheduler=pipe.scheduler, vqvae=pipe.vqvae)
     with pytest.raises(ValueError, match=r"draws from images.*these blocks don't take"):

@@ -24,6 +24,7 @@ from ..data import load_images
 from ..evaluation.paper_masks import MASKS, paper_mask
 from ..figures import chain_sheet, inpainting_sheet
 from ..home_folder import expand_home
+from ..models import refuse_image_condition
 from ..pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline
 from ..sampling.chain import MAX_REPETITIONS
 
@@ -71,6 +72,7 @@ def main() -> None:
     check_output_folder(args.output_dir)
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
+    refuse_image_condition(pipe.unet, "this command doesn't take")
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     mask = read_mask(pipe, args.mask)

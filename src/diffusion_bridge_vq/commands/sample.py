@@ -34,6 +34,7 @@ from ..data.decoding import decode_image, reason
 from ..data.pixels import to_pixels
 from ..figures import chain_sheet
 from ..grids import image_grid
+from ..models import refuse_image_condition
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
@@ -126,6 +127,7 @@ def main() -> None:
 
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
     """All images as files, on all processes."""
+    refuse_image_condition(pipe.unet, "--output-dir doesn't take")
     accelerator = launched_processes(cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -172,10 +174,10 @@ def next_steps(pipe: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
     steps: tuple[str, ...] = ()
     if is_student(pipe.scheduler):  # else evaluate.py has a number of its own
         steps = ("--num-inference-steps", str(number_of_steps(pipe, args)))
-    return [
-        (command_line("evaluate", "fid", *model, *steps, *where), "compare with real images"),
-        (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it"),
-    ]
+    share = (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it")
+    if pipe.image_condition is not None:  # evaluation draws without images
+        return [share]
+    return [(command_line("evaluate", "fid", *model, *steps, *where), "compare with real images"), share]
 
 
 def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], DenoisingChain | None]:
