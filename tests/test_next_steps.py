@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.cli.next_steps import after_pipeline, after_training, command_line
 from diffusion_bridge_vq.run_folder import RunFolder
+
+STUDENT = {"prediction_type": "sample", "few_step_timesteps": {"1": [999]}, "distilled_guidance_scale": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,13 @@ def test_classes_are_drawn_in_turn(monkeypatch):
     assert draw == "dbvq sample runs/a/pipeline --all-classes --guidance-scale 2.5 --output runs/a/samples.png"
     (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"))
     assert "classes" not in draw
+
+
+@pytest.mark.parametrize(("settings", "guided"), [(STUDENT, False), ({}, True)])
+def test_a_student_takes_no_guidance(settings, guided, tmp_path):
+    OUBridgeScheduler(**settings).save_pretrained(tmp_path / "pipeline" / "scheduler")
+    (draw, _), _ = after_pipeline(tmp_path / "pipeline", tmp_path, ["cat", "dog"])
+    assert "--all-classes" in draw and ("--guidance-scale" in draw) is guided
 
 
 def test_after_a_run(tmp_path, monkeypatch):

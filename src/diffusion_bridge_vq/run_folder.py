@@ -12,6 +12,7 @@ AUTOENCODER_NAME = "vqvae"  # what a run saves that trained an autoencoder alone
 PIPELINE_NAME = "pipeline"
 _CHECKPOINT = "step-"
 _INDEX = "model_index.json"  # of a pipeline
+_SCHEDULER = "scheduler_config.json"
 _TOO_LARGE = 2**63  # JSON has integers that no float can be made of
 
 
@@ -149,6 +150,11 @@ class RunFolder:
                 name = content.get("condition")
                 return name if isinstance(name, str) else None
         return None
+
+    def is_student(self) -> bool:
+        """Whether the network that is saved was distilled. `path` may be a run's folder or a pipeline's."""
+        folder = self.find_component("scheduler")
+        return folder is not None and _read_object(folder / _SCHEDULER).get("distilled_guidance_scale") is not None
 
     def read_config(self) -> dict[str, Any]:
         """

@@ -41,7 +41,9 @@ def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | No
         folder (`Path`): what is uploaded, the folder of its run if it has one.
         class_names (`Sequence[str]`, *optional*): of a class-conditional model, which is drawn from class by class.
     """
-    classes: tuple[str, ...] = ("--all-classes", "--guidance-scale", "2.5") if class_names else ()
+    classes: tuple[str, ...] = ("--all-classes",) if class_names else ()
+    if class_names and not RunFolder(pipeline).is_student():  # whose guidance is part of its weights
+        classes += ("--guidance-scale", "2.5")
     if RunFolder(pipeline).read_condition() is not None:
         classes += ("--condition", PICTURE)
     picture = pipeline.parent / "samples.png"
