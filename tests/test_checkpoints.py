@@ -69,7 +69,7 @@ def test_cifar10_draws_what_the_class_says(name, call):
 
 def test_the_emoji_autoencoder_keeps_a_drawing():
     """It was never trained on these shapes. Its mean color alone has 7 to 9 dB."""
-    vqvae = GumbelVQModel.from_pretrained(CHECKPOINTS / "emoji-autoencoder").eval()
+    vqvae = GumbelVQModel.from_pretrained(CHECKPOINTS / "emoji" / "vqvae").eval()
     drawings = []
     for color in ("red", "gold", "royalblue"):
         image = Image.new("RGB", (64, 64), "white")
@@ -81,3 +81,16 @@ def test_the_emoji_autoencoder_keeps_a_drawing():
     flat = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
     of_flat, of_decoded = (psnr((x + 1) / 2, (images + 1) / 2) for x in (flat, decoded))
     assert (of_decoded > 18).all() and (of_flat < 10).all(), (of_decoded, of_flat)
+
+
+def test_emoji_faces_are_yellow_on_white():
+    """Nearly all of Noto's are; places aren't."""
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / "emoji")
+    pipe.set_progress_bar_config(disable=True)
+    labels = ["noto: Smileys & Emotion"] * 8 + ["noto: Travel & Places"] * 8
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe(class_labels=labels, num_inference_steps=6, generator=generator, output_type="pt").images
+    middle = drawn[:, :, 16:48, 16:48].mean(dim=(2, 3))
+    yellow = (middle[:, 0] - middle[:, 2] > 0.4) & (middle[:, 1] - middle[:, 2] > 0.2)
+    assert yellow[:8].sum() >= 6 and yellow[8:].sum() <= 2, middle
+    assert (drawn[:, :, :4, :4] > 0.9).float().mean() > 0.9

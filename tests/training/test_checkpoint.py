@@ -109,7 +109,7 @@ def test_what_cannot_be_read_is_passed_over(tmp_path):
         path = run.save(2) / name
         path.unlink()
         path.mkdir()
-        with pytest.warns(UserWarning, match=f"{name} (can't be read: Is a directory|has .* bytes, not)"):
+        with pytest.warns(UserWarning, match=f"{name} (isn't a regular file|has .* bytes, not)"):
             assert run.load()[0] == 1
 
 

@@ -289,7 +289,7 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
         0.2, "fraction of each batch that trains the decoder once the prior has joined (decoder)", POSITIVE_FRACTION
     )
     decoder_noise: float = option(
-        0.5,
+        0.0,
         "noise level, as a fraction of T, up to which the prior predicts codes for the decoder (decoder)",
         FRACTION,
     )

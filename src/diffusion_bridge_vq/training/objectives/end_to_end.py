@@ -34,9 +34,9 @@ class E2EObjective(BridgeObjective):
       `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
     - "decoder": no loss of the prior moves it. From `joint_from` on encoder and codebook are frozen, so the prior's
       target doesn't move, and the decoder learns on with the prior: from the codes of a fraction `decoder_fraction` of
-      each batch. Every second of these images is decoded from the codes that the prior predicts from z_t, in one step
-      from a random t below `decoder_noise` T, so that the decoder learns to repair the prior's errors (the likelihood
-      of an image given a z_e^0 that the diffusion reconstructed, appendix 10).
+      each batch. With `decoder_noise` every second of these images is decoded from the codes that the prior predicts
+      from z_t, in one step from a random t below `decoder_noise` T (the likelihood of an image given a z_e^0 that the
+      diffusion reconstructed, appendix 10); on digits that made samples worse.
 
     Args:
         vqvae ([`GumbelVQModel`]): trained.
@@ -55,7 +55,7 @@ class E2EObjective(BridgeObjective):
         joint_from (`int`, *optional*, defaults to 0): step at which the prior joins.
         freeze_from (`int`, *optional*): step from which the autoencoder is frozen ("stable").
         decoder_fraction (`float`, *optional*, defaults to 0.2): see "decoder", in (0, 1].
-        decoder_noise (`float`, *optional*, defaults to 0.5): see "decoder", in [0, 1]; 0 decodes the images' own codes
+        decoder_noise (`float`, *optional*, defaults to 0.0): see "decoder", in [0, 1]; 0 decodes the images' own codes
             alone.
 
     Raises:
@@ -82,7 +82,7 @@ class E2EObjective(BridgeObjective):
         joint_from: int = 0,
         freeze_from: int | None = None,
         decoder_fraction: float = 0.2,
-        decoder_noise: float = 0.5,
+        decoder_noise: float = 0.0,
     ):
         super().__init__(vqvae, unet, scheduler, weighting, class_dropout)
         if mode not in ("stable", "decoder", "paper"):
