@@ -278,14 +278,17 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-# A student starts from its teacher's weights, and its trajectories have no mirror images.
-_DISTILL_RUN = {
-    "random_flip": False,
-    "batch_size": 128,
-    "learning_rate": 3e-4,
-    "lr_warmup_steps": 50,
-    "ema_decay": 0.995,
-    "max_train_steps": 4000,
+# What a kind of run changes in every preset.
+_OF_KIND: dict[str, dict[str, Any]] = {
+    # A student starts from its teacher's weights, and its trajectories have no mirror images.
+    "distill": {
+        "random_flip": False,
+        "batch_size": 128,
+        "learning_rate": 3e-4,
+        "lr_warmup_steps": 50,
+        "ema_decay": 0.995,
+        "max_train_steps": 4000,
+    },
 }
 
 
@@ -298,8 +301,7 @@ def preset_values(name: str, kind: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise ValueError(f"There is no preset {name!r}; choose from {', '.join(PRESETS)}.")
-    of_kind = _DISTILL_RUN if kind == "distill" else {}
-    return {**PRESETS[name]["common"], **of_kind, **PRESETS[name].get(kind, {})}
+    return {**PRESETS[name]["common"], **_OF_KIND.get(kind, {}), **PRESETS[name].get(kind, {})}
 
 
 def fine_tuning_values(values: dict[str, Any]) -> dict[str, Any]:
