@@ -78,8 +78,9 @@ def save_components(
     Args:
         components (`Mapping[str, Any]`): by name.
         run ([`RunFolder`]): where to.
-        id2label (`Mapping[int, str]`, *optional*), label_words (`bool`, *optional*, defaults to `False`), condition
-            (`str`, *optional*): see [`build_pipeline`]. Left out without a pipeline.
+        id2label (`Mapping[int, str]`, *optional*): see [`build_pipeline`]. Left out without a pipeline, like the rest.
+        label_words (`bool`, *optional*, defaults to `False`): see [`build_pipeline`].
+        condition (`str`, *optional*): see [`build_pipeline`].
 
     Returns:
         `list[Path]`: the folders that were written.
