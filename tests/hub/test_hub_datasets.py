@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import signal
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +148,61 @@ def test_a_hub_that_fails_from_the_start(hub, gray, source, fault, place):
     hub.fail("GET", place, **fault, times=1000)
     with pytest.raises(OSError, match=rf"{gray}'? can't be read"):
         source(gray, **GREY)
+
+
+def tar(values):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for value in values:
+            member = tarfile.TarInfo(f"{value:03}.png")
+            member.size = len(encoded(value))
+            archive.addfile(member, io.BytesIO(encoded(value)))
+    return file.getvalue()
+
+
+@pytest.fixture
+def tars(hub):
+    """Three tar files of 5, 4 and 3 images."""
+    name = f"user/tars{next(NUMBERS)}"
+    hub.add(name, {f"train-{n}.tar": tar(range(5 * n, 5 * n + size)) for n, size in enumerate((5, 4, 3))})
+    return name
+
+
+def test_tar_files_are_counted_by_all_and_shared(hub, tars):
+    """Two processes: each counts its own files, learns the rest from the other, and gets half of the images."""
+    streams = [stream_images(tars, **GREY) for _ in range(2)]
+    counted = {}
+
+    def exchange(rank):
+        def gather(found):
+            counted[rank] = found
+            return [[5, 3], [4]]  # of the first and third file, and of the second
+
+        return gather
+
+    assert [stream.share(rank, 2, exchange(rank)) for rank, stream in enumerate(streams)] == [3, 3]
+    assert counted == {0: [5, 3], 1: [4]}
+    seen = [values(stream) for stream in streams]
+    assert [len(own) for own in seen] == [6, 6]
+    assert sorted(seen[0] + seen[1]) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12]
+
+
+def test_tar_files_are_counted_once(hub, tars):
+    stream_images(tars, **GREY).share(0, 1)
+    again = stream_images(tars, **GREY)
+    hub.fail("GET", r"\.tar$", status=500, times=1000)
+    assert again.share(0, 1) == 3
+
+
+def test_tar_files_that_one_process_cannot_count(hub, tars):
+    """It passes on what it met, so that the others end, too."""
+    first, second = (stream_images(tars, **GREY) for _ in range(2))
+    hub.fail("GET", r"train-1\.tar$", status=500, times=1000)
+    told = []
+    with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
+        second.share(1, 2, lambda found: told.append(found) or [[5, 3], found])
+    with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
+        first.share(0, 2, lambda found: [found, *told])
 
 
 def test_the_fingerprint_follows_the_content(hub, files, gray):

@@ -19,7 +19,7 @@ from .row_groups import RowGroups, shuffled
 from .shards import find_shards
 from .sources import check_arguments
 from .tables import FEW_SHARDS, find_image_column, find_label_column, first_line, in_file, read_classes, stream_table
-from .tar_shards import TarShards
+from .tar_shards import Exchange, TarShards, count_samples, count_samples_together
 
 if TYPE_CHECKING:
     import datasets
@@ -190,21 +190,34 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         """Choose the order of the next iteration."""
         self._stream.set_epoch(epoch)
 
-    def share(self, index: int, count: int) -> int:
+    def share(self, index: int, count: int, exchange: Exchange = lambda found: [found]) -> int:
         """
         From now on iterate one of `count` equal shares alone, and read nothing else. Workers of a DataLoader divide it
         further. Less than one image for each worker of each process is left out, others in each epoch.
 
+        Args:
+            index (`int`): which share.
+            count (`int`): shares, one for each process.
+            exchange (`Callable`, *optional*): takes an object of this process and returns those of all; the default
+                is for one process. For tar files on the Hub: each is read once, by one process, to count its images.
+
         Returns:
             `int`: how many parts are divided, row groups or files; with fewer parts than readers some read through
-                what others use. 0 if nothing can be shared: image files, and tar files on the Hub, don't say how many
-                images they hold.
+                what others use. 0 if nothing can be shared: image files don't say how many images they hold.
+
+        Raises:
+            OSError: this process or another can't read a tar file on the Hub.
         """
         parts: RowGroups | TarShards
         if self._shards and all(file.endswith(".parquet") for file in self._shards):
             parts = RowGroups(self._shards, self._columns, whole_files=len(self._shards) >= FEW_SHARDS)
-        elif self._shards and all(file.endswith(".tar") and os.path.isfile(file) for file in self._shards):
-            parts = TarShards(self._shards, self._unshuffled)
+        elif self._shards and all(file.endswith(".tar") for file in self._shards):
+            here = all(map(os.path.isfile, self._shards))
+            parts = TarShards(
+                self._shards,
+                self._unshuffled,
+                count_samples(self._shards) if here else count_samples_together(self._shards, index, count, exchange),
+            )
         else:
             return 0
         self._shared = (parts, index, count)

@@ -1,17 +1,24 @@
-"""Tar shards here, whose samples are counted, so that any range of them is read alone."""
+"""Tar shards, here or on the Hub, whose samples are counted, so that any range of them is read alone."""
 
 import itertools
+import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .images import short_hash
+from .row_groups import MAX_OPEN
+
 if TYPE_CHECKING:
     import datasets
 
+# Takes what this process found and returns what each process found.
+Exchange = Callable[[Any], list[Any]]
 _SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's: what comes before the first dot of a name
 
 
@@ -20,15 +27,14 @@ class TarShards:
     The samples of tar shards, which can be put into another order.
 
     Args:
-        files (`list[str]`): paths.
+        files (`list[str]`): paths or addresses.
         stream (`datasets.IterableDataset`): their samples; its shards are these files.
+        sizes (`list[int]`): how many samples each has.
     """
 
-    def __init__(self, files: list[str], stream: "datasets.IterableDataset") -> None:
-        self._files, self._stream = files, stream
-        with ThreadPoolExecutor() as pool:
-            self._sizes = list(pool.map(count_samples, files))
-        self.num_rows, self.num_parts = sum(self._sizes), len(files)
+    def __init__(self, files: list[str], stream: "datasets.IterableDataset", sizes: list[int]) -> None:
+        self._files, self._stream, self._sizes = files, stream, sizes
+        self.num_rows, self.num_parts = sum(sizes), len(files)
 
     def share(self, index: int, count: int, seed: list[int]) -> Iterator[dict[str, Any]]:
         """
@@ -54,10 +60,55 @@ class TarShards:
             position += rows
 
 
-def count_samples(file: str) -> int:
-    """How many samples a tar shard has, by its headers alone."""
+def count_samples(files: list[str]) -> list[int]:
+    """How many samples each tar shard here has, by its headers alone."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_count, files))
+
+
+def count_samples_together(files: list[str], index: int, count: int, exchange: Exchange) -> list[int]:
+    """
+    How many samples each tar shard on the Hub has. To find the headers is to read what lies between them, so each of
+    `count` processes reads its own shards, and `exchange` passes on what it found. The counts stay in the cache of
+    `datasets`: an address has a commit in it.
+
+    Raises:
+        OSError: this process or another can't read a shard.
+    """
+    try:
+        with ThreadPoolExecutor(MAX_OPEN) as pool:
+            found: list[int] | str = list(pool.map(_count_once, files[index::count]))
+    except (OSError, tarfile.TarError) as error:
+        found = f"the samples of tar shards can't be counted: {error}"
+    sizes = [0] * len(files)
+    for rank, part in enumerate(exchange(found)):
+        if isinstance(part, str):
+            raise OSError(part)
+        sizes[rank::count] = part
+    return sizes
+
+
+def _count_once(file: str) -> int:
+    from datasets import config
+
+    cached = Path(config.HF_DATASETS_CACHE, "diffusion_bridge_vq", f"{short_hash(file.encode())}.txt")
+    try:
+        return int(cached.read_text())
+    except (OSError, ValueError):  # not counted yet
+        number = _count(file)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    partial = cached.with_suffix(f".{os.getpid()}")
+    partial.write_text(str(number))
+    partial.replace(cached)
+    return number
+
+
+def _count(file: str) -> int:
+    from fsspec.core import url_to_fs
+
     count, before = 0, None
-    with tarfile.open(file) as archive:
+    system, path = url_to_fs(file)
+    with system.open(path, "rb") as opened, tarfile.open(fileobj=opened) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
             name = member.name.rpartition("/")[2]

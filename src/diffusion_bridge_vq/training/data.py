@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Subset
 
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
@@ -111,11 +112,12 @@ def _share_stream(images: StreamedImages, accelerator: Accelerator, config: RunC
     count = accelerator.num_processes
     if count == 1:
         return False
-    parts, readers = images.share(accelerator.process_index, count), count * max(1, config.num_workers)
+    parts = images.share(accelerator.process_index, count, lambda found: gather_object([found]))
+    readers = count * max(1, config.num_workers)
     if not parts:
         accelerator.print(
-            f"Process 0 reads and decodes {images.name} for all processes: image files, and tar files on the Hub, "
-            "don't say how many images they hold. From parquet files each process reads its own share."
+            f"Process 0 reads and decodes {images.name} for all processes: image files don't say how many images they "
+            "hold. From parquet files and tar shards each process reads its own share."
         )
     elif parts < readers:
         accelerator.print(
