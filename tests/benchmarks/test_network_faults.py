@@ -1,16 +1,20 @@
-"""benchmarks/network_faults.py where network namespaces can't be made: skipped, with the reason."""
+"""benchmarks/network_faults.py: the link, and what is said where network namespaces can't be made."""
 
 import runpy
+import socket
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "network_faults.py"
+# Open until the process ends, like the thread that reads them.
+SOCKETS = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(2)]
 
 
 @pytest.mark.parametrize(
-    ("missing", "reason"), [("tc", "there is no `tc`; install iproute2"), ("netns", "Operation not permitted")]
+    ("missing", "reason"), [("which", "there is no `ip`; install iproute2"), ("netns", "Operation not permitted")]
 )
 def test_the_reason_is_said(missing, reason, monkeypatch, capsys, tmp_path):
     module = runpy.run_path(str(SCRIPT))
@@ -25,3 +29,24 @@ def test_the_reason_is_said(missing, reason, monkeypatch, capsys, tmp_path):
         module["main"]()
     assert ended.value.code == 77 and reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_link_passes_delays_and_loses():
+    (first, end), (second, other_end) = SOCKETS
+    for side in (first, second):
+        side.settimeout(10)
+    link = runpy.run_path(str(SCRIPT))["Link"]([end.fileno(), other_end.fileno()])
+    link.start()
+    first.send(b"there")
+    second.send(b"back")
+    assert (second.recv(9), first.recv(9)) == (b"there", b"back")
+    link.lose_all()
+    first.send(b"lost")
+    time.sleep(0.2)
+    link.mend()
+    link.delay, link.bytes_per_second = 0.1, 100
+    start = time.monotonic()
+    for packet in (b"1" * 10, b"2" * 10):  # the second waits for the first to have left
+        first.send(packet)
+    assert [second.recv(99)[:1] for _ in range(2)] == [b"1", b"2"]
+    assert time.monotonic() - start >= 0.1 + 2 * 0.1

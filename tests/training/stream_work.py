@@ -14,13 +14,13 @@ from diffusion_bridge_vq.training.data import TrainingBatches, make_loader, open
 from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
 
-def read(folder: Path, output: Path, skip: int) -> None:
+def read(dataset: Path | str, output: Path, skip: int) -> None:
     """
     Two epochs as a run reads them, the first without the first `skip` batches; the gray value of each image, batch by
     batch, and the number of images that this process decoded, into output/RANK.json.
     """
     run = config(
-        VQConfig, output / "run", dataset=str(folder), streaming=True, shuffle_buffer=8, batch_size=4, num_workers=0
+        VQConfig, output / "run", dataset=str(dataset), streaming=True, shuffle_buffer=8, batch_size=4, num_workers=0
     )
     accelerator = make_accelerator(run)
     decoded = []

@@ -23,8 +23,8 @@ def png(value):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The same images in parquet files and in tar shards."""
+def datasets_of(tmp_path_factory, hub_server):
+    """The same images in parquet files and in tar shards, here and on a Hub."""
     found = {kind: tmp_path_factory.mktemp(kind) for kind in ("parquet", "tar")}
     start = 0
     for number, size in enumerate(SIZES):
@@ -38,19 +38,19 @@ def folders(tmp_path_factory):
                 member.size = len(file)
                 archive.addfile(member, io.BytesIO(file))
         start += size
-    return found
+    hub_server.add("user/streamed", found["tar"])
+    return found | {"hub": "user/streamed"}
 
 
-def read(processes, folder, output, skip=0):
+def read(processes, dataset, output, skip=0):
     output.mkdir()
-    launch(output, stream_work.read, folder, output, skip, processes=processes)
+    launch(output, stream_work.read, dataset, output, skip, processes=processes)
     return [json.loads((output / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize(("processes", "kind"), [(2, "parquet"), (3, "parquet"), (2, "tar")])
-def test_each_process_reads_its_share(processes, kind, folders, tmp_path, capfd):
-    folder = folders[kind]
-    found = read(processes, folder, tmp_path / "whole")
+@pytest.mark.parametrize(("processes", "kind"), [(2, "parquet"), (3, "parquet"), (2, "tar"), (2, "hub")])
+def test_each_process_reads_its_share(processes, kind, datasets_of, tmp_path, capfd):
+    found = read(processes, datasets_of[kind], tmp_path / "whole")
     share = sum(SIZES) // processes
     for epoch in range(2):
         batches = [result["epochs"][epoch] for result in found]
@@ -62,6 +62,6 @@ def test_each_process_reads_its_share(processes, kind, folders, tmp_path, capfd)
         assert "files or row groups for" not in capfd.readouterr().out
     for result in found:  # and its share of the work
         assert result["decoded"] <= 2 * share
-    resumed = read(processes, folder, tmp_path / "resumed", skip=2)
+    resumed = read(processes, datasets_of[kind], tmp_path / "resumed", skip=2)
     for whole, rest in zip(found, resumed, strict=True):
         assert rest["epochs"] == [whole["epochs"][0][2:], whole["epochs"][1]]
