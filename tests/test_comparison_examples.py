@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_models import make_gray_pipeline
 from warm_processes import Script
 
-from diffusion_bridge_vq import GumbelVQModel
+from diffusion_bridge_vq import GumbelVQModel, comparison
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import read_results
 from diffusion_bridge_vq.training.fault_tolerance.checkpoint import list_checkpoints
@@ -215,3 +215,9 @@ def done_run(tmp_path) -> None:
     (tmp_path / "bridge" / "pipeline").mkdir(parents=True)
     settings = {"preset": "digits", "dataset": "digits", "split": "train", "seed": 0}
     (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
+
+
+def test_missing_data_is_refused_before_steps_are_timed(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "steps_within", lambda config, seconds: pytest.fail("steps were timed"))
+    with pytest.raises(ValueError, match="has no split 'nope'"):
+        comparison.Comparison("digits", "digits", tmp_path, 1, train_split="nope").train("vq")

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from .data import load_images
 from .evaluation import METRICS, evaluate_pipelines, write_report
 from .pipelines import save_components
 from .run_folder import RunFolder
 from .training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from .training.config import RunConfig
+from .training.data import image_options
 from .training.fault_tolerance.checkpoint import list_checkpoints
 from .training.time_budget import steps_within
 
@@ -65,7 +67,7 @@ class Comparison:
             print(f"{stage}: done before, {run.path}")
             return
         config = self._config(stage, run)
-        steps = _remembered(run.path / "steps.json", lambda: steps_within(config, self.budget))
+        steps = _remembered(run.path / "steps.json", lambda: self._count_steps(config))
         # A run that is killed without warning loses a quarter of its budget at most.
         config = replace(
             config,
@@ -107,6 +109,11 @@ class Comparison:
             pipelines, self.dataset, output, metrics=metrics, device=device, preset=self.preset, **settings
         )
         return write_report(output)
+
+    def _count_steps(self, config: RunConfig) -> int:
+        # Missing data is refused before steps are timed, which takes a minute.
+        load_images(config.dataset, split=config.split, **(image_options(config) | {"in_memory": False}))
+        return steps_within(config, self.budget)
 
     def _config(self, stage: str, run: RunFolder) -> RunConfig:
         autoencoder = self.run("vq").path
