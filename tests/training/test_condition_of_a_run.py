@@ -185,8 +185,6 @@ def test_a_condition_goes_on_or_begins_anew(trained, tmp_path):
         ({"condition": "sepia"}, "`condition` must be gray, low-resolution:SIDE or column:NAME"),
         ({"condition": "gray"}, "'gray' of gray images is the image itself"),
         ({"condition": "low-resolution:4", "condition_dropout": 1.0}, "would never show a condition"),
-        ({"condition": "low-resolution:4", "cache_latents": True}, "Cached latents don't hold the `condition`"),
-        ({"condition": "low-resolution:4", "latents": "x"}, "Encoded images don't hold the `condition`"),
         ({"condition": "low-resolution:4", "code_posterior": True}, "takes no `condition`"),
         ({"condition": "column:edges", "streaming": True}, "A stream has one column of images"),
         (

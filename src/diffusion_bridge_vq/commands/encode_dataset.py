@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--what", choices=["latents", "codes"], default="latents", help="codes are for PixelCNN only")
     parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of latents")
     parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
+    parser.add_argument("--condition", help="write what a model draws from, too: as of train_prior.py")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time, by each process")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload what was encoded, with a card")
     parser.add_argument("--dataset-name", help="of the images, on that card; without it only one of the Hub is named")
@@ -43,6 +44,10 @@ def main() -> None:
     args = parser.parse_args()
     if (args.public or args.license) and not args.push_to_hub:
         parser.error("--public and --license go with --push-to-hub")
+    if args.condition and args.what == "codes":
+        parser.error("--condition goes with latents: a PixelCNN draws from no images")
+    if (args.condition or "").startswith("column:") and args.streaming:
+        parser.error("a stream has one column of images: drop --streaming, or take another --condition")
     check_output_folder(args.output_dir)
     target = None
     if args.push_to_hub:
@@ -52,7 +57,7 @@ def main() -> None:
 
     import torch  # after `--help`
 
-    from ..data import load_images, stream_images
+    from ..data import ImageCondition, load_images, stream_images
     from ..training import encode_images, launched_processes, load_autoencoder
     from ..training.presets import PRESETS
 
@@ -65,10 +70,14 @@ def main() -> None:
         "image_column": args.image_column,
         "label_column": args.label_column,
     }
+    condition = column = None
+    if args.condition is not None:
+        condition = ImageCondition.parse(args.condition, options["channels"], options["resolution"])
+        column = condition.column
     images = (
         stream_images(args.dataset, **options)
         if args.streaming
-        else load_images(args.dataset, **options, in_memory=False)
+        else load_images(args.dataset, **options, in_memory=False, condition_column=column)
     )
     encoding = encode_images(
         vqvae,
@@ -80,10 +89,12 @@ def main() -> None:
         precision=args.precision,
         mirrored=args.mirrored,
         batch_size=args.batch_size,
+        condition=condition,
     )
+    with_condition = "" if condition is None else f", each with its condition {condition.name!r}"
     accelerator.print(
         f"{sum(encoding.rows or [])} rows of {encoding.what}, {' x '.join(map(str, encoding.shape or []))} in "
-        f"{encoding.dtype}, in {encoding.parts} files: {args.output_dir}"
+        f"{encoding.dtype}{with_condition}, in {encoding.parts} files: {args.output_dir}"
     )
     if target is not None and accelerator.is_main_process:
         from ..hub import push_encoded
@@ -97,6 +108,7 @@ def main() -> None:
             if preset["common"]["resolution"] == options["resolution"]
             and preset["common"]["vqvae"]["latent_channels"] == vqvae.config.latent_channels
         ]
-        given = ("--preset", (fits or ["PRESET"])[0], "--vqvae-from", args.vqvae_from, "--latents", args.output_dir)
+        given = ["--preset", (fits or ["PRESET"])[0], "--vqvae-from", args.vqvae_from, "--latents", args.output_dir]
+        given += [] if args.condition is None else ["--condition", args.condition]
         print_next((command_line(verb, *given), "train a prior on them"))
     accelerator.end_training()

@@ -1,6 +1,7 @@
 """Images that a model draws from: a column of the data set, or what is made of each image itself."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,11 +68,22 @@ class ImageCondition:
         Raises:
             ValueError: it comes from a column.
         """
+        return to_pixels(self._of_bytes(to_bytes(images)))
+
+    def of_items(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """
+        The condition of each item of a data set, of its column or made of the image: uint8 (B, channels, side, side).
+
+        Args:
+            batch (`Mapping[str, torch.Tensor]`): "images", uint8 (B, C, H, W), or "conditions" of the column.
+        """
+        return self._of_bytes(batch["images"]) if self.column is None else batch["conditions"]
+
+    def _of_bytes(self, images: torch.Tensor) -> torch.Tensor:
         if self.column is not None:
             raise ValueError(f"`condition` {self.name!r} comes from the data set: the batch must have it.")
         if self.name == "gray":
             weights = torch.tensor(_LUMA, device=images.device).reshape(1, 3, 1, 1)
-            gray = ((to_bytes(images).int() * weights).sum(dim=1, keepdim=True) + 2**15) >> 16
-            return to_pixels(gray)
-        means = F.avg_pool2d(to_bytes(images).float(), images.shape[-1] // self.side)  # exact sums, in any order
-        return to_pixels(means.round())
+            return (((images.int() * weights).sum(dim=1, keepdim=True) + 2**15) >> 16).byte()
+        means = F.avg_pool2d(images.float(), images.shape[-1] // self.side)  # exact sums, in any order
+        return means.round().byte()

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..data.encoded import MANIFEST_NAME, EncodedImages, Encoding
+from ..data.encoded import EncodedImages
+from ..data.encoded_shards import MANIFEST_NAME, Encoding
 from ..privacy import UNNAMED_DATASET, public_dataset
 from .push import PushOptions, until_it_works
 
@@ -23,16 +25,18 @@ tags:
 # {what} of {data}
 
 {rows} rows of {what}, {shape} in {dtype}, by the encoder of a VQ autoencoder from images of {resolution} x
-{resolution} pixels (split `{split}`){mirrored}. {labels} `key` names the image: part and number in it.
+{resolution} pixels (split `{split}`){mirrored}. {labels}{condition} `key` names the image: part and number in it.
 
 Written by `encode_dataset.py` of diffusion-bridge-vq {version}; `encoding.json` has the fingerprints of the
 autoencoder (`{autoencoder}`) and of the images, and the normalizer of the latents. A prior is trained on it with the
 same autoencoder:
 
 ```bash
-python examples/{script} --init-from AUTOENCODER --latents {repo_id} --output-dir outputs/prior
+python examples/{script} --init-from AUTOENCODER --latents {repo_id}{flag} --output-dir outputs/prior
 ```
 """
+
+_CONDITION = " `condition` is an image to draw from, `{}`, {} x {} x {} in uint8."
 
 
 def push_encoded(folder: Path, options: PushOptions, dataset_name: str | None = None, token: str | None = None) -> str:
@@ -52,14 +56,14 @@ def push_encoded(folder: Path, options: PushOptions, dataset_name: str | None = 
         ValueError: the folder isn't complete, or a shard is missing or damaged; not a repository's name.
         OSError: the Hub can't be reached, or refuses.
     """
-    EncodedImages(folder)  # is it whole?
+    EncodedImages(folder, with_condition=True)  # is it whole?
     encoding = Encoding.read(folder)
     name = dataset_name or public_dataset(encoding.data["name"]) or UNNAMED_DATASET
     encoding = dataclasses.replace(encoding, data={**encoding.data, "name": name})
     files: dict[str, bytes | Path] = {
         f"data/{path.name}": path for path in sorted((folder / "data").glob("*.parquet"))
     }
-    files[MANIFEST_NAME] = json.dumps(dataclasses.asdict(encoding), indent=1).encode()
+    files[MANIFEST_NAME] = json.dumps(encoding.to_json(), indent=1).encode()
     files["README.md"] = make_card(encoding, options).encode()
     api = HfApi(token=token)
 
@@ -86,6 +90,8 @@ def make_card(encoding: Encoding, options: PushOptions) -> str:
         split=encoding.data["split"],
         mirrored=", each followed by that of its mirror image" if encoding.mirrored else "",
         labels="`label` is the class." if encoding.labels else "There are no labels.",
+        condition=_CONDITION.format(encoding.condition, *encoding.condition_shape) if encoding.condition_shape else "",
+        flag=f" --condition {shlex.quote(encoding.condition)}" if encoding.condition else "",
         version=encoding.version,
         autoencoder=encoding.autoencoder,
         script="train_pixelcnn.py" if encoding.what == "codes" else "train_prior.py",

@@ -209,7 +209,8 @@ class RunConfig:
 
 def _name_of_encoded(folder: Path) -> str:
     """Of what, `dataset` being ignored; "" where it can't be read, which the run will say."""
-    from ..data.encoded import Encoding, find_encoded  # torch, which `--help` needn't wait for
+    from ..data.encoded import find_encoded  # torch, which `--help` needn't wait for
+    from ..data.encoded_shards import Encoding
 
     try:
         return str(Encoding.read(find_encoded(folder)).data["name"])

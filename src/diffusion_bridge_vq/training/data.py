@@ -3,7 +3,6 @@
 import itertools
 import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,10 +16,9 @@ from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.encoded import EncodedImages, find_encoded
 from ..data.pixels import to_pixels
 from ..models import find_vocabulary, words_to_labels
-from ..run_folder import RunFolder
 from .agreement import on_main_process
+from .cached_inputs import check_encoding, encode_for_run
 from .config import RunConfig
-from .encoding import check_room, describe_normalizer, encode_images, encoder_fingerprint
 from .objectives import Objective
 
 Batch = dict[str, torch.Tensor]
@@ -49,7 +47,7 @@ def open_images(config: RunConfig) -> Images:
     Raises as `load_images`, `stream_images` and `EncodedImages`.
     """
     if config.encoded_data is not None:
-        return EncodedImages(find_encoded(config.encoded_data))
+        return EncodedImages(find_encoded(config.encoded_data), with_condition=config.image_condition is not None)
     if config.streaming:
         return stream_images(
             config.dataset,
@@ -76,7 +74,7 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     )
     cached = objective is not None and objective.cached_input is not None
     if isinstance(images, StreamedImages) and cached and not config.dry_run:
-        images = _encode(config, accelerator, objective, images)
+        images = encode_for_run(config, accelerator, objective, images)
     if isinstance(images, StreamedImages):
         first = len(images.head(batch))
         if first < batch:
@@ -93,9 +91,9 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     if len(training) < batch:
         raise ValueError(too_few.format(len(training)))
     if isinstance(images, EncodedImages):
-        _check_encoding(images, config, objective)
+        check_encoding(images, config, objective)
     elif cached and not config.dry_run:  # a dry run encodes its batches one by one
-        images = _encode(config, accelerator, objective, images)
+        images = encode_for_run(config, accelerator, objective, images)
     if isinstance(images, EncodedImages):
         training = images.rows_of(training, mirrored=config.random_flip)
         if images.in_memory:
@@ -134,64 +132,6 @@ def _keep_whole(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
     prepared: Any = prepare_data_loader(loader, accelerator.device, non_blocking=True, **options)
     prepared._is_accelerate_prepared = True
     return prepared
-
-
-def _encode(
-    config: RunConfig, accelerator: Accelerator, objective: Objective, images: ImageDataset | StreamedImages
-) -> EncodedImages:
-    """What `objective` caches of all images, in the run's folder; each process encodes its share."""
-    assert objective.cached_input is not None
-    folder = RunFolder(config.output_dir).encoded
-    if isinstance(images, ImageDataset):  # a stream doesn't say how many there are
-        channels, side, _ = images.image_shape
-        with torch.no_grad():
-            values = objective.encode(torch.zeros(1, channels, side, side, device=accelerator.device))
-        room = partial(check_room, folder, images, values, "float32", config.random_flip)
-        accelerator.print(on_main_process(accelerator, room))
-    with torch.random.fork_rng(devices=[]):  # the run's randomness stays as it was
-        encode_images(
-            objective.vqvae,
-            images,
-            folder,
-            accelerator=accelerator,
-            split=config.split,
-            what=objective.cached_input,
-            encode=objective.encode,
-            precision="float32",
-            mirrored=config.random_flip,
-            batch_size=config.batch_size,
-        )
-    return EncodedImages(folder)
-
-
-def _check_encoding(images: EncodedImages, config: RunConfig, objective: Objective) -> None:
-    """
-    Raises:
-        ValueError: what is encoded isn't what this run needs.
-    """
-    encoding, folder = images.encoding, config.encoded_data
-    if encoding.what != objective.cached_input:
-        raise ValueError(
-            f"{folder} holds {encoding.what}, but this run is trained on {objective.cached_input}: encode the images "
-            f"with `--what {objective.cached_input}`."
-        )
-    if encoding.data["resolution"] != config.resolution:
-        raise ValueError(
-            f"{folder} was encoded from images of {encoding.data['resolution']} pixels, but `resolution` is "
-            f"{config.resolution}."
-        )
-    if config.random_flip and not encoding.mirrored:
-        raise ValueError(f"`random_flip` needs mirror images in {folder}: encode them with `--mirrored`, or drop it.")
-    if encoding.normalizer != describe_normalizer(objective.vqvae):
-        raise ValueError(
-            f"{folder} was encoded with another normalizer than that of the autoencoder in {config.autoencoder_from}: "
-            "encode the images with this autoencoder."
-        )
-    if encoding.autoencoder != encoder_fingerprint(objective.vqvae):
-        raise ValueError(
-            f"{folder} was encoded by another autoencoder than the one in {config.autoencoder_from}: encode the "
-            "images with this one, or give the other as `vqvae_from`."
-        )
 
 
 def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[str] | None]:

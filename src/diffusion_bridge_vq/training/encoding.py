@@ -16,8 +16,8 @@ from diffusers.utils import logging
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import ImageDataset, StreamedImages
-from ..data.encoded import MANIFEST_NAME, Encoding, read_shard, smallest_integer, write_shard
+from ..data import ImageCondition, ImageDataset, StreamedImages
+from ..data.encoded_shards import CONDITION, MANIFEST_NAME, Encoding, read_shard, smallest_integer, write_shard
 from ..data.images import short_hash
 from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
@@ -45,6 +45,7 @@ def encode_images(
     precision: Literal["float16", "float32"] = "float16",
     mirrored: bool = False,
     batch_size: int = 64,
+    condition: ImageCondition | None = None,
 ) -> Encoding:
     """
     Encode all images into shards below `folder`, each process its share. Called again after an interruption it goes on
@@ -62,21 +63,24 @@ def encode_images(
         precision (`str`, *optional*, defaults to "float16"): of latents; codes get the smallest integer type.
         mirrored (`bool`, *optional*, defaults to `False`): write the mirror image of each image, too.
         batch_size (`int`, *optional*, defaults to 64): images encoded at a time, by each process.
+        condition ([`ImageCondition`], *optional*): write what a model draws from, too. That of a column comes with
+            `images`.
 
     Returns:
         [`Encoding`]: the content of the folder's `encoding.json`.
 
     Raises:
-        ValueError: the folder holds something else, or is in use; latents that aren't finite; a broken image.
+        ValueError: the folder holds something else, or is in use; latents that aren't finite; a broken image; images
+            without the column of the condition.
         OSError: the disk is full, or the images can't be read. Shards that are complete stay.
     """
     vqvae = vqvae.to(accelerator.device).eval()
-    encoding = _describe(vqvae, images, split, what, precision, mirrored)
+    encoding = _describe(vqvae, images, split, what, precision, mirrored, condition)
     encode = encode or (_encode_codes(vqvae) if what == "codes" else lambda pixels: vqvae.encode(pixels).latents)
 
     def encode_part(part: int) -> Iterator[dict[str, Any]]:
         items = images.read_part(part, encoding.parts)
-        return _encode(encode, accelerator.device, items, encoding, batch_size)
+        return _encode(encode, accelerator.device, items, encoding, batch_size, condition)
 
     return write_encoding(encoding, folder, accelerator, encode_part)
 
@@ -146,7 +150,14 @@ def _show_progress(parts: list[int], doing: str, shown: bool) -> Iterator[int]:
             printed = now
 
 
-def check_room(folder: Path, images: ImageDataset, values: Tensor, encoding_precision: str, mirrored: bool) -> str:
+def check_room(
+    folder: Path,
+    images: ImageDataset,
+    values: Tensor,
+    encoding_precision: str,
+    mirrored: bool,
+    condition: ImageCondition | None = None,
+) -> str:
     """
     What an encoding will take on disk, without what is there of it.
 
@@ -156,6 +167,7 @@ def check_room(folder: Path, images: ImageDataset, values: Tensor, encoding_prec
         values (`torch.Tensor`): (1, ...), of one image.
         encoding_precision (`str`): of what isn't whole numbers.
         mirrored (`bool`): whether mirror images are encoded, too.
+        condition ([`ImageCondition`], *optional*): what is written with them.
 
     Returns:
         `str`: a line for people.
@@ -164,7 +176,8 @@ def check_room(folder: Path, images: ImageDataset, values: Tensor, encoding_prec
         ValueError: there is less room.
     """
     size = np.dtype(encoding_precision).itemsize if values.is_floating_point() else np.dtype("int32").itemsize
-    needed = len(images) * (1 + mirrored) * values[0].numel() * size
+    row = values[0].numel() * size + (0 if condition is None else condition.channels * condition.side**2)
+    needed = len(images) * (1 + mirrored) * row
     needed -= sum(file.stat().st_size for file in folder.glob("data/*.parquet"))
     free = shutil.disk_usage(existing_place(folder)).free
     line = f"disk: at most {max(0, needed) / 1024**2:.0f} MiB more for {folder}, {free / 1024**2:.0f} MiB free"
@@ -207,6 +220,7 @@ def _describe(
     what: str,
     precision: str,
     mirrored: bool,
+    condition: ImageCondition | None,
 ) -> Encoding:
     from .. import __version__
 
@@ -215,6 +229,9 @@ def _describe(
         raise ValueError(f"`resolution` must be divisible by {vqvae.downsampling_factor}, got {side}.")
     if channels != vqvae.config.in_channels:
         raise ValueError(f"The autoencoder takes images of {vqvae.config.in_channels} channels, got {channels}.")
+    with_column = isinstance(images, ImageDataset) and images.conditions is not None
+    if condition is not None and condition.column is not None and not with_column:
+        raise ValueError(f"{images.name} was opened without the column of `condition` {condition.name!r}.")
     return Encoding(
         what=what,
         precision=precision,
@@ -233,6 +250,7 @@ def _describe(
         labels=images.has_labels,
         parts=images.count_parts(),
         version=__version__,
+        condition=None if condition is None else condition.name,
     )
 
 
@@ -263,20 +281,30 @@ def _encode(
     items: Iterator[tuple[str, dict[str, Tensor]]],
     encoding: Encoding,
     batch_size: int,
+    condition: ImageCondition | None,
 ) -> Iterator[dict[str, Any]]:
     """Columns of a few images at a time; each image comes before its mirror image."""
     versions = (False, True) if encoding.mirrored else (False,)
     while batch := list(itertools.islice(items, batch_size)):
-        pixels = to_pixels(torch.stack([item["images"] for _, item in batch]).to(device))
+        tensors = {name: torch.stack([item[name] for _, item in batch]) for name in batch[0][1]}
+        pixels = to_pixels(tensors["images"].to(device))
         parts = [encode(pixels.flip(-1) if flip else pixels) for flip in versions]
-        values = torch.stack(parts, dim=1).flatten(0, 1)  # (B, versions, ...) -> rows
+        values = _alternate(parts)
         columns: dict[str, Any] = {"key": [key for key, _ in batch for _ in versions]}
         columns[encoding.what] = to_array(values, encoding, columns["key"])
         if encoding.mirrored:
             columns["mirrored"] = [flip for _ in batch for flip in versions]
         if encoding.labels:
-            columns["label"] = [int(item["labels"]) for _, item in batch for _ in versions]
+            columns["label"] = tensors["labels"].repeat_interleave(len(versions)).tolist()
+        if condition is not None:
+            shown = condition.of_items(tensors)
+            columns[CONDITION] = _alternate([shown.flip(-1) if flip else shown for flip in versions]).numpy()
         yield columns
+
+
+def _alternate(parts: list[Tensor]) -> Tensor:
+    """Versions (B, ...) of the same images -> rows, all versions of an image one after the other."""
+    return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def to_array(values: Tensor, encoding: Encoding, keys: list[str]) -> np.ndarray:

@@ -149,8 +149,6 @@ class BridgeConfig(PriorRunConfig):
             raise ValueError("`condition_dropout` of 1 would never show a condition; take less, or drop `condition`.")
         if column is not None and self.streaming:
             raise ValueError("A stream has one column of images: drop `streaming`, or take another `condition`.")
-        if self.encoded_data is not None:
-            raise ValueError("Encoded images don't hold the `condition` of each: train on images, without `latents`.")
         if self.evaluate_every:
             raise ValueError("Evaluation draws without images: drop `evaluate_every`, or `condition`.")
 
@@ -195,8 +193,6 @@ class PriorConfig(BridgeConfig, FrozenAutoencoderConfig):
         super().__post_init__()
         if self.cache_latents and self.latents is not None:
             raise ValueError("`latents` are encoded already: drop `cache_latents`.")
-        if self.condition is not None and self.cache_latents:
-            raise ValueError("Cached latents don't hold the `condition` of each image: drop `cache_latents`.")
         if self.condition is not None and self.code_posterior:
             raise ValueError("A U-Net with `code_posterior` takes no `condition`: drop one of them.")
 
@@ -236,7 +232,7 @@ class DistillConfig(RunConfig):
 
     @property
     def uses_classes(self) -> bool:
-        from ..data.encoded import Encoding  # torch, which `--help` needn't wait for
+        from ..data.encoded_shards import Encoding  # torch, which `--help` needn't wait for
 
         assert self.trajectories is not None
         return Encoding.read(self.trajectories).labels

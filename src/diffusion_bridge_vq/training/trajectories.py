@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from ..data.encoded import Encoding
+from ..data.encoded_shards import Encoding
 from ..data.images import short_hash
 from ..models import GumbelVQModel, refuse_image_condition
 from ..sampling import sample_latents

@@ -99,4 +99,6 @@ class _Trial:
         inputs = model_inputs(dict(batch))
         with torch.no_grad():
             encoded = {objective.cached_input: objective.encode(inputs["images"])}
+        if objective.condition is not None:
+            encoded["conditions"] = objective.condition.of_items(batch)
         return {name: tensor for name, tensor in batch.items() if name != "images"} | encoded

@@ -14,6 +14,7 @@ from warm_processes import launch, start
 
 import diffusion_bridge_vq.data.encoded as encoded_module
 from diffusion_bridge_vq.data.encoded import EncodedImages
+from diffusion_bridge_vq.data.encoded_shards import smallest_integer
 from diffusion_bridge_vq.data.pixels import to_pixels
 from diffusion_bridge_vq.training import encoding as encoding_module
 from diffusion_bridge_vq.training import load_autoencoder
@@ -49,7 +50,7 @@ def test_codes_have_the_smallest_integer_type(autoencoder, latents, tmp_path):
     expected = load_autoencoder(autoencoder).encode_codes(latents[0])
     assert codes.dtype == torch.int64 and (codes != expected).float().mean() < 1e-3  # ties
     sizes = {2: "uint8", 256: "uint8", 257: "uint16", 65536: "uint16", 65537: "int32"}
-    assert {count: encoded_module.smallest_integer(count) for count in sizes} == sizes
+    assert {count: smallest_integer(count) for count in sizes} == sizes
 
 
 def test_datasets_reads_the_folder(folder, latents):

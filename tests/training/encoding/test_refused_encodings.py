@@ -14,7 +14,8 @@ from encoding_work import content, encode
 
 import diffusion_bridge_vq.data.encoded as encoded_module
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.data.encoded import EncodedImages, Encoding
+from diffusion_bridge_vq.data.encoded import EncodedImages
+from diffusion_bridge_vq.data.encoded_shards import Encoding
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import encoding as encoding_module
 from diffusion_bridge_vq.training import load_autoencoder

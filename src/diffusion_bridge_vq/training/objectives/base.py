@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import nn
 
+from ...data import ImageCondition
 from ...models import GumbelVQModel
 from ..config import RunConfig
 
@@ -59,6 +60,8 @@ class Objective(nn.Module):
         vqvae ([`GumbelVQModel`]): the autoencoder.
         cached_input (`str`, *optional*): argument of `forward` that may be given instead of images. If set, the data
             set is encoded once, by `encode`.
+        condition ([`ImageCondition`], *optional*): what it draws from. `forward` takes it as `condition`; without
+            images, which it may be made of, it must be given.
         early_stopping ([`EarlyStoppingRule`], *optional*): whether and how the run stops early, by `held_out_score`.
         start (`str`): what it started from, in words for people; "" if its prior is fresh.
         samples_from (`int`, *optional*): step of the schedule from which on `draw_samples` draws; never if None.
@@ -69,6 +72,7 @@ class Objective(nn.Module):
     shardable: ClassVar[bool] = False
     vqvae: GumbelVQModel
     cached_input: str | None = None
+    condition: ImageCondition | None = None
     early_stopping: EarlyStoppingRule | None = None
     start: str = ""
     samples_from: int | None = None

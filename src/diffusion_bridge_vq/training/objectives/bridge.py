@@ -33,7 +33,6 @@ class BridgeObjective(Objective):
     samples_from = 0
     unet: UNet2DModel
     scheduler: OUBridgeScheduler
-    condition: ImageCondition | None = None
     condition_dropout: float = 0.0
 
     def __init__(
@@ -160,8 +159,10 @@ class BridgeObjective(Objective):
 
     def random_inputs(self, batch_size: int) -> dict[str, torch.Tensor]:
         inputs = super().random_inputs(batch_size)
-        if self.condition is not None and self.condition.column is not None:
-            inputs["condition"] = torch.rand_like(inputs["images"]) * 2 - 1
+        if self.condition is not None and (self.condition.column is not None or "images" not in inputs):
+            side = self.condition.side
+            noise = torch.rand(batch_size, self.condition.channels, side, side, device=next(self.parameters()).device)
+            inputs["condition"] = noise * 2 - 1
         return inputs
 
 

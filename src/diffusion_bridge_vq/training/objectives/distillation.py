@@ -8,7 +8,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ... import pretrained
-from ...data.encoded import Encoding
+from ...data.encoded_shards import Encoding
 from ...models import CodeUNet2DModel, GumbelVQModel, check_channels, denoise, refuse_image_condition
 from ...models.code_unet import check_process
 from ...run_folder import RunFolder

@@ -93,7 +93,7 @@ class PriorObjective(_FrozenAutoencoder, BridgeObjective):
     ) -> ObjectiveOutput:
         """
         As the base class; cached `latents` z_e (B, d, h, w) may be given instead of images, and a `condition`
-        (B, C, s, s) in [-1, 1] for each, if it isn't made of them.
+        (B, C, s, s) in [-1, 1] for each, if it isn't made of images.
         """
         if latents is None:
             with torch.no_grad():
