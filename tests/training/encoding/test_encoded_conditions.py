@@ -19,6 +19,8 @@ from diffusion_bridge_vq.data import ImageCondition, load_images
 from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.data.encoded_shards import Encoding
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
+from diffusion_bridge_vq.hub import PushOptions
+from diffusion_bridge_vq.hub.encoded import make_card
 from diffusion_bridge_vq.training import PriorConfig, build_objective, encode_images, load_autoencoder, train
 from diffusion_bridge_vq.training import encoding as encoding_module
 from diffusion_bridge_vq.training.data import make_loader, open_images
@@ -139,6 +141,12 @@ def test_an_interrupted_encoding_keeps_what_is_there(folder, table, autoencoder,
     encode(target, table, autoencoder, "column:edges")
     assert content(target) == content(folder)
     assert all((target / "data" / name).stat().st_mtime_ns == time for name, time in times.items())
+
+
+def test_a_card_says_how_to_train(folder):
+    card = make_card(Encoding.read(folder), PushOptions("user/latents"))
+    assert "`condition` is an image to draw from, `column:edges`, 3 x 8 x 8 in uint8." in card
+    assert "--latents user/latents --condition column:edges --output-dir" in card
 
 
 # ------------------------------------------------------------------------------------------------------------- runs

@@ -109,6 +109,8 @@ def test_a_folder_of_something_else_is_refused(copy, autoencoder, tmp_path):
         {"class_names": 3},
         {"what": ["latents"]},
         {"version": "1", "more": 1},
+        {"condition": "sepia"},
+        {"condition": 3},
     ],
     ids=str,
 )
