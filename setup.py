@@ -27,7 +27,7 @@ DEEPSPEED = ["deepspeed>=0.19.8"]
 # what benchmarks/peers compares with, besides diffusers and transformers
 PEERS = ["monai>=1.6"]
 TEST = [
-    "pytest>=8",
+    "pytest>=8.2",
     "pytest-xdist>=3.8",
     "hypothesis>=6.170.17",
     "scikit-learn>=1.5",

@@ -74,8 +74,10 @@ def test_resizing_is_pillows(photographs):
 
 def test_dinov2(monkeypatch, photographs):
     """A small network of random weights in place of the Hub's; what it is shown against transformers' processor."""
-    from transformers import BitImageProcessorPil
+    import transformers
 
+    # The one that uses Pillow, whose name was the shorter one in older versions.
+    processor_class = getattr(transformers, "BitImageProcessorPil", None) or transformers.BitImageProcessor
     config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56)
     network = Dinov2Model(config)
     shown = {}
@@ -87,7 +89,7 @@ def test_dinov2(monkeypatch, photographs):
 
     monkeypatch.setattr(Dinov2Model, "from_pretrained", from_pretrained)
     rows = load_extractor("dinov2")(photographs)
-    processor = BitImageProcessorPil(
+    processor = processor_class(
         size={"height": 224, "width": 224},
         do_center_crop=False,
         resample=Image.Resampling.BICUBIC,

@@ -65,7 +65,7 @@ def run_on_a_broken_stream(folder: Path) -> None:
     stream: dict[str, Any] = data | {"streaming": True, "shuffle_buffer": 1}
     small = {"batch_size": 4, "gradient_accumulation_steps": 1, "checkpoint_every": 0}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError) as error:
-        patch.setattr(StreamedImages, "share", lambda self, index, count: 0)
+        patch.setattr(StreamedImages, "share", lambda *arguments: 0)
         train(configure("vq", folder / "run", **stream, **small))
     (folder / f"refused-{rank}").write_text(str(error.value))
 

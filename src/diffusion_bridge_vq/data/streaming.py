@@ -198,8 +198,9 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         Args:
             index (`int`): which share.
             count (`int`): shares, one for each process.
-            exchange (`Callable`, *optional*): takes an object of this process and returns those of all; the default
-                is for one process. For tar files on the Hub: each is read once, by one process, to count its images.
+            exchange (`Callable`, *optional*, defaults to that of a single process): takes an object of this process
+                and returns those of all. For tar files on the Hub: each is read once, by one process, to count its
+                images.
 
         Returns:
             `int`: how many parts are divided, row groups or files; with fewer parts than readers some read through

@@ -101,7 +101,7 @@ def png(value):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_streams_are_shared_without_loss_or_repetition(processes, autoencoder, tmp_path):
-    """19 images, in row groups of at most 4: seven parts."""
+    """19 images in three files, in row groups of at most 4: seven parts, which older `datasets` don't divide."""
     for number, (first, count) in enumerate(((0, 5), (5, 13), (18, 1))):
         write_parquet(tmp_path / "images" / f"train-{number}.parquet", count, first)
     if processes == 1:
@@ -117,7 +117,9 @@ def test_streams_are_shared_without_loss_or_repetition(processes, autoencoder, t
     torch.testing.assert_close(found["latents"], expected, atol=1e-3, rtol=2**-9)
     assert found["labels"].tolist() == [value % 2 for value in range(19)] and encoded.class_names == ["even", "odd"]
     keys = datasets.load_dataset(str(tmp_path / "encoded"), split="train")["key"]
-    assert len(set(keys)) == 19 and encoded.encoding.parts == 7
+    assert len(set(keys)) == 19 and encoded.encoding.parts == (
+        7 if hasattr(datasets.IterableDataset, "reshard") else 3
+    )
 
 
 def test_fewer_parts_than_processes_are_named(autoencoder, tmp_path, capsys, monkeypatch):
