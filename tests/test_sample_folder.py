@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from tiny_models import make_pipeline
+from tiny_models import make_conditioned_pipeline, make_pipeline
 
 from diffusion_bridge_vq import sample_folder
 from diffusion_bridge_vq.sample_folder import draw_into_folder, image_path
@@ -107,6 +107,25 @@ def test_a_refused_call_does_not_keep_the_folder(pipe, tmp_path):
         draw(pipe, tmp_path / "a", num_inference_steps=5000)
     draw(pipe, tmp_path / "a", 1)
     assert json.loads((tmp_path / "a" / "sampling.json").read_text())["num_inference_steps"] == 2
+
+
+def test_each_is_drawn_from_its_picture_in_turn(tmp_path):
+    """Three pictures; drawn alone by hand, and again in other batches after some were lost."""
+    pipe = make_conditioned_pipeline()
+    given, folder = list(torch.rand(3, 1, 8, 8).mul(255).round().div(255)), tmp_path / "a"
+    draw(pipe, folder, conditions=given)
+    before = pixels(folder)
+    for number in (1, 5, 6):
+        (generator,) = generators_for(0, [number])
+        (alone,) = pipe(condition=given[number % 3], generator=generator, **CALL).images
+        assert np.abs(before[number] - np.asarray(alone)).max() <= 1
+    for number in (2, 3, 5):
+        image_path(folder, number).unlink()
+    draw(pipe, folder, conditions=given, batch_size=2)
+    assert np.abs(pixels(folder) - before).max() <= 1
+    assert np.abs(before[0] - before[3]).max() > 1  # one picture, other noise
+    with pytest.raises(ValueError, match=r"other settings .conditions '.*' then, '.*' now"):
+        draw(pipe, folder, conditions=given[::-1])
 
 
 def test_texts_of_words_are_no_numbers_in_the_single_file(tmp_path):

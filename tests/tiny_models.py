@@ -82,6 +82,18 @@ def make_pipeline(classes: int | None = None, channels: int = 3, size=3, **sched
     return pipe
 
 
+def make_conditioned_pipeline(
+    condition: str = "gray", channels: int = 5, classes: int | None = None
+) -> DiffusionBridgeVQPipeline:
+    """Images 8 x 8, latents 4 x 4 of 3 channels, untrained; the condition, of so many channels there, matters."""
+    torch.manual_seed(0)
+    unet = make_unet(sample_size=4, in_channels=3 + channels, num_class_embeds=classes).eval()
+    vqvae = make_autoencoder(sample_size=8).eval()
+    pipe = DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(**SKEWED), condition=condition)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def make_code_pipeline() -> DiffusionBridgeVQPipeline:
     """[`make_pipeline`] with a network that gives each code a probability."""
     pipe = make_pipeline(**SKEWED, prediction_type="sample")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .evaluation.fingerprints import fingerprint
+from .evaluation.fingerprints import fingerprint, fingerprint_tensors
 from .grids import image_grid
 from .pipelines.base import VQPipeline
 from .run_folder import RunFolder
@@ -39,14 +40,15 @@ def draw_into_folder(
     seed: int = 0,
     batch_size: int = 64,
     class_labels: Sequence[int | str] | None = None,
+    conditions: Sequence[torch.Tensor] | None = None,
     npz: bool = False,
     tile_size: int = 64,
     **options: Any,
 ) -> list[Path]:
     """
     Draw images into `folder`/images, each process its share, and the first of them into a grid. Image i depends on the
-    pipeline, `seed`, its class and i alone, but for rounding. Called again with the same settings, or with more
-    images, it draws those that aren't there yet, with any number of processes.
+    pipeline, `seed`, its class, its condition and i alone, but for rounding. Called again with the same settings, or
+    with more images, it draws those that aren't there yet, with any number of processes.
 
     Args:
         pipe ([`VQPipeline`]): on the device of this process.
@@ -57,6 +59,8 @@ def draw_into_folder(
         batch_size (`int`, *optional*, defaults to 64): images drawn at a time, by each process.
         class_labels (`Sequence[int | str]`, *optional*): classes that the images take in turn, or texts where classes
             are words.
+        conditions (`Sequence[torch.Tensor]`, *optional*): what a model draws from, (C, s, s) in [0, 1]; the images
+            take them in turn.
         npz (`bool`, *optional*, defaults to `False`): write all images into one file, too, as guided-diffusion's
             evaluator reads it: `arr_0` is uint8 (n, H, W, 3), `arr_1` the classes if they are numbers.
         tile_size (`int`, *optional*, defaults to 64): of the grid, see [`image_grid`].
@@ -71,6 +75,7 @@ def draw_into_folder(
     """
     labels = None if class_labels is None else list(class_labels)
     settings = {"weights": fingerprint(*pipe.components.values()), "seed": seed, "class_labels": labels, **options}
+    settings["conditions"] = fingerprint_tensors(*conditions) if conditions else None
     with ExitStack() as stack:
 
         def begin() -> list[int]:
@@ -90,7 +95,10 @@ def draw_into_folder(
         for numbers in tqdm(mine, desc="drawing", unit="batch", disable=not accelerator.is_main_process):
             generators = generators_for(seed, numbers)
             classes = None if labels is None else [labels[number % len(labels)] for number in numbers]
-            images = pipe(batch_size=len(numbers), generator=generators, class_labels=classes, **options).images
+            own = options
+            if conditions:
+                own = options | {"condition": [conditions[number % len(conditions)] for number in numbers]}
+            images = pipe(batch_size=len(numbers), generator=generators, class_labels=classes, **own).images
             for number, image in zip(numbers, images, strict=True):
                 _save(image_path(folder, number), image)
         accelerator.wait_for_everyone()

@@ -1,17 +1,14 @@
 """Calls of a pipeline that draws from images."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import SKEWED, STEPS, make_autoencoder, make_pipeline, make_unet, rng
+from tiny_models import STEPS, make_conditioned_pipeline, make_pipeline, rng
 
-from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline, OUBridgeScheduler
+from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.cli.next_steps import after_pipeline
-from diffusion_bridge_vq.commands.sample import next_steps, read_conditions, write_files
-from diffusion_bridge_vq.evaluation.priors import BridgePrior
+from diffusion_bridge_vq.commands.sample import read_conditions
 from diffusion_bridge_vq.model_card import make_model_card
 from diffusion_bridge_vq.onnx_export import export_onnx
 from diffusion_bridge_vq.page.demo import Demo
@@ -20,19 +17,9 @@ from diffusion_bridge_vq.pipelines.modular_blocks import DiffusionBridgeVQBlocks
 GRAY = torch.rand(2, 1, 8, 8, generator=rng()).mul(255).round().div(255)
 
 
-def make(condition: str = "gray", channels: int = 5, classes: int | None = None) -> DiffusionBridgeVQPipeline:
-    """Images 8 x 8, latents 4 x 4 of 3 channels, untrained; the condition matters."""
-    torch.manual_seed(0)
-    unet = make_unet(sample_size=4, in_channels=3 + channels, num_class_embeds=classes).eval()
-    vqvae = make_autoencoder(sample_size=8).eval()
-    pipe = DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(**SKEWED), condition=condition)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 @pytest.fixture(scope="module")
 def pipe():
-    return make()
+    return make_conditioned_pipeline()
 
 
 def draw(pipe, condition, **options) -> torch.Tensor:
@@ -59,7 +46,7 @@ def test_one_condition_is_for_all(pipe):
 @pytest.mark.parametrize("classes", [None, 4])
 def test_guidance_follows_the_condition(classes):
     """In one step to z_0, which is linear in the network's output."""
-    pipe = make(classes=classes)
+    pipe = make_conditioned_pipeline(classes=classes)
     labels = {} if classes is None else {"class_labels": [0, 1]}
     options: dict = labels | {"num_inference_steps": 1, "solver": "ddim"}
     one, two, three = (draw(pipe, GRAY, guidance_scale=scale, **options) for scale in (1.0, 2.0, 3.0))
@@ -119,11 +106,11 @@ def test_models_and_conditions_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="This model doesn't draw from images: leave out `condition`"):
         make_pipeline()(condition=GRAY)
     with pytest.raises(ValueError, match="in_channels=7 and out_channels=3"):
-        make("low-resolution:4", channels=5)
+        make_conditioned_pipeline("low-resolution:4", channels=5)
 
 
 def test_small_images_are_conditions():
-    small = make("low-resolution:4", channels=4)
+    small = make_conditioned_pipeline("low-resolution:4", channels=4)
     assert draw(small, torch.rand(2, 3, 4, 4, generator=rng())).shape == (2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"`condition` must be 4 x 4 with 3 channel\(s\).*got 8 x 8"):
         draw(small, Image.new("RGB", (8, 8)))
@@ -137,7 +124,7 @@ def test_pictures_of_any_size_from_files(pipe, tmp_path):
     (gray,) = read_conditions(pipe, [tmp_path / "picture.png"])
     assert gray.shape == (1, 8, 8)
     torch.testing.assert_close(gray[0, :, :2], torch.full((8, 2), 76 / 255), atol=0.01, rtol=0)
-    (small,) = read_conditions(make("low-resolution:2", channels=4), [tmp_path / "picture.png"])
+    (small,) = read_conditions(make_conditioned_pipeline("low-resolution:2", channels=4), [tmp_path / "picture.png"])
     expected = torch.tensor([[1.0, 1], [0, 1], [0, 1]])[:, None].expand(3, 2, 2)  # red, white
     torch.testing.assert_close(small, expected, atol=0.05, rtol=0)  # bicubic edges
     (tmp_path / "text.png").write_text("no picture")
@@ -145,18 +132,15 @@ def test_pictures_of_any_size_from_files(pipe, tmp_path):
         read_conditions(pipe, [tmp_path / "text.png"])
     with pytest.raises(ValueError, match="leave out --condition"):
         read_conditions(make_pipeline(), [tmp_path / "picture.png"])
+    with pytest.raises(ValueError, match=r"draws from images \(gray\): give them by --condition PICTURE"):
+        read_conditions(pipe, None)
 
 
 def test_what_takes_no_condition_says_so(pipe, tmp_path):
     with pytest.raises(ValueError, match=r"draws from images.*the page doesn't take"):
         Demo(pipe)
-    assert ["push-to-hub" in command for command, _ in next_steps(pipe, SimpleNamespace(pipeline="mine"))] == [True]
     with pytest.raises(ValueError, match=r"draws from images.*the export to ONNX doesn't take"):
         export_onnx(pipe, tmp_path)
-    with pytest.raises(ValueError, match=r"draws from images.*evaluation doesn't take"):
-        BridgePrior("mine", pipe, None)
-    with pytest.raises(ValueError, match=r"draws from images.*--output-dir doesn't take"):
-        write_files(pipe, None)
     modular = DiffusionBridgeVQBlocks().init_pipeline()
     modular.update_components(unet=pipe.unet, scheduler=pipe.scheduler, vqvae=pipe.vqvae)
     with pytest.raises(ValueError, match=r"draws from images.*these blocks don't take"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import make_gray_pipeline
+from tiny_models import make_conditioned_pipeline, make_gray_pipeline
 
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import (
@@ -30,8 +30,12 @@ def features(images: torch.Tensor) -> torch.Tensor:
 
 
 def draw_and_evaluate(folder: Path, num_images: int = IMAGES) -> None:
-    """`num_images` images into folder/samples, and all metrics of 20 into folder/results.json."""
+    """
+    `num_images` images into folder/samples, and all metrics of 20 into folder/results.json. Of a model that draws from
+    images, as many into folder/drawn-from, and metrics into folder/conditioned/results.json.
+    """
     accelerator = launched_processes(cpu=True)
+    torch.manual_seed(0)
     pipe = make_gray_pipeline()
     pipe.set_progress_bar_config(disable=True)
     draw_into_folder(
@@ -46,3 +50,12 @@ def draw_and_evaluate(folder: Path, num_images: int = IMAGES) -> None:
         config = EvaluationConfig(num_inference_steps=2, num_nll_images=7, num_nll_samples=2, num_train_images=50)
         outputs = ModelOutputs("bridge", pipe, real, SampleStore(folder / "figures.safetensors"), config, 6)
         run_metrics(METRICS, outputs, folder)
+        pipe = make_conditioned_pipeline("low-resolution:4", 4)
+        options = {"batch_size": 4, "num_inference_steps": 2, "conditions": list(torch.rand(3, 3, 4, 4))}
+        draw_into_folder(pipe, folder / "drawn-from", num_images=num_images, accelerator=accelerator, **options)
+        splits = (load_images("digits", resolution=8, split=split) for split in ("train", "test"))
+        real = RealImages("digits", *splits, 20, "quarters", "cpu", processes=Processes(accelerator))
+        (folder / "conditioned").mkdir(exist_ok=True)
+        store = SampleStore(folder / "conditioned" / "figures.safetensors")
+        outputs = ModelOutputs("bridge", pipe, real, store, config, 6)
+        run_metrics(("fid", "nll", "bits", "elbo", "kl"), outputs, folder / "conditioned")

@@ -24,8 +24,8 @@ def alone(tmp_path_factory):
     return folder
 
 
-def pixels(folder):
-    paths = [folder / "samples" / "images" / f"{number:07}.png" for number in range(IMAGES)]
+def pixels(folder, name):
+    paths = [folder / name / "images" / f"{number:07}.png" for number in range(IMAGES)]
     return np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
 
 
@@ -44,13 +44,16 @@ def test_processes_find_what_one_finds(processes, alone, tmp_path):
         many_processes_work.SampleStore(tmp_path / "figures.safetensors").update(codes)
     launch(tmp_path, draw_and_evaluate, tmp_path, processes=processes)
 
-    assert np.abs(pixels(tmp_path) - pixels(alone)).max() <= 1
+    for name in ("samples", "drawn-from"):
+        assert np.abs(pixels(tmp_path, name) - pixels(alone, name)).max() <= 1
     assert json.loads((tmp_path / "samples" / "sampling.json").read_text())["num_images"] == IMAGES
-    expected, found = ({r["name"]: r for r in read_results(f / "results.json")} for f in (alone, tmp_path))
-    assert found.keys() == expected.keys() and len(found) == len(read_results(tmp_path / "results.json")) > 25
-    for name in found.keys() - {"seconds_per_sample"}:
-        assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4, abs=1e-6), name
-        assert found[name].get("std", 0) == pytest.approx(expected[name].get("std", 0), rel=1e-4, abs=1e-6), name
+    for part, least in ((".", 25), ("conditioned", 12)):
+        paths = [folder / part / "results.json" for folder in (alone, tmp_path)]
+        expected, found = ({r["name"]: r for r in read_results(path)} for path in paths)
+        assert found.keys() == expected.keys() and len(found) == len(read_results(paths[1])) > least
+        for name in found.keys() - {"seconds_per_sample"}:
+            assert found[name]["value"] == pytest.approx(expected[name]["value"], rel=1e-4, abs=1e-6), name
+            assert found[name].get("std", 0) == pytest.approx(expected[name].get("std", 0), rel=1e-4, abs=1e-6), name
     pictures, others = (load_file(folder / "figures.safetensors") for folder in (alone, tmp_path))
     assert pictures.keys() == others.keys()
     for name, tensor in pictures.items():

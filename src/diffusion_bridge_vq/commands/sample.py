@@ -34,7 +34,6 @@ from ..data.decoding import decode_image, reason
 from ..data.pixels import to_pixels
 from ..figures import chain_sheet
 from ..grids import image_grid
-from ..models import refuse_image_condition
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
@@ -95,8 +94,6 @@ def main() -> None:
         parser.error("--npz goes with --output-dir")
     if args.output_dir is not None and args.chain_steps:
         parser.error("--chain-steps goes without --output-dir")
-    if args.output_dir is not None and args.condition:
-        parser.error("--condition goes without --output-dir")
     if args.output_dir is None:
         check_output_image(args.output)
     else:
@@ -127,7 +124,7 @@ def main() -> None:
 
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
     """All images as files, on all processes."""
-    refuse_image_condition(pipe.unet, "--output-dir doesn't take")
+    conditions = read_conditions(pipe, args.condition)
     accelerator = launched_processes(cpu=not torch.cuda.is_available())
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
@@ -140,6 +137,8 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         labels = numbers if numbers is None else numbers.tolist()
         if guidance is None and not is_student(pipe.scheduler):  # a student's is part of its weights
             guidance = pipe.config.get("default_guidance_scale", 1.0)
+    if guidance is None and conditions:
+        guidance = pipe.config.get("default_guidance_scale", 1.0)
     written = draw_into_folder(
         pipe,
         args.output_dir,
@@ -148,6 +147,7 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         seed=args.seed,
         batch_size=args.batch_size,
         class_labels=labels,
+        conditions=conditions,
         npz=args.npz,
         tile_size=args.tile_size,
         num_inference_steps=number_of_steps(pipe, args),
@@ -175,8 +175,6 @@ def next_steps(pipe: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
     if is_student(pipe.scheduler):  # else evaluate.py has a number of its own
         steps = ("--num-inference-steps", str(number_of_steps(pipe, args)))
     share = (command_line("push-to-hub", args.pipeline, REPOSITORY), "share it")
-    if pipe.image_condition is not None:  # evaluation draws without images
-        return [share]
     return [(command_line("evaluate", "fid", *model, *steps, *where), "compare with real images"), share]
 
 
@@ -210,10 +208,12 @@ def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], Denois
 def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
     """What the model draws from, (C, s, s) in [0, 1], of pictures of any size, scaled and cropped as for training."""
     wanted = pipe.image_condition
-    if wanted is None or not paths:
+    if wanted is None:
         if paths:
             raise ValueError("This model doesn't draw from images: leave out --condition.")
         return []
+    if not paths:
+        raise ValueError(f"This model draws from images ({wanted.name}): give them by --condition PICTURE ...")
     config, found = pipe.vqvae.config, []
     derived = wanted.side < config.sample_size  # of the picture at the size of the model's images
     for path in paths:

@@ -33,7 +33,9 @@ class EvaluationConfig:
         "ancestral", "of the bridges' samples: ancestral (the paper's, as all likelihoods), dpmsolver++ or ddim"
     )
     guidance_scale: float = _option(
-        0.0, "of samples that have a class each, in turn, as FIDs of class-conditional models do; 0: without classes"
+        0.0,
+        "of samples that have a class each, in turn, as FIDs of class-conditional models do, or that of the image "
+        "that each is drawn from; 0: without classes",
     )
     extractor: str = _option(
         "inception", f"its features compare images: {', '.join(EXTRACTORS)}; only inception makes a FID"

@@ -70,10 +70,11 @@ def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
     """
     The accuracy of a classifier of real images ([`train_classifier`]) on test images, on their reconstructions, and
     on samples, whose class is the one they were drawn for; and the last as a fraction of the first. Samples have a
-    class with a guidance scale (1 for class-conditional draws without guidance).
+    class with a guidance scale (1 for class-conditional draws without guidance), or of the images that they were drawn
+    from.
     """
     real = outputs.real
-    images, labels = real.training_set(outputs.config.num_train_images)
+    images, labels, _ = real.training_set(outputs.config.num_train_images)
     names, test_labels = real.class_names, real.test_labels
     assert labels is not None and names is not None and test_labels is not None  # as the metric's needs say
     classifier = train_classifier(real.training_features(images), labels, len(names))

@@ -15,7 +15,7 @@ from ..pipelines.base import VQPipeline
 from ..sampling import generators_for
 from .arguments import check_count, check_model
 from .config import EvaluationConfig
-from .fingerprints import fingerprint
+from .fingerprints import fingerprint, fingerprint_tensors
 from .priors import EvaluatedPrior, evaluated_prior
 from .processes import Processes
 from .real_images import RealImages
@@ -25,7 +25,8 @@ from .sample_store import SampleStore
 class ModelOutputs:
     """
     Codes and reconstructions of the test images, and samples. Each is made once, when it is first used, by the
-    processes of `real` together; samples are stored on disk.
+    processes of `real` together; samples are stored on disk. Sample i of a model that draws from images is drawn from
+    test image i.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
@@ -42,7 +43,8 @@ class ModelOutputs:
 
     Raises:
         TypeError: another kind of object than the one named above.
-        ValueError: a guidance scale that the model can't use.
+        ValueError: a guidance scale that the model can't use, or a data set without the images or classes that the
+            model draws from.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class ModelOutputs:
         else:
             self._prior = evaluated_prior(model, evaluated, config)
             self.vqvae, self._components = self._prior.vqvae, tuple(evaluated.components.values())
+            self._check_conditions()
 
     @property
     def prior(self) -> EvaluatedPrior:
@@ -83,6 +86,24 @@ class ModelOutputs:
         """What metrics may need of this model."""
         labels = frozenset({"labels"} if self.real.test_labels is not None else ())
         return labels if self._prior is None else labels | self._prior.abilities
+
+    @cached_property
+    def conditions(self) -> torch.Tensor | None:
+        """What samples are drawn from, one for each test image, uint8 (n, C, s, s); None if from nothing."""
+        condition = None if self._prior is None else self._prior.image_condition
+        if condition is None or condition.column is not None:
+            return None if condition is None else self.real.test_conditions
+        parts = self.real.test.split(self.batch_size)
+        return torch.cat([to_bytes(condition.derive(to_pixels(images))) for images in parts])
+
+    @cached_property
+    def condition_facts(self) -> dict[str, Any]:
+        """What samples and likelihoods are given; nothing for a model that draws from no images."""
+        if self.conditions is None:
+            return {}
+        condition = self.prior.image_condition
+        assert condition is not None
+        return {"condition": condition.name, "condition_images": fingerprint_tensors(self.conditions)}
 
     @cached_property
     def weights(self) -> str:
@@ -110,11 +131,14 @@ class ModelOutputs:
     @cached_property
     def sample_labels(self) -> torch.Tensor | None:
         """
-        The classes that `samples` were drawn for, as numbers in `real.class_names`; None without classes.
+        The classes that `samples` were drawn for, or of the images that they were drawn from, as numbers in
+        `real.class_names`; None without classes.
 
         Raises:
             ValueError: the classes of the model aren't those of the data set.
         """
+        if self.conditions is not None:
+            return self.real.test_labels
         labels = None if self._prior is None else self._prior.sample_labels(0, len(self.real.test))
         if labels is None:
             return None
@@ -186,14 +210,52 @@ class ModelOutputs:
     def _draw(self, start: int, rows: slice) -> torch.Tensor:
         """Codes of the samples `start` + `rows`."""
         numbers = slice(start + rows.start, start + rows.stop)
-        count = rows.stop - rows.start
-        labels = self.prior.sample_labels(numbers.start, count)
-        return self.prior.draw_codes(count, self.generators(numbers), labels)
+        if self.conditions is None:
+            labels = self.prior.sample_labels(numbers.start, rows.stop - rows.start)
+            return self.prior.draw_codes(self.generators(numbers), _to_list(labels))
+        given = self.conditions[numbers]
+        return self.prior.draw_codes(self.generators(numbers), self._classes_of_images(numbers), given)
+
+    def _classes_of_images(self, numbers: slice) -> list[int | str] | None:
+        """Of the test images that samples are drawn from, as the pipeline takes them; None for draws without."""
+        labels, names = self.real.test_labels, self.real.class_names
+        if not self.prior.num_classes or not self.config.guidance_scale or labels is None or names is None:
+            return None
+        own = labels[numbers].tolist()
+        if self.prior.class_names is not None:
+            return [names[label] for label in own]
+        if self.prior.num_classes != len(names):
+            raise ValueError(
+                f"{self.model} has {self.prior.num_classes} classes without names, and the data set {len(names)}: "
+                "give the data set that the model was trained on, or leave out `guidance_scale`."
+            )
+        return own
+
+    def _check_conditions(self) -> None:
+        condition = self.prior.image_condition
+        if condition is None:
+            return
+        if self.conditions is None:
+            raise ValueError(
+                f"{self.model} draws from images ({condition.name}): load the test images with `condition_column` "
+                f"{condition.column!r}."
+            )
+        if self.prior.num_classes and self.config.guidance_scale and self.real.test_labels is None:
+            raise ValueError(
+                f"{self.model} draws with classes, but the data set has none: give its `label_column`, or leave out "
+                "`guidance_scale`."
+            )
 
     @property
     def _draws_key(self) -> str:
         """Fingerprint of all that draws depend on."""
-        law = {"weights": self.weights, "seed": self.config.seed, "generators": "own", **self.sampling_facts}
+        law = {
+            "weights": self.weights,
+            "seed": self.config.seed,
+            "generators": "own",
+            **self.sampling_facts,
+            **self.condition_facts,
+        }
         return short_hash(json.dumps(law).encode())
 
     @property
@@ -205,3 +267,7 @@ class ModelOutputs:
     @property
     def _num_codes(self) -> int:
         return self.vqvae.config.num_vq_embeddings
+
+
+def _to_list(labels: torch.Tensor | None) -> list[Any] | None:
+    return None if labels is None else labels.tolist()

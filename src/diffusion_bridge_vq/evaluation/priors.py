@@ -4,8 +4,11 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from torch import nn
 
-from ..models import bridge_start_latents, refuse_image_condition
+from ..data import ImageCondition
+from ..data.pixels import to_pixels
+from ..models import ConditionedUNet, bridge_start_latents, condition_map
 from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import find_few_steps, is_student
@@ -26,20 +29,23 @@ class EvaluatedPrior:
 
     Attributes:
         abilities (`frozenset[str]`): which of "samples", "masked_bits", "code_bits" and "elbo" it has.
+        image_condition ([`ImageCondition`], *optional*): what it draws from. Methods with `conditions` then need them,
+            uint8 (n, C, s, s), one for each image.
 
     Raises:
-        ValueError: a guidance scale for a model without classes; more steps than noise levels, where steps
-            matter.
+        ValueError: a guidance scale for a model without classes and images to draw from; more steps than noise
+            levels, where steps matter.
     """
 
     abilities = frozenset({"samples", "masked_bits", "code_bits"})
+    image_condition: ImageCondition | None = None
     num_class_embeds: int | None  # the last of them is the null class
 
     def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
         self.pipe, self.vqvae, self.config = pipe, pipe.vqvae.eval(), config
         self.model = model
         self._call: dict[str, Any] = {}
-        if config.guidance_scale and self.num_class_embeds is None:
+        if config.guidance_scale and not self._is_guided:
             raise ValueError(f"{model} has no classes: leave out `guidance_scale`.")
         pipe.set_progress_bar_config(disable=True)
 
@@ -51,8 +57,12 @@ class EvaluatedPrior:
     @property
     def sampling_facts(self) -> dict[str, Any]:
         """The settings that samples depend on."""
-        classes = {} if self.num_class_embeds is None else {"guidance_scale": self.config.guidance_scale}
-        return self.drawing_facts | classes
+        return self.drawing_facts | ({"guidance_scale": self.config.guidance_scale} if self._is_guided else {})
+
+    @property
+    def _is_guided(self) -> bool:
+        """Whether it has classes or images that guidance can follow."""
+        return self.num_class_embeds is not None or self.image_condition is not None
 
     def sample_labels(self, start: int, count: int) -> torch.Tensor | None:
         """Classes of the samples from number `start` on, in turn; None if samples have no class."""
@@ -71,10 +81,16 @@ class EvaluatedPrior:
         names = self.pipe.id2label
         return None if names is None else [names[number] for number in range(self.num_classes)]
 
-    def draw_codes(self, count: int, generator: Generators, labels: torch.Tensor | None) -> torch.Tensor:
-        """Codes of `count` samples, (count, h, w)."""
-        call = self._call if labels is None else self._call | self._label_options(labels)
-        latents = self.pipe(count, generator=generator, output_type="latent", **call).images
+    def draw_codes(
+        self,
+        generators: list[torch.Generator],
+        labels: list[int | str] | None,
+        conditions: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Codes of one sample for each generator, (n, h, w)."""
+        call = self._call | ({} if labels is None else {"class_labels": labels})
+        call |= self._guidance(labels is not None, conditions)
+        latents = self.pipe(len(generators), generator=generators, output_type="latent", **call).images
         return self.vqvae.encode_codes(latents)
 
     def draw_images(self, count: int) -> None:
@@ -82,7 +98,12 @@ class EvaluatedPrior:
         self.pipe(batch_size=count, output_type="pt", **self._call)
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
+        self,
+        latents: torch.Tensor,
+        codes: torch.Tensor,
+        mask: torch.Tensor,
+        generator: Generators,
+        conditions: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Bits per masked code of each image, (n,) by the figure's name."""
         raise NotImplementedError
@@ -91,7 +112,9 @@ class EvaluatedPrior:
         """The settings that [`masked_bits`] depends on."""
         return {}
 
-    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
+    def code_errors(
+        self, codes: torch.Tensor, generator: Generators, conditions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """What [`code_bits`] needs of each map (n, h, w), (n, ...) on the CPU."""
         raise NotImplementedError
 
@@ -100,13 +123,18 @@ class EvaluatedPrior:
         raise NotImplementedError
 
     def elbo_terms(
-        self, pixels: torch.Tensor, generator: Generators, timesteps_per_image: int, batch_size: int
+        self,
+        pixels: torch.Tensor,
+        generator: Generators,
+        timesteps_per_image: int,
+        conditions: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Terms of -ELBO of images (n, C, H, W) in [-1, 1], see [`elbo_terms`]."""
         raise NotImplementedError
 
-    def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
-        return {"class_labels": labels.tolist()}
+    def _guidance(self, has_labels: bool, conditions: torch.Tensor | None) -> dict[str, Any]:
+        """Arguments of the call for samples: what is drawn from, and how closely it is followed."""
+        return {}
 
     def _null_classes(self, count: int) -> torch.Tensor | None:
         """What the pipelines take without labels."""
@@ -119,8 +147,7 @@ class BridgePrior(EvaluatedPrior):
     """[`EvaluatedPrior`] of a [`DiffusionBridgeVQPipeline`]."""
 
     def __init__(self, model: str, pipe: Any, config: EvaluationConfig):
-        refuse_image_condition(pipe.unet, "evaluation doesn't take")
-        self.num_class_embeds = pipe.unet.config.num_class_embeds
+        self.num_class_embeds, self.image_condition = pipe.unet.config.num_class_embeds, pipe.image_condition
         super().__init__(model, pipe, config)
         pipe.unet.eval()
         solver: dict[str, Any] = {}
@@ -142,18 +169,40 @@ class BridgePrior(EvaluatedPrior):
         find_few_steps(self.pipe.scheduler, steps)  # of a student: also raised before
         return self._facts
 
-    def _label_options(self, labels: torch.Tensor) -> dict[str, Any]:
-        return super()._label_options(labels) | {"guidance_scale": self.config.guidance_scale}
+    def _guidance(self, has_labels: bool, conditions: torch.Tensor | None) -> dict[str, Any]:
+        if conditions is not None:  # without a scale the pipeline takes its own
+            return {"condition": conditions, "guidance_scale": self.config.guidance_scale or 1.0}
+        return {"guidance_scale": self.config.guidance_scale} if has_labels else {}
+
+    def draw_images(self, count: int) -> None:
+        call, wanted = dict(self._call), self.image_condition
+        if wanted is not None:
+            black = torch.zeros(1, wanted.channels, wanted.side, wanted.side)
+            call |= {"condition": black, "guidance_scale": 1.0}
+        self.pipe(batch_size=count, output_type="pt", **call)
+
+    def _network(self, conditions: torch.Tensor | None, latent_side: int) -> nn.Module:
+        """The U-Net, with what it is given."""
+        unet = self.pipe.unet
+        if conditions is None:
+            return unet
+        given = condition_map(to_pixels(conditions), latent_side)
+        return ConditionedUNet(unet, given.to(unet.device, unet.dtype))
 
     def masked_facts(self) -> dict[str, Any]:
         facts = {"draws": self.config.num_nll_samples, "jump_n_sample": 1} | self.drawing_facts
         return facts | ({"solver": "ancestral"} if "solver" in facts else {})
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
+        self,
+        latents: torch.Tensor,
+        codes: torch.Tensor,
+        mask: torch.Tensor,
+        generator: Generators,
+        conditions: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         found = bridge_nll(
-            self.pipe.unet,
+            self._network(conditions, latents.shape[-1]),
             self.pipe.scheduler,
             self.vqvae.quantize,
             bridge_start_latents(self.pipe.unet, self.vqvae.quantize, latents),
@@ -166,20 +215,27 @@ class BridgePrior(EvaluatedPrior):
         )
         return {"nll": found.one_sample, "nll_joint": found.joint}
 
-    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
+    def code_errors(
+        self, codes: torch.Tensor, generator: Generators, conditions: torch.Tensor | None = None
+    ) -> torch.Tensor:
         labels = self._null_classes(len(codes))
-        own = self.pipe.unet, self.pipe.scheduler, self.vqvae.quantize
-        return denoising_errors(*own, codes, generator, batch_size, labels)
+        own = self._network(conditions, codes.shape[-1]), self.pipe.scheduler, self.vqvae.quantize
+        return denoising_errors(*own, codes, generator, len(codes), labels)
 
     def code_bits(self, errors: torch.Tensor, num_positions: int) -> torch.Tensor:
         return bits_of_errors(errors, self.pipe.scheduler, self.vqvae.quantize, num_positions)
 
     def elbo_terms(
-        self, pixels: torch.Tensor, generator: Generators, timesteps_per_image: int, batch_size: int
+        self,
+        pixels: torch.Tensor,
+        generator: Generators,
+        timesteps_per_image: int,
+        conditions: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        own = self.vqvae, self.pipe.unet, self.pipe.scheduler
+        latent_side = pixels.shape[-1] // self.vqvae.downsampling_factor
+        own = self.vqvae, self._network(conditions, latent_side), self.pipe.scheduler
         labels = self._null_classes(len(pixels))
-        return elbo_terms(*own, pixels, generator, timesteps_per_image, batch_size, labels)
+        return elbo_terms(*own, pixels, generator, timesteps_per_image, len(pixels), labels)
 
 
 class PixelCNNPriorOfCodes(EvaluatedPrior):
@@ -195,13 +251,19 @@ class PixelCNNPriorOfCodes(EvaluatedPrior):
             )
 
     def masked_bits(
-        self, latents: torch.Tensor, codes: torch.Tensor, mask: torch.Tensor, generator: Generators
+        self,
+        latents: torch.Tensor,
+        codes: torch.Tensor,
+        mask: torch.Tensor,
+        generator: Generators,
+        conditions: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         return {"nll": pixelcnn_nll(self.pipe.prior, codes, mask)}
 
-    def code_errors(self, codes: torch.Tensor, generator: Generators, batch_size: int) -> torch.Tensor:
-        everything = torch.ones(codes.shape[1:], dtype=torch.bool)
-        return torch.cat([pixelcnn_nll(self.pipe.prior, part, everything) for part in codes.split(batch_size)])
+    def code_errors(
+        self, codes: torch.Tensor, generator: Generators, conditions: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return pixelcnn_nll(self.pipe.prior, codes, torch.ones(codes.shape[1:], dtype=torch.bool))
 
     def code_bits(self, errors: torch.Tensor, num_positions: int) -> torch.Tensor:
         return errors  # are bits already

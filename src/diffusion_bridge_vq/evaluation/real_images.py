@@ -20,10 +20,14 @@ _STORED_PART = 1024
 
 
 class Labelled(NamedTuple):
-    """Images, uint8 (n, C, H, W), and their classes, (n,) int64; None where the data set has no classes."""
+    """
+    Images, uint8 (n, C, H, W), their classes, (n,) int64, and the images of a column of conditions, uint8; None where
+    the data set has none.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor | None
+    conditions: torch.Tensor | None
 
 
 class RealImages:
@@ -43,6 +47,8 @@ class RealImages:
 
     Attributes:
         class_names (`list[str]`, *optional*): of the train split; labels of both splits are numbers in this list.
+        test_conditions (`torch.Tensor`, *optional*): of the test images, uint8 (n, C, H, W), where `test` was loaded
+            with a column of conditions.
 
     Raises:
         TypeError, ValueError: a split with fewer images, a test class that isn't in the train split, or an extractor
@@ -70,7 +76,7 @@ class RealImages:
         self._train_split, self._features_dir = train, features_dir
         self.processes = processes or Processes()
         self.train = _take(train, num_images, self.processes).images
-        self.test, test_labels = _take(test, num_images, self.processes)
+        self.test, test_labels, self.test_conditions = _take(test, num_images, self.processes)
         self.class_names = train.class_names
         self.test_labels = _renumber(test_labels, test.class_names, train.class_names)
         self.fingerprint = fingerprint_tensors(self.train, self.test)
@@ -146,7 +152,7 @@ def _take(split: ImageDataset, count: int, processes: Processes) -> Labelled:
     """`count` images evenly from a data set, or all if there are fewer."""
     numbers = evenly(torch.arange(len(split)), count)
     batch = processes.share(lambda rows: split.__getitems__(numbers[rows].tolist()).tensors, len(numbers))
-    return Labelled(batch["images"], batch.get("labels"))
+    return Labelled(batch["images"], batch.get("labels"), batch.get("conditions"))
 
 
 def _renumber(labels: torch.Tensor | None, names: list[str] | None, target: list[str] | None) -> torch.Tensor | None:

@@ -85,7 +85,7 @@ def evaluate_pipelines(
     processes.decide(lambda: _check_output(output_dir))
     store = SampleStore(output_dir / STORE_FILE)
     facts |= {"train_split": train_split, "test_split": test_split}
-    real, size = None, {}
+    real, size, column = None, {}, None
     for model, folder in folders.items():
         evaluated = _load(Path(folder)).to(device)
         alone = isinstance(evaluated, GumbelVQModel)
@@ -94,17 +94,20 @@ def evaluate_pipelines(
             raise ValueError(f"{folder} is an autoencoder: its metrics are {', '.join(of_autoencoders)}.")
         vqvae = (evaluated if alone else evaluated.vqvae).config
         own_size = {"resolution": vqvae.sample_size, "channels": vqvae.in_channels}
-        if real is None:
-            size = own_size
+        own_column = _condition_column(evaluated)
+        if real is not None and own_size != size:
+            raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
+        if real is None or own_column not in (None, column):
+            size, column = own_size, own_column
             options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, **size}
+            if column is not None:
+                options["condition_column"] = column
             if processes.count > 1:
                 options["in_memory"] = False  # each decodes what it works on
             train, test = (load_images(dataset, split=split, **options) for split in (train_split, test_split))
             name = dataset_name or train.name
             features = output_dir / "features"
             real = RealImages(name, train, test, config.num_images, config.extractor, device, features, processes)
-        elif own_size != size:
-            raise ValueError(f"{model} has images of {own_size}, those before it of {size}: evaluate it by itself.")
         outputs = ModelOutputs(model, evaluated, real, store, config, batch_size)
         run_metrics(metrics, outputs, output_dir, **facts)
 
@@ -136,7 +139,7 @@ def run_metrics(names: Collection[str], outputs: ModelOutputs, output_dir: Path,
         for part in metric.parts:
             settings: dict[str, Any] = {"metric": name, "model": outputs.model, "weights": outputs.weights}
             settings |= {"dataset": real.dataset, "images": real.fingerprint, "n": count, "seed": outputs.config.seed}
-            settings |= facts | metric.settings(outputs) | part
+            settings |= facts | metric.settings(outputs) | (outputs.condition_facts if metric.needs else {}) | part
             here = {"device": describe_device(real.device)} if metric.per_device else {}
             found = processes.decide(partial(recall_results, path, **settings, **here))
             remark = " (measured before)" if found else ""
@@ -200,6 +203,12 @@ def _check_output(output_dir: Path) -> None:
     if (output_dir / RESULTS_FILE).exists():
         read_results(output_dir / RESULTS_FILE)
     SampleStore(output_dir / STORE_FILE).read()
+
+
+def _condition_column(evaluated: DiffusionPipeline | GumbelVQModel) -> str | None:
+    """The column of the data set that a model draws from."""
+    condition = getattr(evaluated, "image_condition", None)
+    return None if condition is None else condition.column
 
 
 def _load(folder: Path) -> DiffusionPipeline | GumbelVQModel:
