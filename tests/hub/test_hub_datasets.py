@@ -198,11 +198,11 @@ def test_tar_files_that_one_process_cannot_count(hub, tars):
     """It passes on what it met, so that the others end, too."""
     first, second = (stream_images(tars, **GREY) for _ in range(2))
     hub.fail("GET", r"train-1\.tar$", status=500, times=1000)
-    told = []
+    passed_on = []
     with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
-        second.share(1, 2, lambda found: told.append(found) or [[5, 3], found])
+        second.share(1, 2, lambda found: passed_on.append(found) or [[5, 3], found])
     with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
-        first.share(0, 2, lambda found: [found, *told])
+        first.share(0, 2, lambda found: [found, *passed_on])
 
 
 def test_the_fingerprint_follows_the_content(hub, files, gray):

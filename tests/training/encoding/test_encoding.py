@@ -117,9 +117,8 @@ def test_streams_are_shared_without_loss_or_repetition(processes, autoencoder, t
     torch.testing.assert_close(found["latents"], expected, atol=1e-3, rtol=2**-9)
     assert found["labels"].tolist() == [value % 2 for value in range(19)] and encoded.class_names == ["even", "odd"]
     keys = datasets.load_dataset(str(tmp_path / "encoded"), split="train")["key"]
-    assert len(set(keys)) == 19 and encoded.encoding.parts == (
-        7 if hasattr(datasets.IterableDataset, "reshard") else 3
-    )
+    assert len(set(keys)) == 19
+    assert encoded.encoding.parts == (7 if hasattr(datasets.IterableDataset, "reshard") else 3)
 
 
 def test_fewer_parts_than_processes_are_named(autoencoder, tmp_path, capsys, monkeypatch):
