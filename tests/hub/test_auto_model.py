@@ -1,12 +1,11 @@
 """diffusers' AutoModel on the files that are pushed, with the code that they carry."""
 
 import json
-import sys
 
 import pytest
 import torch
 from diffusers import AutoModel
-from diffusers.utils import dynamic_modules_utils, logging
+from diffusers.utils import logging
 from pipeline_files import INDEX, write_folder
 from tiny_models import make_code_pipeline, make_images, make_pipeline
 
@@ -24,22 +23,6 @@ def pushed(tmp_path_factory):
     files = pipeline_files(read_run(folder / "saved"), "user/model")
     found = {path: content if isinstance(content, bytes) else content.read_bytes() for path, content in files.items()}
     return str(write_folder(folder / "pushed", found)), pipe
-
-
-@pytest.fixture
-def own_modules(monkeypatch, tmp_path):
-    """A folder of its own for code of repositories; the package that holds it is the former one afterwards."""
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    before = {name: sys.modules.pop(name) for name in loaded_code()}
-    yield
-    for name in loaded_code():
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-def loaded_code() -> list[str]:
-    return [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]
 
 
 @pytest.mark.usefixtures("own_modules")

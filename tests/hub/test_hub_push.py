@@ -20,6 +20,9 @@ from diffusion_bridge_vq.hub import push_run
 RUN_FILES = {"training/config.json", "training/metrics.jsonl", "evaluation/results.json", "samples.png"}
 STUBS = {
     "pipeline.py",
+    "block.py",
+    "modular_config.json",
+    "modular_model_index.json",
     "scheduler/diffusion_bridge_vq.schedulers.scheduling_ou_bridge.py",
     "vqvae/diffusion_bridge_vq.models.autoencoder_gumbel_vq.py",
     "vqvae/modeling.py",
@@ -52,7 +55,7 @@ def test_one_commit_with_everything(hub, cache, pipe, run, tmp_path):
         str(Path(__file__).parents[2]),
     ]
     found = [(name, word) for name, content in files.items() for word in here if word.encode() in content]
-    keys = ("_name_or_path", "output_dir", "init_from")
+    keys = ('"_name_or_path"', "output_dir", "init_from")
     found += [(name, key) for name in files if name.endswith(".json") for key in keys if key.encode() in files[name]]
     assert found == []
     assert json.loads(files["training/config.json"])["dataset"] == "unnamed-dataset"

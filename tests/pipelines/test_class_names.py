@@ -190,7 +190,7 @@ def test_the_stock_loader_with_the_code_of_a_repository(tmp_path):
     pipe = make_named(**SETTINGS)
     pipe.save_pretrained(tmp_path)
     parts = {name: (type(part).__module__, type(part).__name__) for name, part in pipe.components.items()}
-    for path, text in carried_files(type(pipe), parts).items():
+    for path, text in carried_files(type(pipe), parts, "user/model").items():
         (tmp_path / path).write_text(text)
     loaded = DiffusionPipeline.from_pretrained(
         tmp_path, custom_pipeline=str(tmp_path / "pipeline.py"), trust_remote_code=True

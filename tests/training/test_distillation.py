@@ -1,6 +1,7 @@
 """Trajectories against the sampler that draws them, and students that learn from them."""
 
 import json
+import shlex
 import shutil
 import sys
 
@@ -12,6 +13,7 @@ from tiny_run import SETTINGS, assert_same_state, stopped_at_a_checkpoint
 from torch import nn
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+from diffusion_bridge_vq.commands import distill as distill_command
 from diffusion_bridge_vq.commands import draw_trajectories as draw_trajectories_command
 from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.pipelines import build_pipeline
@@ -118,6 +120,18 @@ def test_teachers_of_no_student_are_refused_before_anything_is_drawn(teacher, tm
     with pytest.raises(ValueError, match="which no predicted noise can give"):
         draw(teacher, tmp_path / "new", scheduler=noise)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_next_command_works_as_it_is(teacher, tmp_path, monkeypatch, capsys):
+    options = ["--num-trajectories", "128", "--num-inference-steps", "2", "--output-dir", str(tmp_path / "new")]
+    monkeypatch.setattr(sys, "argv", ["dbvq draw-trajectories", str(teacher), *options])
+    draw_trajectories_command.main()
+    line = capsys.readouterr().out.split("Next:\n")[1].partition("  #")[0]
+    command, verb, *arguments = shlex.split(line)
+    assert (command, verb) == ("dbvq", "distill")
+    monkeypatch.setattr(sys, "argv", ["dbvq distill", *arguments, "--dry-run"])
+    distill_command.main()
+    assert str(tmp_path / "new-student") in arguments and not (tmp_path / "new-student" / "checkpoints").exists()
 
 
 def test_a_teacher_of_words_is_refused(teacher, tmp_path, monkeypatch, capsys):

@@ -77,6 +77,8 @@ def main() -> None:
         f"{encoding.data['guidance_scale']:g}: {args.output_dir}"
     )
     if accelerator.is_main_process:
-        following = command_line("distill", "--init-from", args.teacher, "--trajectories", args.output_dir)
+        student = args.output_dir.with_name(f"{args.output_dir.name}-student")
+        where = ("--trajectories", args.output_dir, "--output-dir", student)
+        following = command_line("distill", "--init-from", args.teacher, *where)
         print_next((following, "train a student on them"))
     accelerator.end_training()

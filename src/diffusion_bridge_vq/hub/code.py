@@ -13,6 +13,8 @@ from diffusers import ModelMixin
 
 from .. import __version__
 from ..pipelines.base import ALTERNATIVES, COMPONENTS
+from ..pipelines.bridge import BridgePipeline
+from .blocks import block_files
 from .carried_code import CODE_PREFIX, PACKAGE_PREFIX, loader_files, save_with_code
 
 _HEADER = """\
@@ -29,7 +31,7 @@ AUTO_MAP = {"auto_map": {"AutoModel": f"{_MODEL_MODULE}.Model"}}
 _FREE_NAMES = {"logger"}  # may stand in several modules: the last one serves all
 
 
-def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]], repo_id: str) -> dict[str, str]:
     """
     All code that a pipeline's repository carries: path -> content. diffusers runs it with `trust_remote_code=True`.
     These pipelines draw the same images as the package's.
@@ -37,6 +39,7 @@ def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]
     Args:
         pipeline_class (`type`): one of this package.
         components (`Mapping`): name -> module and class, as in model_index.json.
+        repo_id (`str`): "user/name" of the repository.
     """
     code = one_file(pipeline_class)
     code_name = CODE_PREFIX + hashlib.sha256(code.encode()).hexdigest()[:12]
@@ -45,6 +48,7 @@ def carried_files(pipeline_class: type, components: Mapping[str, tuple[str, str]
         {f"{code_name}.py": code}
         | loader_files(pipeline_class.__name__, components, code_name)
         | {f"{name}/{_MODEL_MODULE}.py": source for name, source in models.items() if source is not None}
+        | (block_files(components, code_name, repo_id) if issubclass(pipeline_class, BridgePipeline) else {})
     )
 
 

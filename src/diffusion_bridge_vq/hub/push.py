@@ -133,7 +133,9 @@ def pipeline_files(
         if is_model and not find_weights(path.name for path in weights):
             raise ValueError(f"{part} has no weights in safetensors, and nothing else is pushed: save it again.")
         found |= {f"{name}/{path.name}": path for path in weights if path.suffix in (".safetensors", ".json")}
-    return found | {path: text.encode() for path, text in carried_files(pipeline_class, run.components).items()}
+    return found | {
+        path: text.encode() for path, text in carried_files(pipeline_class, run.components, repo_id).items()
+    }
 
 
 def run_files(run: RunFiles) -> dict[str, Path | bytes]:

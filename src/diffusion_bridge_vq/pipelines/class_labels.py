@@ -59,11 +59,16 @@ def split_first_argument(first: Any, class_labels: ClassLabels) -> tuple[int | N
     `batch_size` and `class_labels` of a call: a first argument that is a text, or a list of texts, is the second.
 
     Raises:
-        ValueError: labels are given twice.
+        ValueError: labels are given twice, or a list of something else than texts.
     """
     texts = [first] if isinstance(first, str) else first
-    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, (list, tuple)):
         return first, class_labels
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"`batch_size` must be a whole number of at least 1, got {first!r}; numbers of classes are given by name, "
+            "as `class_labels`."
+        )
     if class_labels is not None:
         raise ValueError(f"Classes are given twice, as {first!r} and as `class_labels` {class_labels!r}: give one.")
     return None, first
