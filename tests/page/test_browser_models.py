@@ -2,13 +2,28 @@
 
 import numpy as np
 import pytest
-from on_the_page import alerts, draw, expect_alert, fill, open_chapter, open_picture, pictures, press, same, violations
-from tiny_models import make_gray_pipeline, make_student_pipeline, make_words_pipeline, rng
+from on_the_page import (
+    DESK,
+    PATIENCE,
+    alerts,
+    draw,
+    expect_alert,
+    fill,
+    open_chapter,
+    open_picture,
+    pictures,
+    press,
+    same,
+    violations,
+)
+from PIL import Image
+from tiny_models import make_conditioned_pipeline, make_gray_pipeline, make_student_pipeline, make_words_pipeline, rng
 
 from diffusion_bridge_vq.page import Demo
 
 pytestmark = pytest.mark.slow
 MAKE = {"words": make_words_pipeline, "student": lambda: make_student_pipeline(5), "gray": make_gray_pipeline}
+MAKE |= {"drawn from pictures": make_conditioned_pipeline}
 
 
 @pytest.fixture(scope="module", params=MAKE)
@@ -86,3 +101,25 @@ def test_a_model_without_classes_asks_for_none(page, demo):
         "Steps",
         "Resampling",
     ]
+
+
+@pytest.mark.parametrize("demo", ["drawn from pictures"], indirect=True)
+def test_a_picture_to_draw_from(browser, address, demo, tmp_path):
+    """The page opens without pictures and asks for one; then it draws, and shows how it came about."""
+    given = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(given).save(tmp_path / "gray.png")
+    page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(PATIENCE * 1000)
+    page.goto(address)
+    page.get_by_text("This model draws from a picture. Choose one, and draw.").wait_for()
+    press(page, "Draw")
+    expect_alert(page, "Choose a picture to draw from.")
+    page.get_by_label("Draw from a picture").set_input_files(tmp_path / "gray.png")
+    page.locator("img.given").wait_for()
+    (shown,) = draw(page, Number_of_pictures=1, Seed=2, Steps=4)
+    expected = np.asarray(demo.pipe(1, 4, rng(2), condition=Image.fromarray(given)).images[0])
+    assert same(shown, expected) and violations(page) == []
+    open_picture(page)
+    open_chapter(page, "Show how it came about")
+    page.get_by_text("Step 4 of 4: the picture").wait_for()
+    page.close()

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_models import make_gray_pipeline, make_pipeline, make_student_pipeline, make_words_pipeline, rng
+from tiny_models import (
+    make_conditioned_pipeline,
+    make_gray_pipeline,
+    make_pipeline,
+    make_student_pipeline,
+    make_words_pipeline,
+    rng,
+)
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.page import Demo
@@ -44,6 +51,35 @@ def test_pictures_are_the_pipelines(gray):
     expected = gray.pipe(3, 5, [rng(7), rng(8), rng(9)]).images
     assert [pixels(image["png"]).tolist() for image in result["images"]] == [np.asarray(e).tolist() for e in expected]
     assert [image["seed"] for image in result["images"]] == [7, 8, 9]
+
+
+def test_pictures_are_drawn_from_a_picture():
+    """Of another size, scaled as by hand; a chain ends there, too, and guidance follows the picture."""
+    demo = Demo(make_conditioned_pipeline(), "tiny")
+    assert demo.describe()["drawn"]["images"] == []
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    picture = Image.fromarray(noise.repeat(2, axis=0).repeat(2, axis=1)).resize((24, 24), Image.Resampling.NEAREST)
+    given = picture.resize((8, 8), Image.Resampling.BICUBIC)
+    url = to_data_url(picture.convert("RGB"))
+    call = {"seed": 7, "num_inference_steps": 4, "guidance_scale": 3.0, "condition": url}
+    result = demo.generate(quiet, num_images=2, **call)
+    expected = demo.pipe(2, 4, [rng(7), rng(8)], condition=given, guidance_scale=3.0).images
+    assert [pixels(image["png"]).tolist() for image in result["images"]] == [np.asarray(e).tolist() for e in expected]
+    last = demo.chain(quiet, **call)["frames"][-1]["png"]
+    assert pixels(last).tolist() == np.asarray(expected[0]).tolist()
+    with pytest.raises(ValueError, match="draws from a picture: choose one"):
+        demo.generate(quiet)
+
+
+def test_a_small_condition_is_made_of_the_picture(gray):
+    demo = Demo(make_conditioned_pipeline("low-resolution:2", 4), "tiny")
+    halves = np.zeros((8, 8, 3), np.uint8)
+    halves[:, 4:, 0] = 255
+    given = demo._condition(to_data_url(Image.fromarray(halves)))
+    expected = torch.tensor([[[0.0, 1], [0, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])[None]
+    assert torch.equal(given, expected)
+    with pytest.raises(ValueError, match="doesn't draw from pictures"):
+        gray.generate(quiet, condition=to_data_url(Image.fromarray(halves)))
 
 
 def test_codes_are_those_of_the_pictures(gray):

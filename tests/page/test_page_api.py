@@ -40,9 +40,18 @@ def test_endpoints_and_arguments_have_names(client):
     }
     drawing = ["seed", "num_inference_steps", "guidance_scale"]
     assert names == {
-        "/generate": ["class_name", "num_images", *drawing, "solver"],
-        "/chain": ["class_name", *drawing, "solver"],
-        "/complete": ["image", "hidden", "class_name", "num_completions", *drawing, "jump_n_sample", "keep_given"],
+        "/generate": ["class_name", "num_images", *drawing, "solver", "condition"],
+        "/chain": ["class_name", *drawing, "solver", "condition"],
+        "/complete": [
+            "image",
+            "hidden",
+            "class_name",
+            "num_completions",
+            *drawing,
+            "jump_n_sample",
+            "keep_given",
+            "condition",
+        ],
         "/encode": ["image"],
         "/decode": ["codes"],
     }

@@ -11,7 +11,6 @@ from diffusion_bridge_vq.cli.next_steps import after_pipeline
 from diffusion_bridge_vq.commands.sample import read_conditions
 from diffusion_bridge_vq.model_card import make_model_card
 from diffusion_bridge_vq.onnx_export import export_onnx
-from diffusion_bridge_vq.page.demo import Demo
 from diffusion_bridge_vq.pipelines.modular_blocks import DiffusionBridgeVQBlocks
 
 GRAY = torch.rand(2, 1, 8, 8, generator=rng()).mul(255).round().div(255)
@@ -137,8 +136,6 @@ def test_pictures_of_any_size_from_files(pipe, tmp_path):
 
 
 def test_what_takes_no_condition_says_so(pipe, tmp_path):
-    with pytest.raises(ValueError, match=r"draws from images.*the page doesn't take"):
-        Demo(pipe)
     with pytest.raises(ValueError, match=r"draws from images.*the export to ONNX doesn't take"):
         export_onnx(pipe, tmp_path)
     modular = DiffusionBridgeVQBlocks().init_pipeline()
@@ -162,3 +159,5 @@ def test_a_text_first_is_a_class():
         drawn("horse", class_labels="ship")
     with pytest.raises(ValueError, match="There is no class 'cat'"):
         drawn("cat")
+    with pytest.raises(ValueError, match=r"must be a whole number of at least 1, got \[1, 0\]; .*as `class_labels`"):
+        drawn([1, 0])

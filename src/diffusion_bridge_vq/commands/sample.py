@@ -31,7 +31,6 @@ from ..cli import (
     whole_number,
 )
 from ..data.decoding import decode_image, reason
-from ..data.pixels import to_pixels
 from ..figures import chain_sheet
 from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
@@ -215,13 +214,11 @@ def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
     if not paths:
         raise ValueError(f"This model draws from images ({wanted.name}): give them by --condition PICTURE ...")
     config, found = pipe.vqvae.config, []
-    derived = wanted.side < config.sample_size  # of the picture at the size of the model's images
     for path in paths:
-        side, channels = (config.sample_size, config.in_channels) if derived else (wanted.side, wanted.channels)
+        size = wanted.size_to_read(config.in_channels, config.sample_size)
         try:
-            picture = decode_image({"bytes": None, "path": str(path)}, side, channels)
+            picture = decode_image({"bytes": None, "path": str(path)}, *size)
         except (OSError, ValueError) as error:
             raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
-        pixels = to_pixels(torch.from_numpy(picture.copy())[None])
-        found.append((wanted.derive(pixels) if derived else pixels)[0].add(1).div(2).clamp(0, 1))
+        found.append(wanted.of_picture(torch.from_numpy(picture.copy())))
     return found

@@ -61,6 +61,18 @@ class ImageCondition:
         """The column of the data set; None if it is made of the images."""
         return self.name.removeprefix(_COLUMN) if self.name.startswith(_COLUMN) else None
 
+    def size_to_read(self, channels: int, resolution: int) -> tuple[int, int]:
+        """
+        Side and channels in which a picture is read for [`of_picture`], the arguments being those of the images: its
+        own, or theirs if it is a smaller one, which is made of an image.
+        """
+        return (resolution, channels) if self.side < resolution else (self.side, self.channels)
+
+    def of_picture(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 pixels (C, H, W) of the size that [`size_to_read`] says -> what is drawn from, in [0, 1]."""
+        images = to_pixels(pixels[None])
+        return (self.derive(images) if pixels.shape[-1] > self.side else images)[0].add(1).div(2).clamp(0, 1)
+
     def derive(self, images: torch.Tensor) -> torch.Tensor:
         """
         The condition of images, rounded to 8 bits: (B, C, H, W) in [-1, 1] -> (B, channels, side, side).

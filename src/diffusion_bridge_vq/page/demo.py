@@ -10,7 +10,6 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from ..models import refuse_image_condition
 from ..pipelines import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from ..pipelines.denoising_chain import DenoisingChain
 from ..schedulers import OUBridgeScheduler
@@ -47,8 +46,8 @@ class Demo:
     """
 
     def __init__(self, pipe: DiffusionBridgeVQPipeline, name: str | None = None):
-        refuse_image_condition(pipe.unet, "the page doesn't take")
         self.pipe, self.vqvae = pipe, pipe.vqvae
+        self.draws_from = pipe.image_condition
         self.source = str(pipe.name_or_path or "model")
         self.name = name or model_name(self.source)
         self.side, self.channels = self.vqvae.config.sample_size, self.vqvae.config.in_channels
@@ -60,7 +59,8 @@ class Demo:
         self.words = bool(pipe.config.get("label_words"))
         config, student = pipe.scheduler.config, is_student(pipe.scheduler)
         self.completes = not student
-        self.guided = bool(num_classes) and not student  # a student has learned its guidance
+        # a student has learned its guidance
+        self.guided = bool(num_classes or self.draws_from) and not student
         self.solvers = SOLVERS if isinstance(pipe.scheduler, OUBridgeScheduler) and not student else {}
         most_steps = (
             max(map(int, config.few_step_timesteps)) if student else min(MOST_STEPS, config.num_train_timesteps)
@@ -80,7 +80,8 @@ class Demo:
         }
 
     def describe(self) -> Result:
-        """All that the page must know of the model, with pictures drawn by its defaults."""
+        """All that the page must know of the model, with pictures drawn by its defaults, if they need no picture."""
+        nothing = {"images": [], "settings": self._settings("num_images", 1, None, None, None, None)[2]}
         return {
             "name": self.name,
             "image_size": self.side,
@@ -89,13 +90,14 @@ class Demo:
             "classes": self.classes,
             "words": self.words,
             "completes": self.completes,
+            "draws_from": None if self.draws_from is None else self.draws_from.name,
             "solvers": self.solvers,
             "defaults": self.defaults,
             "limits": {name: vars(limit) for name, limit in self.limits.by_name.items()},
             "masks": preset_masks(self.map_side),
             "palette": self.palette(),
             "paper": PAPER,
-            "drawn": self.generate(lambda step, of: None),
+            "drawn": nothing if self.draws_from else self.generate(lambda step, of: None),
         }
 
     def generate(
@@ -107,8 +109,10 @@ class Demo:
         num_inference_steps: float | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        condition: str | None = None,
     ) -> Result:
         """Pictures; picture i comes from seed + i, whatever their number, and "any" takes the classes in turn."""
+        given = self._condition(condition)
         count, seed, settings = self._settings(
             "num_images", num_images, seed, num_inference_steps, guidance_scale, solver
         )
@@ -121,6 +125,7 @@ class Demo:
             output_type="latent",
             callback_on_step_end=counting(report, settings["num_inference_steps"]),
             solver=settings.get("solver"),
+            condition=given,
             **self._guided(labels, settings),
         ).images
         codes = self.vqvae.encode_codes(latents)
@@ -135,13 +140,15 @@ class Demo:
         num_inference_steps: float | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        condition: str | None = None,
     ) -> Result:
         """One picture on its way from noise: the nearest codes of the latents before the first step and after each."""
+        given = self._condition(condition)
         _, seed, settings = self._settings("num_images", 1, seed, num_inference_steps, guidance_scale, solver)
         steps = settings["num_inference_steps"]
         labels = self._labels(class_name, seed, 1)
         pipe, (generator,) = self._pipeline(DiffusionBridgeVQPipeline), self._generators(seed, 1)
-        shape = (1, pipe.unet.config.in_channels, self.map_side, self.map_side)
+        shape = (1, pipe.unet.config.out_channels, self.map_side, self.map_side)
         noise = randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
         chosen = sorted(set(np.linspace(0, steps - 1, min(steps, MOST_FRAMES)).round().astype(int).tolist()))
         look, count = DenoisingChain(chosen), counting(report, steps)
@@ -157,6 +164,7 @@ class Demo:
             latents=noise,
             callback_on_step_end=on_step,
             solver=settings.get("solver"),
+            condition=given,
             **self._guided(labels, settings),
         )
         z_star = torch.as_tensor(pipe.scheduler.config.get("z_star", 0.0), device=noise.device).reshape(1, -1, 1, 1)
@@ -180,8 +188,10 @@ class Demo:
         guidance_scale: float | None = None,
         jump_n_sample: float | None = None,
         keep_given: bool = True,
+        condition: str | None = None,
     ) -> Result:
         """Complete a picture, always by the ancestral sampler: its noise lets both parts agree."""
+        given = self._condition(condition)
         steps = self.defaults["completion_steps"] if num_inference_steps is None else num_inference_steps
         count, seed, settings = self._settings("num_completions", num_completions, seed, steps, guidance_scale, None)
         resampling = self.defaults["jump_n_sample"] if jump_n_sample is None else jump_n_sample
@@ -205,6 +215,7 @@ class Demo:
             composite_strength=float(settings["keep_given"]),
             jump_n_sample=resampling,
             callback_on_step_end=counting(report, calls),
+            condition=given,
             **self._guided(labels, settings),
         ).images
         return self._result(images, None, labels and labels * count, seed, settings)
@@ -245,8 +256,8 @@ class Demo:
 
     def _pipeline(self, kind: Any) -> Any:
         """A pipeline with a scheduler of its own: calls change it, and several may be under way."""
-        words = {name: self.pipe.config.get(name) for name in ("id2label", "label_words")}
-        pipe = kind(self.vqvae, self.pipe.unet, copy.deepcopy(self.pipe.scheduler), **words)
+        own = {name: self.pipe.config.get(name) for name in ("id2label", "label_words", "condition")}
+        pipe = kind(self.vqvae, self.pipe.unet, copy.deepcopy(self.pipe.scheduler), **own)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -277,6 +288,18 @@ class Demo:
             raise ValueError("This model's scheduler is a solver itself: leave out `solver`.")
         return count, seed, settings
 
+    def _condition(self, picture: str | None) -> torch.Tensor | None:
+        """What pictures are drawn from, (1, C, s, s) in [0, 1], of a data URL; None for a model without."""
+        if self.draws_from is None:
+            if picture is not None:
+                raise ValueError("This model doesn't draw from pictures: leave out `condition`.")
+            return None
+        if picture is None:
+            raise ValueError("This model draws from a picture: choose one (`condition`).")
+        image, _ = from_data_url(picture, *self.draws_from.size_to_read(self.channels, self.side))
+        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).movedim(-1, 0)
+        return self.draws_from.of_picture(pixels)[None]
+
     def _labels(self, class_name: Any, seed: int, count: int) -> list[int | str] | None:
         """One label per picture, or None for no class; a text where classes are words."""
         if class_name == NONE or (class_name == ANY and not self.classes):
@@ -291,8 +314,8 @@ class Demo:
         return [self.classes.index(class_name)] * count
 
     def _guided(self, labels: list[int | str] | None, settings: Result) -> Result:
-        """Arguments of a pipeline's call; without a class there is no guidance."""
-        if labels is None:
+        """Arguments of a pipeline's call; without a class and a picture to draw from there is no guidance."""
+        if labels is None and self.draws_from is None:
             return {}
         return {"class_labels": labels, "guidance_scale": settings.get("guidance_scale", 1.0)}
 

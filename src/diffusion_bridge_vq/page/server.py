@@ -76,9 +76,10 @@ def add_endpoints(server: gr.Server, demo: Demo) -> None:
         num_inference_steps: float | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        condition: str | None = None,
     ) -> Iterator[dict]:
         """Draw pictures. Yields {"step", "of"} on the way and {"images", "settings"} at the end."""
-        arguments = (class_name, num_images, seed, num_inference_steps, guidance_scale, solver)
+        arguments = (class_name, num_images, seed, num_inference_steps, guidance_scale, solver, condition)
         yield from run_in_steps(lambda report: demo.generate(report, *arguments))
 
     @server.api(name="chain", **drawing)
@@ -89,9 +90,10 @@ def add_endpoints(server: gr.Server, demo: Demo) -> None:
         num_inference_steps: float | None = None,
         guidance_scale: float | None = None,
         solver: str | None = None,
+        condition: str | None = None,
     ) -> Iterator[dict]:
         """One picture after each step, from noise on. Yields {"step", "of"} on the way and {"frames"} at the end."""
-        arguments = (class_name, seed, num_inference_steps, guidance_scale, solver)
+        arguments = (class_name, seed, num_inference_steps, guidance_scale, solver, condition)
         yield from run_in_steps(lambda report: demo.chain(report, *arguments))
 
     @server.api(name="complete", **drawing)
@@ -106,10 +108,12 @@ def add_endpoints(server: gr.Server, demo: Demo) -> None:
         guidance_scale: float | None = None,
         jump_n_sample: float | None = None,
         keep_given: bool = True,
+        condition: str | None = None,
     ) -> Iterator[dict]:
         """Draw what is hidden of a picture anew. `image` is a data URL; `hidden` a mask's name or a map of 0 and 1."""
         numbers = (num_completions, seed, num_inference_steps, guidance_scale, jump_n_sample)
-        yield from run_in_steps(lambda report: demo.complete(report, image, hidden, class_name, *numbers, keep_given))
+        arguments = (image, hidden, class_name, *numbers, keep_given, condition)
+        yield from run_in_steps(lambda report: demo.complete(report, *arguments))
 
     @server.api(name="encode", **looking)
     @with_messages

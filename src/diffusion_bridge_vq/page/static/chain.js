@@ -46,7 +46,7 @@ export function chainChapter({ picture, settings, image, panel }) {
     stop();
     job.start.hidden = true; // but for a job that failed or was stopped
     const { num_inference_steps, guidance_scale = null, solver = null } = settings;
-    const result = await job.run("chain", [picture.class_name, picture.seed, num_inference_steps, guidance_scale, solver]);
+    const result = await job.run("chain", [picture.class_name, picture.seed, num_inference_steps, guidance_scale, solver, picture.condition ?? null]);
     job.start.hidden = false;
     if (!result) return;
     frames = result.frames;

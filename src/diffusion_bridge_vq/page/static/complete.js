@@ -1,6 +1,6 @@
 // Hide part of a picture and let the model draw it anew.
 
-import { h, model } from "./dom.js";
+import { guidanceHint, h, model } from "./dom.js";
 import { action, allGood, classes as classField, number, roving } from "./fields.js";
 import { downloadSheet, settingsLine, showTiles } from "./gallery.js";
 
@@ -56,7 +56,7 @@ export function completeChapter({ picture, layer, panel }, open) {
   const resampling = number("jump_n_sample", defaults.jump_n_sample, {
     hint: "How often the steps are repeated, so that both parts agree. Multiplies the time.",
   });
-  const guidance = defaults.guidance_scale && number("guidance_scale", defaults.guidance_scale, { hint: "Higher follows the class more closely; 1 is off." });
+  const guidance = defaults.guidance_scale && number("guidance_scale", defaults.guidance_scale, { hint: guidanceHint });
   const keep = h("input", { type: "checkbox", checked: picture.seed == null }); // a photo
   const job = action("Complete");
   const seam = h("p", { class: "hint", hidden: true }, "The given pixels are kept exactly. Where a seam shows, switch that off in “More options”: then the decoder paints all.");
@@ -77,10 +77,11 @@ export function completeChapter({ picture, layer, panel }, open) {
       guidance ? guidance.value : null,
       resampling.value,
       keep.checked,
+      picture.condition ?? null,
     ]);
     if (!result) return;
     last = result;
-    const titled = result.images.map((image) => ({ ...image, title: "Completion" }));
+    const titled = result.images.map((image) => ({ ...image, title: "Completion", condition: picture.condition }));
     showTiles(results, titled, (i) => open(titled, i, result.settings), ({ seed }) => `seed ${seed}`);
     sheet.hidden = false;
     seam.hidden = !result.settings.keep_given;

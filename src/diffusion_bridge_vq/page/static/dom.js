@@ -19,6 +19,8 @@ export const newId = (name) => `${name}-${++count}`;
 
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
+export const guidanceHint = `Higher follows the ${model.draws_from ? "picture" : "class"} more closely; 1 is off.`;
+
 /** "1 step", "12 steps" */
 export const stepsText = (steps) => `${steps} step${steps === 1 ? "" : "s"}`;
 
