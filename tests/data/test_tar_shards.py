@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from shard_files import encoded, sample, write_tar
 
-from diffusion_bridge_vq.data import stream_images
-from diffusion_bridge_vq.data.tar_shards import TarShards, count_samples
+from diffusion_bridge_vq.data import stream_images, tar_shards
+from diffusion_bridge_vq.data.tar_shards import TarShards, count_samples, count_samples_together
 
 SIZES = (5, 11, 0, 2)
 
@@ -87,3 +87,16 @@ def test_a_shard_that_lost_samples_is_named(folder, tmp_path):
     write_tar(tmp_path / "tars" / "train-1.tar", sample("000", 0))
     with pytest.raises(ValueError, match=r"train-1\.tar' has fewer samples than the 11 that it had at first"):
         list(shards.share(0, 1, [0]))
+
+
+def test_an_error_of_any_kind_is_passed_on(monkeypatch):
+    """Else the other processes would wait."""
+
+    def fail(file):
+        raise RuntimeError(f"no network for {file}")
+
+    monkeypatch.setattr(tar_shards, "_count_once", fail)
+    passed_on = []
+    with pytest.raises(OSError, match="tar shards can't be counted: no network for b"):
+        count_samples_together(["a", "b"], 1, 2, lambda found: passed_on.append(found) or [[1], found])
+    assert passed_on == ["the samples of tar shards can't be counted: no network for b"]

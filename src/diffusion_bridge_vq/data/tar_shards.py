@@ -13,6 +13,7 @@ import numpy as np
 
 from .images import short_hash
 from .row_groups import MAX_OPEN
+from .tables import first_line
 
 if TYPE_CHECKING:
     import datasets
@@ -78,8 +79,8 @@ def count_samples_together(files: list[str], index: int, count: int, exchange: E
     try:
         with ThreadPoolExecutor(MAX_OPEN) as pool:
             found: list[int] | str = list(pool.map(_count_once, files[index::count]))
-    except (OSError, tarfile.TarError) as error:
-        found = f"the samples of tar shards can't be counted: {error}"
+    except Exception as error:  # of any kind: the other processes wait for an answer
+        found = f"the samples of tar shards can't be counted: {first_line(error)}"
     sizes = [0] * len(files)
     for rank, part in enumerate(exchange(found)):
         if isinstance(part, str):
