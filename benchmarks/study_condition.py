@@ -5,8 +5,8 @@ draws, from the codes of the original, original.
 
     python benchmarks/study_condition.py outputs/color --dataset uoft-cs/cifar10 --num-images 512 --output color.png
 
-The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The
-distance in features (EfficientNet-Lite0, of `PerceptualLoss`) is fairer. Low resolution is enlarged by bicubic
+The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The Frechet
+distance (EfficientNet-Lite2) is to as many other images of the split. Low resolution is enlarged by bicubic
 interpolation.
 """
 
@@ -26,9 +26,9 @@ from diffusion_bridge_vq.cli import (
     whole_number,
 )
 from diffusion_bridge_vq.data import load_images
-from diffusion_bridge_vq.data.pixels import to_pixels
+from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
+from diffusion_bridge_vq.evaluation import frechet_distance, load_extractor
 from diffusion_bridge_vq.grids import image_grid
-from diffusion_bridge_vq.losses import PerceptualLoss
 
 BATCH, ROWS = 64, 12
 
@@ -40,7 +40,12 @@ def main() -> None:
     parser.add_argument("pipeline", help="folder of a run or of a saved pipeline that draws from images")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--num-images", type=whole_number(1), default=512, help="the first of the split")
+    parser.add_argument(
+        "--num-images",
+        type=whole_number(1),
+        default=512,
+        help="the first of the split; as many others are compared with",
+    )
     parser.add_argument("--num-inference-steps", type=whole_number(1), default=12)
     parser.add_argument("--guidance-scale", type=finite_number, default=1.0)
     parser.add_argument("--seed", type=whole_number(0), default=0)
@@ -63,7 +68,10 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     settings = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
     parts: dict[str, list[torch.Tensor]] = {"given": [], "drawn": [], "again": [], "decoded": [], "original": []}
-    indices = range(min(args.num_images, len(images)))
+    count = args.num_images
+    if len(images) < 2 * count:
+        raise ValueError(f"{args.split!r} has {len(images)} images: take at most {len(images) // 2} `--num-images`.")
+    indices = range(count)
     for start in indices[::BATCH]:
         batch = images.__getitems__(indices[start : start + BATCH]).tensors
         original = to_pixels(batch["images"])
@@ -76,15 +84,27 @@ def main() -> None:
             drawn = pipe(condition=(given + 1) / 2, generator=generator, output_type="pt", **settings).images
             parts[name].append(drawn * 2 - 1)
     found = {name: torch.cat(tensors) for name, tensors in parts.items()}
-    original, features = found["original"], PerceptualLoss()
-    print(f"| {args.num_images} images of {args.split} | PSNR, dB | distance in features |\n| --- | --- | --- |")
-    for name, what in (("given", "the condition"), ("drawn", "drawn"), ("decoded", "the codes of the original")):
-        pairs = zip(original.split(BATCH), found[name].split(BATCH), strict=True)
-        distance = sum(features(one, other).item() * len(one) for one, other in pairs) / len(original)
+    extract = load_extractor("efficientnet-lite2")
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([extract(to_bytes(part)) for part in pixels.split(BATCH)])
+
+    others = [
+        images.__getitems__(range(i, min(i + BATCH, 2 * count))).tensors["images"]
+        for i in range(count, 2 * count, BATCH)
+    ]
+    reference, original = torch.cat([extract(part) for part in others]), found["original"]
+    print(f"| {count} images of {args.split} | PSNR, dB | Frechet distance to others |\n| --- | --- | --- |")
+    for name, what in (
+        ("given", "the condition"),
+        ("drawn", "drawn"),
+        ("decoded", "the codes of the original"),
+        ("original", "the original"),
+    ):
         error = ((found[name] - original) / 2).square().mean().item()  # of all: one of them may be gray itself
-        print(f"| {what} | {-10 * math.log10(error):.2f} | {distance:.4f} |")
-    count = min(ROWS, len(original))
-    rows = torch.stack([found[name][:count] for name in ("given", "drawn", "again", "decoded", "original")], dim=1)
+        psnr = f"{-10 * math.log10(error):.2f}" if error else ""
+        print(f"| {what} | {psnr} | {frechet_distance(features(found[name]), reference):.1f} |", flush=True)
+    rows = torch.stack([found[name][:ROWS] for name in ("given", "drawn", "again", "decoded", "original")], dim=1)
     tiles = pipe.image_processor.postprocess(rows.flatten(0, 1), output_type="pil")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     image_grid(tiles, columns=10).save(args.output)
