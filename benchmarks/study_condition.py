@@ -5,8 +5,8 @@ draws, from the codes of the original, original.
 
     python benchmarks/study_condition.py outputs/color --dataset uoft-cs/cifar10 --num-images 512 --output color.png
 
-The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The Frechet
-distance (EfficientNet-Lite2) is to as many other images of the split. Low resolution is enlarged by bicubic
+The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The
+Frechet distance (EfficientNet-Lite2) is to as many other images of the split. Low resolution is enlarged by bicubic
 interpolation.
 """
 

@@ -71,10 +71,12 @@ def test_validation_draws_the_same_noise_each_time(tmp_path):
     assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
-def test_evaluation_at_an_interval(tmp_path, monkeypatch):
+@pytest.mark.parametrize("condition", [None, "low-resolution:4"])
+def test_evaluation_at_an_interval(condition, tmp_path, monkeypatch):
     larger = {"resolution": 16, "max_train_steps": 4}  # SSIM has a window of 11
     train(config(VQConfig, tmp_path / "vq", **larger))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
     larger["unet"] = {**TINY["unet"], "sample_size": 8}
+    larger["condition"] = condition
     overrides = {"init_from": tmp_path / "vq", "validation_split": "test", **larger}
     with pytest.raises(ValueError, match="validation_split"):
         config(PriorConfig, tmp_path / "no", init_from=tmp_path / "vq", evaluate_every=4)
@@ -91,6 +93,7 @@ def test_evaluation_at_an_interval(tmp_path, monkeypatch):
     found = records(tmp_path / "with", "evaluation/")
     assert [r["step"] for r in found] == [3, 4]
     saved = read_results(tmp_path / "with" / "evaluation" / "results.json")
+    assert {r.get("condition") for r in saved if r["name"] == "frechet"} == {condition}
     last = {r["name"]: r["value"] for r in saved if r["step"] == 4}
     assert {"frechet", "frechet_reconstruction", "kl", "psnr", "usage_samples"} <= last.keys()
     assert all(found[-1][f"evaluation/{name}"] == pytest.approx(value, abs=1e-6) for name, value in last.items())

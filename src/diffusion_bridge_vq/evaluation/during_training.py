@@ -54,7 +54,8 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
             seed=config.seed,
         )
         store = SampleStore(folder / STORE_FILE)
-        outputs = ModelOutputs(config.kind, build_pipeline(components), real, store, settings)
+        pipe = build_pipeline(components, condition=config.image_condition)
+        outputs = ModelOutputs(config.kind, pipe, real, store, settings)
         run_metrics(_METRICS, outputs, folder, step=step)
         results = read_results(folder / RESULTS_FILE)
         return {r["name"]: r["value"] for r in results if r.get("step") == step}
@@ -72,6 +73,7 @@ def _real_images(config: "PriorRunConfig") -> RealImages:
             channels=config.channels,
             image_column=config.image_column,
             label_column=config.label_column,
+            condition_column=config.condition_column,
         )
         for split in (config.split, config.validation_split)
     )

@@ -149,8 +149,6 @@ class BridgeConfig(PriorRunConfig):
             raise ValueError("`condition_dropout` of 1 would never show a condition; take less, or drop `condition`.")
         if column is not None and self.streaming:
             raise ValueError("A stream has one column of images: drop `streaming`, or take another `condition`.")
-        if self.evaluate_every:
-            raise ValueError("Evaluation draws without images: drop `evaluate_every`, or `condition`.")
 
     @property
     def uses_words(self) -> bool:
