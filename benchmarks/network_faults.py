@@ -97,7 +97,11 @@ def why_not() -> str | None:
     if tried.returncode:
         return f"no network namespace can be made: {tried.stderr.strip()}"
     subprocess.run(["ip", "netns", "del", "dbvq-try"], check=True)
-    return None if os.access("/dev/net/tun", os.R_OK | os.W_OK) else "/dev/net/tun can't be opened"
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/net/tun can't be opened: {error.strerror}"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------- the network
@@ -184,7 +188,6 @@ class Job:
 
     def __init__(self, args: argparse.Namespace, resume: bool) -> None:
         self.folder, self.patience = args.output_dir / "run", args.patience
-        self.steps_before = self.steps()
         options = {
             "preset": "digits",
             "resolution": 8,

@@ -3,7 +3,7 @@ What a model that draws from images adds to them: its draws, the images that it 
 makes of the originals, each compared with the originals of a test split. Prints a table, and draws a sheet: given, two
 draws, from the codes of the original, original.
 
-    python benchmarks/study_condition.py outputs/color --dataset uoft-cs/cifar10 --num-images 512 --output color.png
+    python benchmarks/study_condition.py outputs/color --dataset uoft-cs/cifar10 --num-images 1500 --output color.png
 
 The PSNR rewards means, which a draw isn't: it falls short of the best guess by as much as there is to choose. The
 Frechet distance (EfficientNet-Lite2) is to as many other images of the split. Low resolution is enlarged by bicubic
@@ -30,7 +30,7 @@ from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
 from diffusion_bridge_vq.evaluation import frechet_distance, load_extractor
 from diffusion_bridge_vq.grids import image_grid
 
-BATCH, ROWS = 64, 12
+BATCH, ROWS, FEATURES = 64, 12, 1280
 
 
 @errors_as_lines()
@@ -71,6 +71,8 @@ def main() -> None:
     count = args.num_images
     if len(images) < 2 * count:
         raise ValueError(f"{args.split!r} has {len(images)} images: take at most {len(images) // 2} `--num-images`.")
+    if count <= FEATURES:
+        raise ValueError(f"The Frechet distance of {FEATURES} features needs {FEATURES + 1} `--num-images` at least.")
     indices = range(count)
     for start in indices[::BATCH]:
         batch = images.__getitems__(indices[start : start + BATCH]).tensors
@@ -84,6 +86,10 @@ def main() -> None:
             drawn = pipe(condition=(given + 1) / 2, generator=generator, output_type="pt", **settings).images
             parts[name].append(drawn * 2 - 1)
     found = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    rows = torch.stack([found[name][:ROWS] for name in ("given", "drawn", "again", "decoded", "original")], dim=1)
+    tiles = pipe.image_processor.postprocess(rows.flatten(0, 1), output_type="pil")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(tiles, columns=10).save(args.output)
     extract = load_extractor("efficientnet-lite2")
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
@@ -104,10 +110,6 @@ def main() -> None:
         error = ((found[name] - original) / 2).square().mean().item()  # of all: one of them may be gray itself
         psnr = f"{-10 * math.log10(error):.2f}" if error else ""
         print(f"| {what} | {psnr} | {frechet_distance(features(found[name]), reference):.1f} |", flush=True)
-    rows = torch.stack([found[name][:ROWS] for name in ("given", "drawn", "again", "decoded", "original")], dim=1)
-    tiles = pipe.image_processor.postprocess(rows.flatten(0, 1), output_type="pil")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(tiles, columns=10).save(args.output)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def main() -> None:
     pipe: Any = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
     pipe.set_progress_bar_config(disable=True)
     texts = new_combinations(pipe, args.dataset, args.label_column.split(","), args.image_column)
+    if not texts:
+        raise ValueError(f"{args.dataset} has no new combination of known words in its test split.")
     print(f"{len(texts)} new combinations of known words:\n" + "\n".join(texts))
     images = pipe(
         class_labels=texts,

@@ -97,6 +97,23 @@ def test_an_error_of_any_kind_is_passed_on(monkeypatch):
 
     monkeypatch.setattr(tar_shards, "_count_once", fail)
     passed_on = []
-    with pytest.raises(OSError, match="tar shards can't be counted: no network for b"):
+    with pytest.raises(OSError, match="samples of b can't be counted: no network for b"):
         count_samples_together(["a", "b"], 1, 2, lambda found: passed_on.append(found) or [[1], found])
-    assert passed_on == ["the samples of tar shards can't be counted: no network for b"]
+    assert passed_on == [["the samples of b can't be counted: no network for b"]]
+
+
+def test_counting_in_several_rounds(monkeypatch):
+    """So that no process waits for all files of another: three processes, two files of each at a time."""
+    monkeypatch.setattr(tar_shards, "_count_once", int)
+    monkeypatch.setattr(tar_shards, "MAX_OPEN", 2)
+    files = [str(number) for number in range(8)]
+    rounds = [[[0, 3], [1, 4], [2, 5]], [[6], [7], []]]
+    for rank in range(3):
+        asked = []
+
+        def exchange(found, asked=asked):
+            asked.append(found)
+            return rounds[len(asked) - 1]
+
+        assert count_samples_together(files, rank, 3, exchange) == list(range(8))
+        assert asked == [found[rank] for found in rounds]

@@ -199,9 +199,9 @@ def test_tar_files_that_one_process_cannot_count(hub, tars):
     first, second = (stream_images(tars, **GREY) for _ in range(2))
     hub.fail("GET", r"train-1\.tar$", status=500, times=1000)
     passed_on = []
-    with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
+    with pytest.raises(OSError, match=r"train-1\.tar can't be counted: .*500 "):
         second.share(1, 2, lambda found: passed_on.append(found) or [[5, 3], found])
-    with pytest.raises(OSError, match=r"tar shards can't be counted: .*500 .*train-1\.tar"):
+    with pytest.raises(OSError, match=r"train-1\.tar can't be counted: .*500 "):
         first.share(0, 2, lambda found: [found, *passed_on])
 
 

@@ -134,16 +134,20 @@ class Encoding:
 
     def _is_sound(self) -> bool:
         """Whether a file that anybody can have written has values of the right kinds."""
-        numbers = [self.parts, *(self.rows or []), *(self.shape or [])]
+        numbers = [self.parts, *(self.rows or []), *(side - 1 for side in self.shape or [])]
         whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+        kinds = isinstance(self.mirrored, bool) and isinstance(self.labels, bool) and isinstance(self.normalizer, dict)
+        column = isinstance(self.what, str) and self.what not in ("key", "mirrored", "label", CONDITION)
         named = isinstance(self.data.get("name"), str) if isinstance(self.data, dict) else False
-        classes = self.class_names is None or all(isinstance(name, str) for name in self.class_names)
+        classes = self.class_names is None or (
+            isinstance(self.class_names, list) and all(isinstance(name, str) for name in self.class_names)
+        )
         complete = self.rows is None or (
             len(self.rows) == self.parts and bool(self.shape) and np.dtype(self.dtype).kind in "fiu"
         )
-        sized = named and all(type(self.data.get(name)) is int for name in ("channels", "resolution"))
+        sized = named and all(type(self.data.get(n)) is int and self.data[n] > 0 for n in ("channels", "resolution"))
         drawn = self.condition is None or (sized and self.condition_shape is not None)  # or a ValueError
-        return whole and self.parts >= 1 and named and classes and isinstance(self.what, str) and complete and drawn
+        return whole and self.parts >= 1 and named and classes and kinds and column and complete and drawn
 
     def difference(self, other: "Encoding") -> str | None:
         """What the first setting is in which two encodings differ, or None."""
@@ -254,11 +258,26 @@ def read_shard(encoding: Encoding, folder: Path, part: int) -> Shard | None:
     if not file.exists():
         return None
     check_shards([file])
-    metadata = pq.read_metadata(file)
-    own = json.loads((metadata.metadata or {}).get(METADATA_KEY, b"{}"))
+    try:
+        metadata = pq.read_metadata(file)
+        own = dict(json.loads(metadata.metadata[METADATA_KEY]))
+        shard = Shard(metadata.num_rows, own["shape"], own["dtype"])
+        columns = encoding.features(np.empty((0, *shard.shape), shard.dtype)).arrow_schema.remove_metadata()
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{str(file)!r} isn't a shard of encoded images; remove it, and encode again") from error
     if own.get("encoding") != encoding.fingerprint or own.get("part") != part:
         raise ValueError(
             f"{str(file)!r} is part {own.get('part')} of the encoding {own.get('encoding')}, expected part {part} of "
             f"{encoding.fingerprint}; remove it, and encode again: what is complete stays"
         )
-    return Shard(metadata.num_rows, own["shape"], own["dtype"])
+    found = metadata.schema.to_arrow_schema().remove_metadata()
+    if found != columns:
+        raise ValueError(
+            f"{str(file)!r} has the columns {_describe_columns(found)}, expected {_describe_columns(columns)}; remove "
+            "it, and encode again: what is complete stays"
+        )
+    return shard
+
+
+def _describe_columns(schema: Any) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)

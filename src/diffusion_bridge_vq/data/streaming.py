@@ -190,6 +190,12 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         """Choose the order of the next iteration."""
         self._stream.set_epoch(epoch)
 
+    @property
+    def counts_on_the_hub(self) -> bool:
+        """Whether [`~StreamedImages.share`] reads each file of the Hub once, to count its images."""
+        tars = bool(self._shards) and all(file.endswith(".tar") for file in self._shards)
+        return tars and not all(map(os.path.isfile, self._shards))
+
     def share(self, index: int, count: int, exchange: Exchange = lambda found: [found]) -> int:
         """
         From now on iterate one of `count` equal shares alone, and read nothing else. Workers of a DataLoader divide it
@@ -213,12 +219,12 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         if self._shards and all(file.endswith(".parquet") for file in self._shards):
             parts = RowGroups(self._shards, self._columns, whole_files=len(self._shards) >= FEW_SHARDS)
         elif self._shards and all(file.endswith(".tar") for file in self._shards):
-            here = all(map(os.path.isfile, self._shards))
-            parts = TarShards(
-                self._shards,
-                self._unshuffled,
-                count_samples(self._shards) if here else count_samples_together(self._shards, index, count, exchange),
+            sizes = (
+                count_samples_together(self._shards, index, count, exchange)
+                if self.counts_on_the_hub
+                else count_samples(self._shards)
             )
+            parts = TarShards(self._shards, self._unshuffled, sizes)
         else:
             return 0
         self._shared = (parts, index, count)

@@ -1,5 +1,6 @@
 """Tar shards, here or on the Hub, whose samples are counted, so that any range of them is read alone."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -70,37 +71,45 @@ def count_samples(files: list[str]) -> list[int]:
 def count_samples_together(files: list[str], index: int, count: int, exchange: Exchange) -> list[int]:
     """
     How many samples each tar shard on the Hub has. To find the headers is to read what lies between them, so each of
-    `count` processes reads its own shards, and `exchange` passes on what it found. The counts stay in the cache of
-    `datasets`: an address has a commit in it.
+    `count` processes reads its own shards, a few at a time, and `exchange` passes on what it found. The counts stay in
+    the cache of `datasets`: an address has a commit in it.
 
     Raises:
         OSError: this process or another can't read a shard.
     """
-    try:
+    sizes, at_a_time = [0] * len(files), MAX_OPEN * count
+    for start in range(0, len(files), at_a_time):  # so that no process waits for all files of another
+        part = slice(start + index, start + at_a_time, count)
         with ThreadPoolExecutor(MAX_OPEN) as pool:
-            found: list[int] | str = list(pool.map(_count_once, files[index::count]))
-    except Exception as error:  # of any kind: the other processes wait for an answer
-        found = f"the samples of tar shards can't be counted: {first_line(error)}"
-    sizes = [0] * len(files)
-    for rank, part in enumerate(exchange(found)):
-        if isinstance(part, str):
-            raise OSError(part)
-        sizes[rank::count] = part
+            found = list(pool.map(_try_to_count, files[part]))
+        for rank, counts in enumerate(exchange(found)):
+            failed = next((error for error in counts if isinstance(error, str)), None)
+            if failed is not None:
+                raise OSError(failed)
+            sizes[start + rank : start + at_a_time : count] = counts
     return sizes
+
+
+def _try_to_count(file: str) -> int | str:
+    """The number, or the error of any kind: other processes wait for an answer."""
+    try:
+        return _count_once(file)
+    except Exception as error:
+        return f"the samples of {file} can't be counted: {first_line(error).rstrip(':')}"
 
 
 def _count_once(file: str) -> int:
     from datasets import config
 
     cached = Path(config.HF_DATASETS_CACHE, "diffusion_bridge_vq", f"{short_hash(file.encode())}.txt")
-    try:
-        return int(cached.read_text())
-    except (OSError, ValueError):  # not counted yet
-        number = _count(file)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(str(number))
-    partial.replace(cached)
+    if cached.is_file() and re.fullmatch(r"\d{1,12}", text := cached.read_text(errors="replace")):
+        return int(text)
+    number = _count(file)
+    with contextlib.suppress(OSError):  # then it is counted again
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}")
+        partial.write_text(str(number))
+        partial.replace(cached)
     return number
 
 

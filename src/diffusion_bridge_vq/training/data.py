@@ -110,6 +110,10 @@ def _share_stream(images: StreamedImages, accelerator: Accelerator, config: RunC
     count = accelerator.num_processes
     if count == 1:
         return False
+    if images.counts_on_the_hub:
+        accelerator.print(
+            f"counting   the images in the tar files of {images.name}: each is read once, and never again"
+        )
     parts = images.share(accelerator.process_index, count, lambda found: gather_object([found]))
     readers = count * max(1, config.num_workers)
     if not parts:

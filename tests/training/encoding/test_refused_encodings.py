@@ -39,6 +39,29 @@ def test_a_repeated_shard_is_named(copy):
         EncodedImages(copy)
 
 
+def with_column(name, values):
+    """A change of a table."""
+    return lambda table: table.set_column(table.schema.get_field_index(name), name, pa.array(values[: len(table)]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda table: table.drop_columns(["label"]), r"has the columns .*, expected key \(string\), .*label"),
+        (with_column("label", [None] * 999), r"has the columns .*label \(null\)"),
+        (with_column("latents", ["x"] * 999), r"has the columns .*latents \(string\).*, expected"),
+        (lambda table: table.replace_schema_metadata({b"diffusion_bridge_vq": b"[]"}), "isn't a shard of encoded"),
+        (lambda table: table.replace_schema_metadata({b"diffusion_bridge_vq": b"{"}), "isn't a shard of encoded"),
+    ],
+    ids=["no label", "null", "text", "list", "cut"],
+)
+def test_other_columns_than_described_are_named(copy, change, found):
+    file = copy / "data" / "train-00003-of-00016.parquet"
+    pq.write_table(change(pq.read_table(file)), file)
+    with pytest.raises(ValueError, match=rf"train-00003-of-00016\.parquet' {found}"):
+        EncodedImages(copy)
+
+
 def test_a_file_too_many_is_named(copy):
     shutil.copy(copy / "data" / "train-00003-of-00016.parquet", copy / "data" / "train-more.parquet")
     with pytest.raises(ValueError, match=r"train-more\.parquet' is none of the 16 shards"):
@@ -105,6 +128,10 @@ def test_a_folder_of_something_else_is_refused(copy, autoencoder, tmp_path):
         {"shape": [10**30, "4"]},
         {"dtype": "object"},
         {"dtype": 5},
+        {"mirrored": "yes"},
+        {"normalizer": "x"},
+        {"what": "label"},
+        {"class_names": "abc"},
         {"class_names": [1, 2]},
         {"class_names": 3},
         {"what": ["latents"]},
