@@ -14,8 +14,9 @@ from pipeline_files import FILES, INDEX, PARTS, WEIGHTS, draw
 from push_helpers import heard, own_files
 from tiny_models import make_pipeline
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.hub import push_run
+from diffusion_bridge_vq.hub.blocks import BLOCK_FILES
 
 RUN_FILES = {"training/config.json", "training/metrics.jsonl", "evaluation/results.json", "samples.png"}
 STUBS = {
@@ -85,6 +86,17 @@ def test_pushed_again(hub, cache, pipe, run):
     names = set(hub.files("tester/model"))
     assert "mine.py" in names and "diffusion_bridge_vq_0123456789ab.py" not in names
     assert len([name for name in names if name.startswith("diffusion_bridge_vq_")]) == 1
+
+
+def test_blocks_of_another_pipeline_go(hub, cache, pipe, run):
+    """They import code that is gone, too."""
+    push_run(run, "tester/model", token=TOKEN)
+    assert set(BLOCK_FILES) <= set(hub.files("tester/model"))
+    shutil.rmtree(run / "pipeline")
+    prior = PixelCNNPrior(pipe.vqvae.config.num_vq_embeddings, width=8, num_layers=2, kernel_size=3, sample_size=4)
+    PixelCNNVQPipeline(pipe.vqvae, prior).save_pretrained(run / "pipeline")
+    push_run(run, "tester/model", token=TOKEN)
+    assert not set(BLOCK_FILES) & set(hub.files("tester/model"))
 
 
 def test_weights_in_shards_are_replaced(hub, cache, pipe, run):

@@ -10,6 +10,8 @@ from diffusers import __version__ as diffusers_version
 from ..pipelines import modular_blocks
 from .carried_code import CODE_MODULE, PACKAGE_PREFIX
 
+#: What `block_files` names: the last two are read by diffusers.
+BLOCK_FILES = ("block.py", "modular_config.json", "modular_model_index.json")
 _CLASS = modular_blocks.DiffusionBridgeVQBlocks.__name__
 _HEADER = """\
 # The blocks of diffusion-bridge-vq, from its sources: run by diffusers'
@@ -36,11 +38,8 @@ def block_files(components: Mapping[str, tuple[str, str]], code_name: str, repo_
         library = CODE_MODULE if module.startswith(PACKAGE_PREFIX) else module
         place = {"pretrained_model_name_or_path": repo_id, "subfolder": name, "variant": None, "revision": None}
         index[name] = [library, class_name, {**place, "type_hint": [library, class_name]}]
-    return {
-        "block.py": _block_code(code_name),
-        "modular_config.json": json.dumps(config, indent=2) + "\n",
-        "modular_model_index.json": json.dumps(index, indent=2) + "\n",
-    }
+    texts = (_block_code(code_name), *(json.dumps(content, indent=2) + "\n" for content in (config, index)))
+    return dict(zip(BLOCK_FILES, texts, strict=True))
 
 
 def _block_code(code_name: str) -> str:

@@ -23,6 +23,7 @@ from .. import pipelines
 from ..model_card import RunFiles, make_model_card, read_run
 from ..pretrained import INDEX_NAME, find_weights, read_json
 from ..privacy import redact
+from .blocks import BLOCK_FILES
 from .carried_code import CODE_PREFIX, PACKAGE_PREFIX
 from .code import AUTO_MAP, carried_files
 
@@ -161,7 +162,8 @@ def commit_files(
     def is_outdated(name: str) -> bool:
         """Code of another push, and weights, which loading would take instead of these if they are shards."""
         part, _, file = name.partition("/")
-        return name not in files and (name.startswith(CODE_PREFIX) or (part in models and bool(find_weights([file]))))
+        code = name.startswith(CODE_PREFIX) or name in BLOCK_FILES
+        return name not in files and (code or (part in models and bool(find_weights([file]))))
 
     def push() -> str:
         repo = api.create_repo(repo_id, private=private, exist_ok=True)
