@@ -126,6 +126,10 @@ def test_pictures_of_any_size_from_files(pipe, tmp_path):
     (small,) = read_conditions(make_conditioned_pipeline("low-resolution:2", channels=4), [tmp_path / "picture.png"])
     expected = torch.tensor([[1.0, 1], [0, 1], [0, 1]])[:, None].expand(3, 2, 2)  # red, white
     torch.testing.assert_close(small, expected, atol=0.05, rtol=0)  # bicubic edges
+    values = torch.randint(256, (2, 2, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(values.numpy()).save(tmp_path / "low.png")  # is the condition itself
+    (low,) = read_conditions(make_conditioned_pipeline("low-resolution:2", channels=4), [tmp_path / "low.png"])
+    assert torch.equal((low * 255).round().byte(), values.permute(2, 0, 1))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"--condition: .*text.png can't be read \(not an image"):
         read_conditions(pipe, [tmp_path / "text.png"])

@@ -215,10 +215,11 @@ def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
         raise ValueError(f"This model draws from images ({wanted.name}): give them by --condition PICTURE ...")
     config, found = pipe.vqvae.config, []
     for path in paths:
-        size = wanted.size_to_read(config.in_channels, config.sample_size)
         try:
+            with Image.open(path) as opened:
+                size = wanted.size_to_read(config.in_channels, config.sample_size, opened.size)
             picture = decode_image({"bytes": None, "path": str(path)}, *size)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # Pillow raises many for damaged files
             raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
         found.append(wanted.of_picture(torch.from_numpy(picture.copy())))
     return found

@@ -61,12 +61,17 @@ class ImageCondition:
         """The column of the data set; None if it is made of the images."""
         return self.name.removeprefix(_COLUMN) if self.name.startswith(_COLUMN) else None
 
-    def size_to_read(self, channels: int, resolution: int) -> tuple[int, int]:
+    def size_to_read(self, channels: int, resolution: int, picture: tuple[int, int] | None = None) -> tuple[int, int]:
         """
-        Side and channels in which a picture is read for [`of_picture`], the arguments being those of the images: its
-        own, or theirs if it is a smaller one, which is made of an image.
+        Side and channels in which a picture is read for [`of_picture`].
+
+        Args:
+            channels (`int`), resolution (`int`): of the images that are drawn.
+            picture (`tuple[int, int]`, *optional*): width and height of the picture, if they are known. A picture that
+                is smaller than the images is a low resolution itself, and isn't enlarged first.
         """
-        return (resolution, channels) if self.side < resolution else (self.side, self.channels)
+        small = picture is not None and min(picture) < resolution
+        return (resolution, channels) if self.side < resolution and not small else (self.side, self.channels)
 
     def of_picture(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 pixels (C, H, W) of the size that [`size_to_read`] says -> what is drawn from, in [0, 1]."""
