@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from tiny_models import SKEWED, make_gray_pipeline, make_pipeline
+from tiny_models import SKEWED, make_gray_pipeline, make_pipeline, make_unet, make_words_pipeline
 
 from diffusion_bridge_vq import (
     DiffusionBridgeVQInpaintPipeline,
@@ -18,6 +18,7 @@ from diffusion_bridge_vq import (
 )
 from diffusion_bridge_vq.evaluation import append_result
 from diffusion_bridge_vq.model_card import make_model_card, read_run
+from diffusion_bridge_vq.models import find_vocabulary
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -54,11 +55,16 @@ def test_written_cards(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pipe = make_gray_pipeline()
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, num_train_timesteps=50)
+    words = find_vocabulary(re.findall(r"pipe\(\[(.*)\]\)", snippet))
+    if words:
+        unet = make_unet(sample_size=4, in_channels=2, out_channels=2, num_class_embeds=len(words) + 1)
+        names = dict(enumerate(words))
+        pipe = type(pipe)(pipe.vqvae, unet, pipe.scheduler, id2label=names, label_words=True)
     (folder,) = re.findall(r'from_pretrained\("((?:outputs|checkpoints)/[^"]+)"\)', snippet)
     pipe.save_pretrained(folder)
     names: dict = {}
     exec(snippet, names)
-    assert len(names["images"]) == 16 and names["images"][0].size == (16, 16)
+    assert len(names["images"]) == (2 if words else 16) and names["images"][0].size == (16, 16)
 
 
 def test_template_is_in_the_package():
@@ -180,6 +186,9 @@ def test_classes_and_pixelcnn(run, tmp_path):
     pipe = make_pipeline(classes=5)
     pipe.save_pretrained(run / "pipeline")
     assert "4 classes; no text" in make_model_card(run, "user/model").text  # one of five is the null class
+    make_words_pipeline(["Red cat", "blue dog", "dog"]).save_pretrained(run / "pipeline")
+    card = make_model_card(run, "user/model").text
+    assert "pipe(['Red cat', 'blue dog']).images" in card and "Texts of its 4 words" in card
     torch.manual_seed(0)
     prior = PixelCNNPrior(32, width=8, num_layers=2, kernel_size=3, sample_size=3)
     PixelCNNVQPipeline(pipe.vqvae, prior).save_pretrained(tmp_path / "pixelcnn")

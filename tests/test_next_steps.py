@@ -1,5 +1,6 @@
 """The commands that a command names at its end are ones that its reader can paste."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -26,29 +27,37 @@ def test_commands_are_started_as_this_one_was(program, words, monkeypatch):
     assert shlex.split(line) == [*words, "my runs/a", "USER/MODEL"]
 
 
-def test_classes_are_drawn_in_turn(monkeypatch):
+def test_classes_are_drawn_in_turn(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["dbvq train-prior"])
-    (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"), ["cat", "dog"])
-    assert draw == "dbvq sample runs/a/pipeline --all-classes --guidance-scale 2.5 --output runs/a/samples.png"
-    (draw, _), _ = after_pipeline(Path("runs/a/pipeline"), Path("runs/a"))
-    assert "classes" not in draw
+    monkeypatch.chdir(tmp_path)
+    folder = Path("a/pipeline")
+    assert "classes" not in after_pipeline(folder, Path("a"))[0][0]
+    folder.mkdir(parents=True)
+    index = {"id2label": {"0": "cat", "1": "red"}}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (draw, _), _ = after_pipeline(folder, Path("a"))
+    assert draw == "dbvq sample a/pipeline --all-classes --guidance-scale 2.5 --output a/samples.png"
+    (folder / "model_index.json").write_text(json.dumps(index | {"label_examples": ["Red cat", "cat"]}))
+    (draw, _), _ = after_pipeline(folder, Path("a"))
+    assert draw.startswith("dbvq sample a/pipeline --class-labels 'Red cat' cat --guidance-scale 2.5 ")
 
 
 @pytest.mark.parametrize(("settings", "guided"), [(STUDENT, False), ({}, True)])
 def test_a_student_takes_no_guidance(settings, guided, tmp_path):
     OUBridgeScheduler(**settings).save_pretrained(tmp_path / "pipeline" / "scheduler")
-    (draw, _), _ = after_pipeline(tmp_path / "pipeline", tmp_path, ["cat", "dog"])
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"id2label": {"0": "cat", "1": "dog"}}')
+    (draw, _), _ = after_pipeline(tmp_path / "pipeline", tmp_path)
     assert "--all-classes" in draw and ("--guidance-scale" in draw) is guided
 
 
 def test_after_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq train"])
     run = RunFolder(tmp_path / "a")
-    ((line, _),) = after_training([run.autoencoder], run, "cifar10-tiny", "photos", None)
+    ((line, _),) = after_training([run.autoencoder], run, "cifar10-tiny", "photos")
     start = "dbvq train-prior --preset cifar10-tiny --dataset photos "
     assert line == f"{start}--vqvae-from {run.path} --output-dir {run.path}-prior"
-    (draw, _), (push, _) = after_training([run.pipeline], run, "digits", "digits", None)
+    (draw, _), (push, _) = after_training([run.pipeline], run, "digits", "digits")
     assert shlex.split(draw)[0] == "python" and "PixelCNNVQPipeline" in draw
     (run.pipeline / "unet").mkdir(parents=True)
-    assert after_training([run.pipeline], run, "digits", "digits", None)[0][0].startswith("dbvq sample ")
+    assert after_training([run.pipeline], run, "digits", "digits")[0][0].startswith("dbvq sample ")
     assert push == f"dbvq push-to-hub {run.path} USER/MODEL"

@@ -120,11 +120,13 @@ def make_gray_pipeline() -> DiffusionBridgeVQPipeline:
     return DiffusionBridgeVQPipeline(vqvae, unet, OUBridgeScheduler(num_train_timesteps=20))
 
 
-def make_words_pipeline() -> DiffusionBridgeVQPipeline:
-    """[`make_pipeline`] with classes that are words."""
+def make_words_pipeline(examples: list[str] | None = None) -> DiffusionBridgeVQPipeline:
+    """[`make_pipeline`] with classes that are words, and labels of these."""
     pipe = make_pipeline(5)
     names = dict(enumerate(["blue", "cat", "dog", "red"]))
-    pipe = DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, pipe.scheduler, names, label_words=True)
+    pipe = DiffusionBridgeVQPipeline(
+        pipe.vqvae, pipe.unet, pipe.scheduler, names, label_words=True, label_examples=examples
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

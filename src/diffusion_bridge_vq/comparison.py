@@ -77,7 +77,7 @@ class Comparison:
         )
         trained = train(config)
         if trained is not None:  # on the main process
-            save_components(trained, run, run.read_id2label())
+            save_components(trained, run, **run.read_pipeline_settings())
             print(f"{stage}: {steps} steps, {run.path}")
 
     def evaluate(

@@ -20,6 +20,7 @@ from .run_folder import RunFolder
 
 _TASK = "unconditional-image-generation"
 _SNIPPET_IMAGES = 16
+_SNIPPET_EXAMPLES = 2
 _INPAINT = DiffusionBridgeVQInpaintPipeline.__name__
 _SHOWN_SETTINGS = (
     "preset",
@@ -186,6 +187,7 @@ def make_model_card(
         provenance=_provenance(results),
         size=_size(vqvae),
         classes=num_classes,
+        words=bool(run.index.get("label_words")),
         has_frechet=any(result["name"].startswith("frechet") for result in results),
         is_fid=any(_metric_type(result) == "fid" for result in results),
         bridge_steps=run.config.get("num_inference_steps") if is_bridge else None,
@@ -199,7 +201,12 @@ def _call(index: dict[str, Any]) -> str:
     """Arguments of the snippet's call."""
     if index["_class_name"] == _INPAINT:
         return "image, mask_image"
-    return "condition=image" if index.get("condition") else f"batch_size={_SNIPPET_IMAGES}"
+    if index.get("condition"):
+        return "condition=image"
+    examples = index.get("label_examples")
+    if isinstance(examples, list) and examples:
+        return repr(examples[:_SNIPPET_EXAMPLES])
+    return f"batch_size={_SNIPPET_IMAGES}"
 
 
 # ------------------------------------------------------------------------------------------------- reading a run

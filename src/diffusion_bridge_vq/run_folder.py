@@ -151,6 +151,28 @@ class RunFolder:
                 return name if isinstance(name, str) else None
         return None
 
+    def read_label_examples(self) -> list[str]:
+        """
+        Labels that show what a model of words can draw; none of another model, or without any. `path` may be a run's
+        folder or a pipeline's.
+        """
+        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
+            if content := _read_object(file):
+                found = content.get("label_examples")
+                return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+        return []
+
+    def read_pipeline_settings(self) -> dict[str, Any]:
+        """
+        What the pipeline of a run is saved with besides its components, by the names of its constructor's arguments.
+
+        Raises:
+            ValueError: as [`read_id2label`].
+        """
+        settings = _read_object(self.config)
+        names = ("label_words", "label_examples", "condition")
+        return {"id2label": self.read_id2label()} | {name: settings[name] for name in names if settings.get(name)}
+
     def is_student(self) -> bool:
         """Whether the network that is saved was distilled. `path` may be a run's folder or a pipeline's."""
         folder = self.find_component("scheduler")

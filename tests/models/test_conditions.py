@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DModel
 from tiny_models import make_unet
 
-from diffusion_bridge_vq.models import find_vocabulary, take_several_classes, words_to_labels
+from diffusion_bridge_vq.models import choose_examples, find_vocabulary, take_several_classes, words_to_labels
 from diffusion_bridge_vq.models.conditions import split_words
 from diffusion_bridge_vq.models.denoiser import call_network
 
@@ -53,6 +53,16 @@ def test_it_is_saved_as_any_u_net(unet, tmp_path):
     number = torch.tensor([1, 2])
     assert type(stock.class_embedding) is torch.nn.Embedding
     assert torch.equal(stock(X, T, number).sample, unet(X, T, number).sample)
+
+
+def test_examples_are_spread_and_have_words_that_many_texts_have():
+    many = [f"rare{i} thing" for i in range(40)] + ["common thing", "a common thing"] + [f"word{i}" for i in range(38)]
+    found = choose_examples(many)
+    assert len(found) == 8 and [text for text in found if "common" in text] == ["common thing"]
+    assert [many.index(text) // 10 for text in found] == list(range(8))
+    styles = [f"{name}, {style}" for name in "abcdefgh" for style in ("noto", "twemoji")]
+    assert choose_examples(styles) == [f"{name}, {('noto', 'twemoji')[i % 2]}" for i, name in enumerate("abcdefgh")]
+    assert choose_examples(["red cat", "Cat; red", "cat"]) == ["red cat", "cat"] and choose_examples(["", "-"]) == []
 
 
 def test_words_of_texts():

@@ -22,7 +22,12 @@ from tiny_models import make_conditioned_pipeline, make_gray_pipeline, make_stud
 from diffusion_bridge_vq.page import Demo
 
 pytestmark = pytest.mark.slow
-MAKE = {"words": make_words_pipeline, "student": lambda: make_student_pipeline(5), "gray": make_gray_pipeline}
+EXAMPLES = ["Red cat", "blue dog", "dog", "cat"]
+MAKE = {
+    "words": lambda: make_words_pipeline(EXAMPLES),
+    "student": lambda: make_student_pipeline(5),
+    "gray": make_gray_pipeline,
+}
 MAKE |= {"drawn from pictures": make_conditioned_pipeline}
 
 
@@ -44,6 +49,8 @@ def labels(page) -> list[str]:
 @pytest.mark.parametrize("demo", ["words"], indirect=True)
 def test_words_are_typed(page, demo):
     assert labels(page)[0] == "Words" and "Class" not in labels(page)
+    assert page.locator("#pictures .caption").all_inner_texts()[:2] == ["Red cat, seed 0", "Blue dog, seed 1"]
+    assert page.get_by_label("Words").get_attribute("placeholder") == "Red cat"
     fill(page, Words="red cat", Guidance=3)
     (shown,) = draw(page, Number_of_pictures=1, Seed=2, Steps=4)
     expected = demo.pipe(1, 4, rng(2), class_labels="red cat", guidance_scale=3.0).images[0]
@@ -68,7 +75,7 @@ def test_words_are_typed(page, demo):
     fill(page, Words="")
     draw(page, Number_of_pictures=4, Seed=0, Steps=1)
     assert page.locator("#pictures .caption").all_inner_texts() == [
-        f"{word}, seed {seed}" for seed, word in enumerate(("Blue", "Cat", "Dog", "Red"))
+        f"{text}, seed {seed}" for seed, text in enumerate(("Red cat", "Blue dog", "Dog", "Cat"))
     ]
 
 

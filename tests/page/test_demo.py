@@ -112,6 +112,16 @@ def test_texts_where_classes_are_words():
         demo.generate(quiet, "red fox", 1, 2, 4, 3.0)
 
 
+def test_examples_are_what_a_model_of_words_opens_with():
+    pipe = make_words_pipeline(["Red cat", "blue dog", "dog", "cat"])
+    described = Demo(pipe, "tiny").describe()
+    names = [image["class_name"] for image in described["drawn"]["images"]]
+    assert names == described["examples"] == ["Red cat", "blue dog", "dog", "cat"]
+    steps = described["defaults"]["num_inference_steps"]
+    expected = pipe(1, steps, rng(1), class_labels="blue dog").images[0]
+    assert pixels(described["drawn"]["images"][1]["png"]).tolist() == np.asarray(expected).tolist()
+
+
 def test_completions_by_a_word_are_those_of_its_class(classes):
     image = to_data_url(Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 6, 3), np.uint8)))
     others = ("left half given", "class 3", 2, 5, 4, 2.0, 2)

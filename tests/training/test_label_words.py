@@ -46,9 +46,11 @@ def test_from_a_run_to_calls_by_words(photos, tmp_path):
     run = RunFolder(tmp_path)
     assert run.read_id2label() == {0: "blue", 1: "cat", 2: "dog", 3: "red"}
     assert any("validation/prior" in line for line in run.read_metrics())
-    save_components(components, run, run.read_id2label(), label_words=True)
+    assert run.read_config()["label_examples"] == ["Blue dog", "red cat"]  # no text of the validation images
+    save_components(components, run, **run.read_pipeline_settings())
     pipe = DiffusionBridgeVQPipeline.from_pretrained(run.pipeline)
     pipe.set_progress_bar_config(disable=True)
+    assert pipe.config.label_words and pipe.config.label_examples == ["Blue dog", "red cat"]
 
     def draw(labels):
         generator = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ from ..run_folder import RunFolder
 # Where the user fills in a name of their own.
 REPOSITORY = "USER/MODEL"
 PICTURE = "PICTURE"
+_SHOWN_EXAMPLES = 4
 
 
 def command_line(verb: str, *arguments: str | Path) -> str:
@@ -32,19 +33,25 @@ def print_next(*steps: tuple[str, str]) -> None:
     print("Next:", *(f"  {command}  # {purpose}" for command, purpose in steps), sep="\n", flush=True)
 
 
-def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | None = None) -> list[tuple[str, str]]:
+def after_pipeline(pipeline: Path, folder: Path) -> list[tuple[str, str]]:
     """
     Steps after a pipeline with a diffusion prior was saved.
 
     Args:
         pipeline (`Path`): the folder of the pipeline.
         folder (`Path`): what is uploaded, the folder of its run if it has one.
-        class_names (`Sequence[str]`, *optional*): of a class-conditional model, which is drawn from class by class.
+
+    Raises:
+        ValueError: the pipeline's names of classes are malformed.
     """
-    classes: tuple[str, ...] = ("--all-classes",) if class_names else ()
-    if class_names and not RunFolder(pipeline).is_student():  # whose guidance is part of its weights
-        classes += ("--guidance-scale", "2.5")
-    if RunFolder(pipeline).read_condition() is not None:
+    saved = RunFolder(pipeline)
+    examples = saved.read_label_examples()
+    classes: tuple[str, ...] = ()
+    if saved.read_id2label():
+        classes = ("--class-labels", *examples[:_SHOWN_EXAMPLES]) if examples else ("--all-classes",)
+        if not saved.is_student():  # whose guidance is part of its weights
+            classes += ("--guidance-scale", "2.5")
+    if saved.read_condition() is not None:
         classes += ("--condition", PICTURE)
     picture = pipeline.parent / "samples.png"
     return [
@@ -53,9 +60,7 @@ def after_pipeline(pipeline: Path, folder: Path, class_names: Sequence[str] | No
     ]
 
 
-def after_training(
-    saved: Sequence[Path], run: RunFolder, preset: str, dataset: str, class_names: Sequence[str] | None
-) -> list[tuple[str, str]]:
+def after_training(saved: Sequence[Path], run: RunFolder, preset: str, dataset: str) -> list[tuple[str, str]]:
     """
     Steps after a run.
 
@@ -63,14 +68,13 @@ def after_training(
         saved (`Sequence[Path]`): what it saved, as `save_components` returns it.
         run (`RunFolder`): its folder.
         preset (`str`), dataset (`str`): of the run.
-        class_names (`Sequence[str]`, *optional*): that a prior was trained on.
     """
     if run.autoencoder in saved:
         following = run.path.with_name(f"{run.path.name}-prior")
         arguments = ("--preset", preset, "--dataset", dataset, "--vqvae-from", run.path, "--output-dir", following)
         return [(command_line("train-prior", *arguments), "train a prior on it (stage 2)")]
     if RunFolder(run.path).find_component("unet") is not None:
-        return after_pipeline(run.pipeline, run.path, class_names)
+        return after_pipeline(run.pipeline, run.path)
     code = (
         "from diffusion_bridge_vq import PixelCNNVQPipeline; "
         f"PixelCNNVQPipeline.from_pretrained({str(run.pipeline)!r})().images[0].save({str(run.path / 'sample.png')!r})"

@@ -71,11 +71,10 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         trained = train(config, evaluation_of(config) if makes_pipeline else None)  # type: ignore[arg-type]
         if trained is None:  # a dry run, or not the main process
             return
-        names = run.read_id2label()
-        saved = save_components(trained, run, names, config.uses_words, config.image_condition)
+        saved = save_components(trained, run, **run.read_pipeline_settings())
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
-    print_next(*after_training(saved, run, config.preset, config.dataset, list((names or {}).values())))
+    print_next(*after_training(saved, run, config.preset, config.dataset))
 
 
 def parse_config(cls: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -161,7 +160,7 @@ def _preset_defaults(cls: type[Config], preset: str) -> dict[str, Any]:
 
 
 # What config.json of a run has besides its settings.
-_NO_SETTINGS = ("kind", "id2label", "machine")
+_NO_SETTINGS = ("kind", "id2label", "label_examples", "machine")
 
 
 def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -22,8 +22,7 @@ def main() -> None:
         parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
     components, checkpoint = load_components(args.checkpoint, args.init_from or args.vqvae_from)
     run = RunFolder(checkpoint.absolute().parent.parent)
-    names, words = run.read_id2label(), bool(run.read_config().get("label_words"))
-    saved = save_components(components, output, names, words, run.read_condition())
+    saved = save_components(components, output, **run.read_pipeline_settings())
     print(f"{checkpoint}: {', '.join(map(str, saved))}")
     if output.find_component("unet") is not None:
-        print_next(*after_pipeline(output.pipeline, output.path, list((names or {}).values())))
+        print_next(*after_pipeline(output.pipeline, output.path))

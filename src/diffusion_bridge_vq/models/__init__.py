@@ -4,6 +4,7 @@ from .autoencoder_gumbel_vq import GumbelVQModel
 from .class_embedding import replace_classes
 from .code_unet import CodeUNet2DModel, bridge_start_latents
 from .conditions import (
+    choose_examples,
     condition_map,
     count_condition_channels,
     find_vocabulary,
@@ -33,6 +34,7 @@ __all__ = [
     "bridge_start_latents",
     "check_channels",
     "check_num_codes",
+    "choose_examples",
     "condition_map",
     "count_condition_channels",
     "denoise",

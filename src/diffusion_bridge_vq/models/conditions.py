@@ -10,6 +10,7 @@ a gray image isn't.
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 _MOST_NAMED = 10  # in messages
+_NUM_EXAMPLES = 8  # as many pictures as the page opens with
 
 
 class MultiHotEmbedding(nn.Embedding):
@@ -53,6 +55,31 @@ def split_words(text: str) -> list[str]:
 def find_vocabulary(texts: Iterable[str]) -> list[str]:
     """All words of these texts, sorted."""
     return sorted({word for text in texts for word in split_words(text)})
+
+
+def choose_examples(texts: Sequence[str]) -> list[str]:
+    """
+    A few of these texts, as they are, from all over their order: those whose rarest word is in most texts, which a
+    model learns best, and of these the shortest. No two have the same words.
+    """
+    words = {frozenset(split_words(text)): text for text in reversed(texts)}  # the first of those with the same words
+    words.pop(frozenset(), None)
+    found = [(own, text) for own, text in reversed(words.items())]
+    counts = Counter(word for own, _ in found for word in own)
+    used: Counter[str] = Counter()
+    examples = []
+    for i in range(count := min(_NUM_EXAMPLES, len(found))):
+        own, text = min(
+            found[i * len(found) // count : (i + 1) * len(found) // count],
+            key=lambda each: (
+                -min(counts[word] for word in each[0]),
+                len(each[0]),
+                sum(used[word] for word in each[0]),
+            ),
+        )
+        examples.append(text)
+        used.update(own)
+    return examples
 
 
 def words_to_labels(texts: Sequence[str], vocabulary: Sequence[str], skip_unknown: bool = False) -> torch.Tensor:

@@ -57,6 +57,7 @@ class Demo:
         names = pipe.id2label or {}
         self.classes = [names.get(label, f"class {label}") for label in range(num_classes)]
         self.words = bool(pipe.config.get("label_words"))
+        self.examples = list(pipe.config.get("label_examples") or [])
         config, student = pipe.scheduler.config, is_student(pipe.scheduler)
         self.completes = not student
         # a student has learned its guidance
@@ -68,7 +69,7 @@ class Demo:
         self.limits = Limits(most_steps)
         steps = min(pipe.config.get("default_num_inference_steps") or 20, most_steps)
         self.defaults = {
-            "num_images": num_classes if 4 <= num_classes <= 12 else 8,
+            "num_images": shown if 4 <= (shown := len(self.examples) or num_classes) <= 12 else 8,
             "seed": 0,
             "num_inference_steps": steps,
             "guidance_scale": float(pipe.config.get("default_guidance_scale") or 1.0) if self.guided else None,
@@ -89,6 +90,7 @@ class Demo:
             "num_codes": self.num_codes,
             "classes": self.classes,
             "words": self.words,
+            "examples": self.examples,
             "completes": self.completes,
             "draws_from": None if self.draws_from is None else self.draws_from.name,
             "solvers": self.solvers,
@@ -111,7 +113,10 @@ class Demo:
         solver: str | None = None,
         condition: str | None = None,
     ) -> Result:
-        """Pictures; picture i comes from seed + i, whatever their number, and "any" takes the classes in turn."""
+        """
+        Pictures; picture i comes from seed + i, whatever their number. "any" takes the classes in turn, or the
+        examples of a model of words.
+        """
         given = self._condition(condition)
         count, seed, settings = self._settings(
             "num_images", num_images, seed, num_inference_steps, guidance_scale, solver
@@ -305,7 +310,8 @@ class Demo:
         if class_name == NONE or (class_name == ANY and not self.classes):
             return None
         if class_name == ANY:
-            return [(seed + i) % len(self.classes) for i in range(count)]
+            turns = self.examples or range(len(self.classes))
+            return [turns[(seed + i) % len(turns)] for i in range(count)]
         if self.words and isinstance(class_name, str):
             return [class_name] * count
         if class_name not in self.classes:

@@ -85,8 +85,8 @@ class VQPipeline(AutoMapMixin, DiffusionPipeline):
             revision (`str`, *optional*), token (`str` or `bool`, *optional*), cache_dir (`str`, *optional*),
                 force_download (`bool`), local_files_only (`bool`): as everywhere in huggingface_hub.
             vqvae, unet, prior, scheduler (*optional*): a component that is used instead of the saved one.
-            id2label, default_guidance_scale, default_num_inference_steps, condition (*optional*): a setting of the
-                pipeline that is used instead of the saved one.
+            id2label, default_guidance_scale, default_num_inference_steps, condition, label_words, label_examples
+                (*optional*): a setting of the pipeline that is used instead of the saved one.
             device_map, disable_mmap, low_cpu_mem_usage, use_safetensors (*optional*): of `ModelMixin.from_pretrained`.
                 From the Hub only safetensors are read.
 

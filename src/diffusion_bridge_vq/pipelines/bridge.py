@@ -27,6 +27,7 @@ from .class_labels import (
     ClassLabels,
     check_default_guidance_scale,
     check_id2label,
+    check_label_examples,
     read_class_labels,
     read_words,
 )
@@ -56,6 +57,7 @@ class BridgePipeline(VQPipeline):
         default_num_inference_steps: int | None = None,
         label_words: bool | None = None,
         condition: str | None = None,
+        label_examples: list[str] | None = None,
     ):
         check_channels(unet, vqvae, _count_condition_channels(_parse_condition(condition, vqvae), unet, vqvae))
         check_process(unet, vqvae, scheduler)
@@ -73,6 +75,7 @@ class BridgePipeline(VQPipeline):
             default_num_inference_steps=default_num_inference_steps,
             label_words=label_words or None,
             condition=condition,
+            label_examples=check_label_examples(label_examples, id2label if label_words else None),
         )
         if label_words is not None and not isinstance(label_words, bool):
             raise ValueError(f"`label_words` must be True, False or None, got {label_words!r}.")

@@ -42,6 +42,29 @@ def check_id2label(id2label: Mapping[Any, str] | None, num_classes: int | None) 
     return dict(sorted(names.items()))
 
 
+def check_label_examples(examples: Sequence[str] | None, words: Mapping[Any, str] | None) -> list[str] | None:
+    """
+    Labels that show what a model can draw, whose classes are these words by number; None for another model.
+
+    Raises:
+        ValueError: examples for such a model, no list of different texts, or a text without words or with unknown
+            ones.
+    """
+    if examples is None:
+        return None
+    if words is None:
+        raise ValueError("`label_examples` are texts for a model whose classes are words: leave them out.")
+    texts = list(examples) if isinstance(examples, (list, tuple)) else []
+    good = all(isinstance(text, str) and split_words(text) for text in texts)
+    if not texts or not good or len(set(texts)) < len(texts):
+        raise ValueError(f"`label_examples` must be a list of different texts with words, got {examples!r:.200}.")
+    try:
+        words_to_labels(texts, list(words.values()))
+    except ValueError as error:
+        raise ValueError(f"`label_examples` don't fit `id2label`: {error}") from error
+    return texts
+
+
 def check_default_guidance_scale(value: float | None, num_classes: int | None, condition: str | None = None) -> None:
     """
     Raises:

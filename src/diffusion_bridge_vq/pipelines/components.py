@@ -22,8 +22,7 @@ _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
 def build_pipeline(
     components: Mapping[str, Any],
     id2label: Mapping[int, str] | None = None,
-    label_words: bool = False,
-    condition: str | None = None,
+    **settings: Any,
 ) -> DiffusionPipeline:
     """
     The pipeline that consists of these components.
@@ -31,8 +30,7 @@ def build_pipeline(
     Args:
         components (`Mapping[str, Any]`): by name: vqvae, unet and scheduler, or vqvae and prior.
         id2label (`Mapping[int, str]`, *optional*): names of the classes, of a model that has classes.
-        label_words (`bool`, *optional*, defaults to `False`): these are words, see [`DiffusionBridgeVQPipeline`].
-        condition (`str`, *optional*): what the model draws from, see there.
+        settings: further ones of the pipeline, such as `label_words`, see [`DiffusionBridgeVQPipeline`].
 
     Raises:
         TypeError: `components` isn't a dict.
@@ -44,8 +42,6 @@ def build_pipeline(
     if cls is None:
         known = "; ".join(", ".join(sorted(names)) for names in _PIPELINES)
         raise ValueError(f"No pipeline has the components {', '.join(sorted(components))}; expected {known}.")
-    settings: dict[str, Any] = {"label_words": True} if label_words else {}
-    settings |= {} if condition is None else {"condition": condition}
     return cls(**components, id2label=id2label, **settings)
 
 
@@ -69,8 +65,7 @@ def save_components(
     components: Mapping[str, Any],
     run: RunFolder,
     id2label: Mapping[int, str] | None = None,
-    label_words: bool = False,
-    condition: str | None = None,
+    **settings: Any,
 ) -> list[Path]:
     """
     Save what a run trained: as `pipeline/` if a pipeline has these components, else each in a folder of its own name.
@@ -79,14 +74,13 @@ def save_components(
         components (`Mapping[str, Any]`): by name.
         run ([`RunFolder`]): where to.
         id2label (`Mapping[int, str]`, *optional*): see [`build_pipeline`]. Left out without a pipeline, like the rest.
-        label_words (`bool`, *optional*, defaults to `False`): see [`build_pipeline`].
-        condition (`str`, *optional*): see [`build_pipeline`].
+        settings: see [`build_pipeline`].
 
     Returns:
         `list[Path]`: the folders that were written.
     """
     if frozenset(components) in _PIPELINES:
-        return [_save_whole(build_pipeline(components, id2label, label_words, condition), run.pipeline)]
+        return [_save_whole(build_pipeline(components, id2label, **settings), run.pipeline)]
     return [_save_whole(component, run.path / name) for name, component in components.items()]
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.encoded import EncodedImages, find_encoded
 from ..data.pixels import to_pixels
-from ..models import find_vocabulary, words_to_labels
+from ..models import choose_examples, find_vocabulary, words_to_labels
 from .agreement import on_main_process
 from .cached_inputs import check_encoding, encode_for_run
 from .config import RunConfig
@@ -142,11 +142,20 @@ def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[st
     """Number and names of the classes that a run on these images learns: with `uses_words` the words of the labels."""
     if not config.uses_words:
         return images.num_classes, images.class_names
+    words = find_vocabulary(_label_texts(images))
+    return len(words) or None, words or None
+
+
+def find_label_examples(config: RunConfig, images: Images) -> list[str] | None:
+    """With `uses_words`, a few labels of these images, as they are written there, that show what a model can draw."""
+    return choose_examples(_label_texts(images)) or None if config.uses_words else None
+
+
+def _label_texts(images: Images) -> list[str]:
     names = images.class_names or []
     if isinstance(images, ImageDataset) and images.labels is not None:  # a folder's names are those of all its splits
-        names = [names[number] for number in images.labels.unique().tolist()]
-    words = find_vocabulary(names)
-    return len(words) or None, words or None
+        return [names[number] for number in images.labels.unique().tolist()]
+    return names
 
 
 def make_label_table(config: RunConfig, images: Images, words: Sequence[str] | None) -> torch.Tensor | None:

@@ -12,9 +12,19 @@ from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 
 from ..data import StreamedImages
+from ..models import words_to_labels
 from ..run_folder import RunFolder
 from .config import RunConfig
-from .data import Batch, Images, TrainingBatches, find_classes, make_label_table, make_loader, model_inputs
+from .data import (
+    Batch,
+    Images,
+    TrainingBatches,
+    find_classes,
+    find_label_examples,
+    make_label_table,
+    make_loader,
+    model_inputs,
+)
 from .distributed.accelerate import prepare, update_class
 from .ema import AveragedWeights
 from .fault_tolerance.endings import Endings
@@ -103,6 +113,9 @@ class Trainer:
         moments, classes = self.update.moments, find_classes(config, images)[1] if config.uses_classes else None
         table = make_label_table(config, images, classes)
         self.label_table = None if table is None else table.to(accelerator.device)
+        self.label_examples = find_label_examples(config, images)
+        if self.label_examples is not None and classes is not None:
+            objective.sample_labels = words_to_labels(self.label_examples, classes)
         self.state = RunState(
             config, accelerator, data, modules, moments, self.lr_scheduler, self.data, self.usage, self.schedule
         )
@@ -160,7 +173,7 @@ class Trainer:
                     "limit that ended it: `max_train_steps`, `max_train_time` or `patience`."
                 )
                 return True
-        self.log = RunLog(self.config, self.accelerator, self.steps_done, self.id2label)
+        self.log = RunLog(self.config, self.accelerator, self.steps_done, self.id2label, self.label_examples)
         if not self.config.resume and self.config.autoencoder_from is None:
             self._place_codebook()
         self.detector.refresh()

@@ -26,8 +26,9 @@ export function chips(legend, options, chosen, hint) {
 export function classes(open, chosen, hint) {
   if (!model.words) return chips("Class", [open, ...model.classes.map((name) => [name, name])], chosen, hint);
   const [id, hintId, listId] = ["words", "hint", "list"].map(newId);
-  const input = h("input", { id, value: chosen === open[0] ? "" : chosen, autocomplete: "off", list: listId, "aria-describedby": hintId });
-  const words = h("datalist", { id: listId }, model.classes.map((word) => h("option", { value: word })));
+  const placeholder = model.examples[0] ?? "";
+  const input = h("input", { id, placeholder, value: chosen === open[0] ? "" : chosen, autocomplete: "off", list: listId, "aria-describedby": hintId });
+  const words = h("datalist", { id: listId }, [...model.examples, ...model.classes].map((text) => h("option", { value: text })));
   const text = `One or more of the model's ${model.classes.length} words. Empty: ${open[1]}.`;
   return {
     element: h("div", { class: "field" }, h("label", { for: id }, "Words"), h("div", { class: "with-button" }, input), h("p", { class: "hint", id: hintId }, text), words),

@@ -15,7 +15,8 @@ $("card").href = model.card;
 $("paper").href = model.paper;
 
 // controls
-const classes = model.classes.length && classField(["any", "any"], "any", "“any” takes the classes in turn.");
+const anyText = !model.words ? "any" : model.examples.length ? "examples from the training data, in turn" : "single words, in turn";
+const classes = model.classes.length && classField(["any", anyText], "any", "“any” takes the classes in turn.");
 const count = number("num_images", defaults.num_images, { hint: "How many to draw at once." });
 const rollText = "Roll a new seed and draw";
 const roll = () => h("button", { type: "button", class: "dice", "aria-label": rollText, title: rollText, onclick: rollAndDraw }, die());

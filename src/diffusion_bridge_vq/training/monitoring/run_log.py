@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class RunLog:
         resumed_at (`int`, *optional*, defaults to 0): lines of metrics.jsonl from later steps are dropped: the run
             makes them again.
         id2label (`dict[int, str]`, *optional*): names of the classes that the run learns.
+        label_examples (`list[str]`, *optional*): labels of its data, where classes are words.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class RunLog:
         accelerator: Accelerator,
         resumed_at: int = 0,
         id2label: dict[int, str] | None = None,
+        label_examples: list[str] | None = None,
     ):
         self.folder, self.accelerator = RunFolder(config.output_dir), accelerator
         self._images_per_step = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
@@ -39,7 +42,8 @@ class RunLog:
         if accelerator.is_main_process:
             machine = {"device": _name(accelerator.device), "processes": accelerator.num_processes}
             machine |= {"torch": torch.__version__}
-            classes = {} if id2label is None else {"id2label": id2label}
+            classes: dict[str, Any] = {"id2label": id2label, "label_examples": label_examples}
+            classes = {name: value for name, value in classes.items() if value is not None}
             self.folder.write_config({"kind": config.kind} | config.to_json() | classes | {"machine": machine})
             self._drop_after(resumed_at)
         if config.report_to != "none":

@@ -64,6 +64,8 @@ class Objective(nn.Module):
             images, which it may be made of, it must be given.
         early_stopping ([`EarlyStoppingRule`], *optional*): whether and how the run stops early, by `held_out_score`.
         start (`str`): what it started from, in words for people; "" if its prior is fresh.
+        sample_labels (`torch.Tensor`, *optional*): vectors over the classes (n, K + 1) that `draw_samples` takes in
+            turn; all classes in turn if None.
         samples_from (`int`, *optional*): step of the schedule from which on `draw_samples` draws; never if None.
     """
 
@@ -75,6 +77,7 @@ class Objective(nn.Module):
     condition: ImageCondition | None = None
     early_stopping: EarlyStoppingRule | None = None
     start: str = ""
+    sample_labels: torch.Tensor | None = None
     samples_from: int | None = None
 
     @classmethod
@@ -141,8 +144,8 @@ class Objective(nn.Module):
 
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
         """
-        `count` images (count, C, H, W), about [-1, 1], of all classes in turn. None if the run trains no prior, or
-        has not begun to.
+        `count` images (count, C, H, W), about [-1, 1], of `sample_labels` or all classes in turn. None if the run
+        trains no prior, or has not begun to.
         """
         return None
 

@@ -116,7 +116,10 @@ class BridgeObjective(Objective):
         config = components["unet"].config
         side = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
         null = torch.zeros(count, config.in_channels - config.out_channels, side, side)
-        return self._draw(components, all_classes(config.num_class_embeds, count), num_inference_steps, null)
+        labels = all_classes(config.num_class_embeds, count)
+        if self.sample_labels is not None:
+            labels = self.sample_labels[torch.arange(count) % len(self.sample_labels)]
+        return self._draw(components, labels, num_inference_steps, null)
 
     @torch.no_grad()
     def draw_rows(
