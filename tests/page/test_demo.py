@@ -78,6 +78,12 @@ def test_a_small_condition_is_made_of_the_picture(gray):
     given = demo._condition(to_data_url(Image.fromarray(halves)))
     expected = torch.tensor([[[0.0, 1], [0, 1]], [[0, 0], [0, 0]], [[0, 0], [0, 0]]])[None]
     assert torch.equal(given, expected)
+    # a smaller picture than the images is the condition itself, as for sample.py
+    corners = np.random.default_rng(0).integers(0, 256, (2, 2, 3), np.uint8)
+    given = demo._condition(to_data_url(Image.fromarray(corners)))
+    assert torch.equal((given[0] * 255).round().byte(), torch.from_numpy(corners).permute(2, 0, 1))
+    with pytest.raises(ValueError, match="can't be read as a picture: not an image"):
+        demo._condition("data:image/png;base64,AAAA")
     with pytest.raises(ValueError, match="doesn't draw from pictures"):
         gray.generate(quiet, condition=to_data_url(Image.fromarray(halves)))
 

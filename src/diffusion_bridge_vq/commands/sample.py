@@ -30,7 +30,7 @@ from ..cli import (
     print_next,
     whole_number,
 )
-from ..data.decoding import decode_image, reason
+from ..data.decoding import reason
 from ..figures import chain_sheet
 from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
@@ -216,10 +216,8 @@ def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
     config, found = pipe.vqvae.config, []
     for path in paths:
         try:
-            with Image.open(path) as opened:
-                size = wanted.size_to_read(config.in_channels, config.sample_size, opened.size)
-            picture = decode_image({"bytes": None, "path": str(path)}, *size)
+            record = {"bytes": None, "path": str(path)}
+            found.append(wanted.read(record, config.in_channels, config.sample_size))
         except Exception as error:  # Pillow raises many for damaged files
             raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
-        found.append(wanted.of_picture(torch.from_numpy(picture.copy())))
     return found

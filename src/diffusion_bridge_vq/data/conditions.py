@@ -8,6 +8,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
+from .decoding import Record, decode_image, image_size
 from .pixels import to_bytes, to_pixels
 
 _COLUMN, _LOW_RESOLUTION = "column:", "low-resolution:"
@@ -61,22 +62,24 @@ class ImageCondition:
         """The column of the data set; None if it is made of the images."""
         return self.name.removeprefix(_COLUMN) if self.name.startswith(_COLUMN) else None
 
-    def size_to_read(self, channels: int, resolution: int, picture: tuple[int, int] | None = None) -> tuple[int, int]:
+    def read(self, record: Record, channels: int, resolution: int) -> torch.Tensor:
         """
-        Side and channels in which a picture is read for [`of_picture`].
+        A picture of any size, scaled and cropped as for training -> what is drawn from it: (channels, side, side) in
+        [0, 1]. One that is smaller than the images is a low resolution itself, and isn't enlarged first.
 
         Args:
+            record (`Record`): the picture's file.
             channels (`int`), resolution (`int`): of the images that are drawn.
-            picture (`tuple[int, int]`, *optional*): width and height of the picture, if they are known. A picture that
-                is smaller than the images is a low resolution itself, and isn't enlarged first.
-        """
-        small = picture is not None and min(picture) < resolution
-        return (resolution, channels) if self.side < resolution and not small else (self.side, self.channels)
 
-    def of_picture(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 pixels (C, H, W) of the size that [`size_to_read`] says -> what is drawn from, in [0, 1]."""
-        images = to_pixels(pixels[None])
-        return (self.derive(images) if pixels.shape[-1] > self.side else images)[0].add(1).div(2).clamp(0, 1)
+        Raises:
+            Exception: see `decode_image`.
+        """
+        if self.side < resolution <= min(image_size(record)):
+            pixels = torch.from_numpy(decode_image(record, resolution, channels).copy())
+            images = self.derive(to_pixels(pixels[None]))
+        else:
+            images = to_pixels(torch.from_numpy(decode_image(record, self.side, self.channels).copy())[None])
+        return images[0].add(1).div(2).clamp(0, 1)
 
     def derive(self, images: torch.Tensor) -> torch.Tensor:
         """

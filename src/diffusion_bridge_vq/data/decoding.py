@@ -3,10 +3,11 @@
 import os
 import stat
 import struct
+from collections.abc import Callable
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -16,6 +17,7 @@ from .pixels import to_eight_bits
 # {"bytes": the encoded image or None, "path": the file or None}, as `datasets.Image(decode=False)` gives it. The path
 # is read only where there are no bytes; otherwise it is just a name.
 Record: TypeAlias = dict[str, Any]
+Result = TypeVar("Result")
 
 # Longer images are cropped to this ratio of the sides before they are scaled: the rest would only take memory.
 MAX_ASPECT = 4
@@ -39,16 +41,8 @@ def decode_image(record: Record | None, resolution: int, channels: int) -> np.nd
         Exception: whatever Pillow raises for a file that it can't read; ValueError where there is no image, or where
             its 32-bit pixels have no known range.
     """
-    if record is None or (record["bytes"] is None and record["path"] is None):
-        raise ValueError("no image data")
-    try:
-        image = _read(record["bytes"], record["path"], channels)
-    except ValueError as error:
-        if "text" not in str(error).lower():
-            raise
-        # Pillow refuses PNG files with long texts or color profiles, which aren't looked at here.
-        data = Path(record["path"]).read_bytes() if record["bytes"] is None else record["bytes"]
-        image = _read(_without_text(data), None, channels)
+    # Before resizing: palettes and bilevel images can't be interpolated.
+    image = _read(record, lambda file: to_eight_bits(file, channels))
     width, height = image.size
     short = min(width, height)
     if max(width, height) > MAX_ASPECT * short:
@@ -65,6 +59,16 @@ def decode_image(record: Record | None, resolution: int, channels: int) -> np.nd
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
+def image_size(record: Record | None) -> tuple[int, int]:
+    """
+    Two sides of an image, in pixels: width and height, or the other way round where `decode_image` turns it.
+
+    Raises:
+        Exception: as `decode_image`.
+    """
+    return _read(record, lambda file: file.size)
+
+
 @cache
 def image_suffixes() -> set[str]:
     """Those of the files that Pillow can open, in lower case."""
@@ -79,12 +83,25 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _read(data: bytes | None, path: str | None, channels: int) -> Image.Image:
+def _read(record: Record | None, read: Callable[[Image.Image], Result]) -> Result:
+    """What `read` makes of the opened image."""
+    if record is None or (record["bytes"] is None and record["path"] is None):
+        raise ValueError("no image data")
+    try:
+        return _open(record["bytes"], record["path"], read)
+    except ValueError as error:
+        if "text" not in str(error).lower():
+            raise
+        # Pillow refuses PNG files with long texts or color profiles, which aren't looked at here.
+        data = Path(record["path"]).read_bytes() if record["bytes"] is None else record["bytes"]
+        return _open(_without_text(data), None, read)
+
+
+def _open(data: bytes | None, path: str | None, read: Callable[[Image.Image], Result]) -> Result:
     if data is None and not stat.S_ISREG(os.stat(path or "").st_mode):  # opening a named pipe would wait for ever
         raise ValueError("not a regular file")
     with Image.open((path or "") if data is None else BytesIO(data)) as file:
-        # Before resizing: palettes and bilevel images can't be interpolated.
-        return to_eight_bits(file, channels)
+        return read(file)
 
 
 def _without_text(data: bytes) -> bytes:

@@ -17,7 +17,7 @@ from ..schedulers.few_steps import is_student
 from .jobs import Report
 from .limits import Limits
 from .masks import check_map, preset_masks, read_mask
-from .pictures import from_data_url, to_data_url
+from .pictures import file_of_data_url, from_data_url, naming_unreadable_files, to_data_url
 
 ANY, NONE = "any", "none"
 SOLVERS = {
@@ -301,9 +301,9 @@ class Demo:
             return None
         if picture is None:
             raise ValueError("This model draws from a picture: choose one (`condition`).")
-        image, _ = from_data_url(picture, *self.draws_from.size_to_read(self.channels, self.side))
-        pixels = torch.from_numpy(np.atleast_3d(np.array(image))).movedim(-1, 0)
-        return self.draws_from.of_picture(pixels)[None]
+        record = {"bytes": file_of_data_url(picture), "path": None}
+        with naming_unreadable_files():
+            return self.draws_from.read(record, self.channels, self.side)[None]
 
     def _labels(self, class_name: Any, seed: int, count: int) -> list[int | str] | None:
         """One label per picture, or None for no class; a text where classes are words."""
