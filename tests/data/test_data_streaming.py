@@ -233,6 +233,58 @@ def test_a_replaced_image_keeps_the_fingerprint(tmp_path):
     assert repaired.fingerprint == broken.fingerprint and sorted(values(repaired)) == list(range(5))
 
 
+def two_columns(path, images, conditions):
+    features = datasets.Features({"image": datasets.Image(), "edges": datasets.Image()})
+    rows = {"image": images, "edges": conditions}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def test_a_column_comes_with_its_image(tmp_path):
+    """From parquet files and from tar shards, for one reader and for each of several processes."""
+    records = [{"bytes": encoded(value), "path": f"{value}.png"} for value in range(24)]
+    two_columns(tmp_path / "parquet" / "train.parquet", records[:12], records[12:])
+    members = [
+        (f"{v:02}.{kind}", encoded(v + 12 * (kind != "png"))) for v in range(12) for kind in ("edges.png", "png")
+    ]
+    write_tar(tmp_path / "tar" / "train.tar", members)
+    for kind, columns in (("parquet", ("image", "edges")), ("tar", ("png", "edges.png"))):
+        options = {"image_column": columns[0], "condition_column": columns[1], **GREY}
+        streamed = stream_images(str(tmp_path / kind), **options)
+        alone = stream_images(str(tmp_path / kind), image_column=columns[0], **GREY)
+        assert streamed.fingerprint != alone.fingerprint
+        loaded = load_images(str(tmp_path / kind), **options)
+        for items in (streamed, loaded):
+            assert all(torch.equal(item["images"] + 12, item["conditions"]) for item in items)
+            assert sorted(values(items)) == list(range(12))
+        seen = []
+        for process in range(2):
+            streamed.share(process, 2)
+            items = list(streamed)
+            assert all(torch.equal(item["images"] + 12, item["conditions"]) for item in items)
+            seen += values(items)
+        assert sorted(seen) == list(range(12))
+    with pytest.raises(ValueError, match="condition_column 'lines' holds no images; the columns are"):
+        stream_images(str(tmp_path / "parquet"), condition_column="lines", **GREY)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_broken_image_is_named_with_its_column(tmp_path, processes):
+    records = [{"bytes": encoded(value), "path": f"{value}.png"} for value in range(4)]
+    two_columns(
+        tmp_path / "set" / "train.parquet", records, [*records[:2], {"bytes": b"x", "path": "e.png"}, records[3]]
+    )
+    streamed = stream_images(str(tmp_path / "set"), condition_column="edges", buffer_size=1, **GREY)
+    if processes > 1:
+        streamed.share(1, processes)  # its first image is the third
+    number = 2 if processes == 1 else 0
+    with pytest.raises(BrokenImageError, match=rf"image {number} of epoch 0 of set, column edges, e\.png can't be"):
+        list(streamed)
+    two_columns(tmp_path / "gone" / "train.parquet", [None, *records[1:]], records)
+    with pytest.raises(BrokenImageError, match=r"image 0 of epoch 0 of gone can't be decoded \(no image data\)"):
+        list(stream_images(str(tmp_path / "gone"), condition_column="edges", buffer_size=1, **GREY))
+
+
 def test_columns_that_are_not_there(tmp_path, parquet):
     with pytest.raises(ValueError, match=r"image_column 'left' holds no images; .*image \(Image\)"):
         stream_images(str(parquet), image_column="left", **GREY)

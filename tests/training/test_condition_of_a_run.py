@@ -186,7 +186,6 @@ def test_a_condition_goes_on_or_begins_anew(trained, tmp_path):
         ({"condition": "gray"}, "'gray' of gray images is the image itself"),
         ({"condition": "low-resolution:4", "condition_dropout": 1.0}, "would never show a condition"),
         ({"condition": "low-resolution:4", "code_posterior": True}, "takes no `condition`"),
-        ({"condition": "column:edges", "streaming": True}, "A stream has one column of images"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, options, message):

@@ -46,8 +46,6 @@ def main() -> None:
         parser.error("--public and --license go with --push-to-hub")
     if args.condition and args.what == "codes":
         parser.error("--condition goes with latents: a PixelCNN draws from no images")
-    if (args.condition or "").startswith("column:") and args.streaming:
-        parser.error("a stream has one column of images: drop --streaming, or take another --condition")
     check_output_folder(args.output_dir)
     target = None
     if args.push_to_hub:
@@ -70,14 +68,14 @@ def main() -> None:
         "image_column": args.image_column,
         "label_column": args.label_column,
     }
-    condition = column = None
+    condition = None
     if args.condition is not None:
         condition = ImageCondition.parse(args.condition, options["channels"], options["resolution"])
-        column = condition.column
+        options["condition_column"] = condition.column
     images = (
         stream_images(args.dataset, **options)
         if args.streaming
-        else load_images(args.dataset, **options, in_memory=False, condition_column=column)
+        else load_images(args.dataset, **options, in_memory=False)
     )
     encoding = encode_images(
         vqvae,

@@ -134,6 +134,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
     def has_labels(self) -> bool:
         return self.labels is not None
 
+    @property
+    def has_conditions(self) -> bool:
+        return self.conditions is not None
+
     def __len__(self) -> int:
         return self._size
 

@@ -35,6 +35,7 @@ def stream_images(
     label_column: str | None = None,
     seed: int = 0,
     buffer_size: int = 2048,
+    condition_column: str | None = None,
 ) -> "StreamedImages":
     """
     Stream one split of an image dataset, as squares of one size made as `load_images` does. Nothing is copied.
@@ -53,6 +54,8 @@ def stream_images(
         seed (`int`, *optional*, defaults to 0): of the order.
         buffer_size (`int`, *optional*, defaults to 2048): images, still encoded, among which the next is drawn; each
             worker has as many in memory.
+        condition_column (`str`, *optional*): as for `load_images`. Of tar shards, "edges.png" is that of the members
+            such as `0001.edges.png`.
 
     Raises:
         ValueError: a bad argument, a missing folder, split or column, or no image at all.
@@ -70,7 +73,9 @@ def stream_images(
             "of a dataset on the Hub, or load it without streaming"
         )
     stream, described, files = stream_table(dataset if folder is None else str(folder), split)
-    column = find_image_column(stream, image_column)
+    if condition_column is not None:
+        find_image_column(stream, condition_column, "condition_column")
+    column = find_image_column(stream, image_column, besides=condition_column)
     label, feature = find_label_column(stream, label_column)
     classes: list[Any] | None = None
     if isinstance(feature, ClassLabel):
@@ -96,6 +101,7 @@ def stream_images(
         buffer_size=buffer_size,
         files=described,
         shards=files,
+        condition_column=condition_column,
     )
 
 
@@ -124,6 +130,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         class_names (`list[str]`, *optional*): a name for each class, in the order of the labels.
         files (`list`): what is known of the dataset's files, for the fingerprint.
         shards (`list[str]`, *optional*, defaults to `()`): the files of the split.
+        condition_column (`str`, *optional*): another column of images.
 
     Raises:
         ValueError: there is no image. On iteration: an image can't be decoded, or lacks its label; it is named.
@@ -146,16 +153,18 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         buffer_size: int,
         files: list[Any],
         shards: Sequence[str] = (),
+        condition_column: str | None = None,
     ) -> None:
         self.name = name
         self._shards, self._seed, self._buffer_size = list(shards), seed, buffer_size
         self._shared: tuple[RowGroups | TarShards, int, int] | None = None
         self.image_shape = (channels, resolution, resolution)
-        self._image_column = image_column
+        self._image_column, self._condition_column = image_column, condition_column
+        self._image_columns = [image_column, *([condition_column] if condition_column else [])]
         # The tar file, of webdataset shards.
         self._url_column = "__url__" if "__url__" in stream.features else None
         described = [files, self.image_shape, stream.features.to_dict()]
-        columns = [image_column, *label[:1], *([self._url_column] if self._url_column else [])]
+        columns = [*self._image_columns, *label[:1], *([self._url_column] if self._url_column else [])]
         self._columns = list(dict.fromkeys(columns))
         stream = stream.select_columns(self._columns)
         _, first = next(self._rows(stream), (0, None))
@@ -169,7 +178,7 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         image = first[image_column] or {}
         #: 16 hexadecimal digits that tell one set from another: over the columns, the classes, the first image, and
         #: names and sizes of all files, on the Hub with the hashes of their content.
-        described += [self._label, self.class_names]
+        described += [self._label, self.class_names, *self._image_columns[1:]]
         self.fingerprint = short_hash(json.dumps(described).encode(), image.get("bytes") or b"")
         # Newer ones read ten shards at once, with a row group of each in memory, and sleep 5 s at the end of an epoch.
         one_by_one = "max_buffer_input_shards" in inspect.signature(stream.shuffle).parameters
@@ -185,6 +194,10 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
     @property
     def has_labels(self) -> bool:
         return bool(self._label)
+
+    @property
+    def has_conditions(self) -> bool:
+        return self._condition_column is not None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
@@ -252,11 +265,12 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
         number = 0
         try:
             for row in stream:
-                record: Record | None = row[self._image_column]
-                if isinstance(record, bytes):  # a column of another library, as it is in the file
-                    record = row[self._image_column] = {"bytes": record, "path": None}
-                if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
-                    record["bytes"] = _read(record["path"])
+                for column in self._image_columns:
+                    record: Record | None = row[column]
+                    if isinstance(record, bytes):  # a column of another library, as it is in the file
+                        record = row[column] = {"bytes": record, "path": None}
+                    if record is not None and record["bytes"] is None and "://" in (record["path"] or ""):
+                        record["bytes"] = _read(record["path"])
                 yield number, row
                 number += 1
         except (HTTPError, OSError, ArrowException, TarError) as error:
@@ -286,7 +300,9 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             yield self._item(number, row)
 
     def _item(self, number: int, row: dict[str, Any]) -> dict[str, Tensor]:
-        item = {"images": self._decode(row, number)}
+        item = {"images": self._decode(row, number, self._image_column)}
+        if self._condition_column is not None:
+            item["conditions"] = self._decode(row, number, self._condition_column)
         if self._label:
             item["labels"] = torch.tensor(self._class_id(row, number))
         return item
@@ -302,21 +318,22 @@ class StreamedImages(IterableDataset[dict[str, Tensor]]):
             )
         return label if self._ids is None else self._ids[label]
 
-    def _decode(self, row: dict[str, Any], number: int) -> Tensor:
+    def _decode(self, row: dict[str, Any], number: int, column: str) -> Tensor:
         channels, _, resolution = self.image_shape
         try:
-            return torch.from_numpy(decode_image(row[self._image_column], resolution, channels).copy())  # writable
+            return torch.from_numpy(decode_image(row[column], resolution, channels).copy())  # writable
         except Exception as error:
             raise BrokenImageError(
-                f"{self._describe(row, number)} can't be decoded ({reason(error)}). In a parquet file here, replace "
-                "the image in its row, and `resume` takes the run on; any other change makes a new data set, on which "
-                f"a new run can start with `init_from` ({number} images read before it by this process)"
+                f"{self._describe(row, number, column)} can't be decoded ({reason(error)}). In a parquet file here, "
+                "replace the image in its row, and `resume` takes the run on; any other change makes a new data set, "
+                f"on which a new run can start with `init_from` ({number} images read before it by this process)"
             ) from error
 
-    def _describe(self, row: dict[str, Any], number: int) -> str:
-        record = row[self._image_column] or {}
+    def _describe(self, row: dict[str, Any], number: int, column: str | None = None) -> str:
+        record = row[column or self._image_column] or {}
         url = row[self._url_column] if self._url_column else None
-        known = [str(part) for part in (record.get("path"), url) if part]
+        condition = f"column {column}" if column is not None and column == self._condition_column else None
+        known = [str(part) for part in (condition, record.get("path"), url) if part]
         return ", ".join([f"image {number} of epoch {self._stream.epoch} of {self.name}", *known])
 
 

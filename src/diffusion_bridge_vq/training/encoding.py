@@ -229,8 +229,7 @@ def _describe(
         raise ValueError(f"`resolution` must be divisible by {vqvae.downsampling_factor}, got {side}.")
     if channels != vqvae.config.in_channels:
         raise ValueError(f"The autoencoder takes images of {vqvae.config.in_channels} channels, got {channels}.")
-    with_column = isinstance(images, ImageDataset) and images.conditions is not None
-    if condition is not None and condition.column is not None and not with_column:
+    if condition is not None and condition.column is not None and not images.has_conditions:
         raise ValueError(f"{images.name} was opened without the column of `condition` {condition.name!r}.")
     return Encoding(
         what=what,

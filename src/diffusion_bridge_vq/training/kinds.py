@@ -144,11 +144,9 @@ class BridgeConfig(PriorRunConfig):
     def _check_condition(self, name: str) -> None:
         from ..data.conditions import ImageCondition  # torch, which `--help` needn't wait for
 
-        column = ImageCondition.parse(name, self.channels, self.resolution).column
+        ImageCondition.parse(name, self.channels, self.resolution)
         if self.condition_dropout == 1:
             raise ValueError("`condition_dropout` of 1 would never show a condition; take less, or drop `condition`.")
-        if column is not None and self.streaming:
-            raise ValueError("A stream has one column of images: drop `streaming`, or take another `condition`.")
 
     @property
     def uses_words(self) -> bool:

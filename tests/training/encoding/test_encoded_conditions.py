@@ -179,9 +179,8 @@ def test_runs_with_and_without_a_cache_see_the_same_pairs(table, autoencoder, fo
     assert len({place // COUNT for place in places["each step"]}) == 2  # mirrored, too
 
 
-@pytest.mark.parametrize("name", ["gray", "low-resolution:4"])
-def test_a_stream_is_cached_with_what_is_made_of_its_images(name, table, autoencoder, tmp_path):
-    """A stream has the first column of images only."""
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_stream_is_cached_with_its_conditions(name, table, autoencoder, tmp_path):
     run = settings(tmp_path / "run", table, autoencoder, condition=name, streaming=True, cache_latents=True)
     train_and_record(run, tmp_path / "pairs")
     assert match(recorded(tmp_path / "pairs")[0], truth(autoencoder, name)) == list(range(2 * COUNT))
@@ -201,7 +200,7 @@ def test_a_cached_run_resumes_bit_for_bit(table, autoencoder, tmp_path, monkeypa
 @pytest.mark.parametrize("streaming", [True, False])
 def test_two_processes_share_images_with_their_conditions(streaming, table, autoencoder, tmp_path):
     """Each encodes and reads its own: an epoch of both is all images and all mirror images, once each."""
-    name = "low-resolution:4" if streaming else "column:edges"
+    name = "column:edges"
     run = settings(tmp_path / "run", table, autoencoder, condition=name, streaming=streaming, cache_latents=True)
     launch(tmp_path, train_and_record, run | {"max_train_steps": 2}, tmp_path / "pairs")
     shares = [match(found, truth(autoencoder, name)) for found in recorded(tmp_path / "pairs")]
@@ -267,7 +266,6 @@ def test_the_command_takes_a_condition(table, autoencoder, tmp_path, monkeypatch
 
     for arguments, message in (
         (["--condition", "gray", "--what", "codes"], "--condition goes with latents"),
-        (["--condition", "column:edges", "--streaming"], "a stream has one column of images: drop --streaming"),
         (["--condition", "sepia"], "`condition` must be gray, low-resolution:SIDE or column:NAME, got 'sepia'"),
     ):
         with pytest.raises(SystemExit):
