@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import make_gray_pipeline, make_pipeline
+from tiny_models import make_conditioned_pipeline, make_gray_pipeline, make_pipeline
 from tiny_run import config as tiny_config
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.cli import errors_as_lines
 from diffusion_bridge_vq.training import E2EConfig, train
 
@@ -73,6 +73,35 @@ def test_inpaint_own_photos(example, fails, photos, tmp_path):
     completions = load_file(tmp_path / "out" / "inpainting.safetensors")["completions"]  # (n, k, C, H, W)
     given = torch.from_numpy(pixels).movedim(-1, 1)[:, None, :, :, :2].expand(-1, 2, -1, -1, -1) / 255
     torch.testing.assert_close(completions[..., :2], given, atol=1e-6, rtol=0)
+
+
+def test_inpaint_draws_from_images(example, fails, tmp_path):
+    """From what is made of each image, or from pictures; as the pipeline does."""
+    make_conditioned_pipeline().save_pretrained(tmp_path / "pipeline")
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(picture) for picture in pixels]
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / "photos" / f"{number}.png")
+    options = ["--dataset", tmp_path / "photos", "--split", "train", "--mask", "left-half", "--chain-steps", 0]
+    options += ["--num-images", 2, "--num-inference-steps", 2, "--num-completions", 1, "--jump-n-sample", 1]
+    pipe = DiffusionBridgeVQInpaintPipeline.from_pretrained(tmp_path / "pipeline")
+    grays = [picture.convert("L") for picture in pictures]
+    hidden = torch.zeros(8, 8).index_fill_(1, torch.arange(4, 8), 1.0)
+    one = ["--condition", tmp_path / "photos" / "1.png"]
+    for name, extra, given in (("own", [], grays), ("other", one, grays[1])):
+        example("inpaint.py", tmp_path / "pipeline", *options, *extra, "--output-dir", tmp_path / name)
+        found = load_file(tmp_path / name / "inpainting.safetensors")["completions"][:, 0]
+        expected = pipe(
+            pictures, hidden, 2, generator=torch.Generator().manual_seed(0), condition=given, output_type="pt"
+        ).images
+        torch.testing.assert_close(found, expected)
+    options += ["--output-dir", tmp_path / "out"]
+    two = ["--num-images", 1, *one, one[1]]
+    assert "Got 2 conditions for 1 images" in fails("inpaint.py", tmp_path / "pipeline", *options, *two)
+    make_pipeline().save_pretrained(tmp_path / "plain")
+    line = fails("inpaint.py", tmp_path / "plain", *options, *one)
+    assert "leave out --condition" in line and not (tmp_path / "out").exists()
 
 
 def test_inpaint_digits_by_default(example, tmp_path):

@@ -7,8 +7,8 @@ from PIL import Image
 from tiny_models import STEPS, make_conditioned_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
+from diffusion_bridge_vq.cli.conditions import read_conditions
 from diffusion_bridge_vq.cli.next_steps import after_pipeline
-from diffusion_bridge_vq.commands.sample import read_conditions
 from diffusion_bridge_vq.model_card import make_model_card
 from diffusion_bridge_vq.onnx_export import export_onnx
 from diffusion_bridge_vq.pipelines.modular_blocks import DiffusionBridgeVQBlocks

@@ -20,11 +20,11 @@ from ..cli import (
     print_next,
     whole_number,
 )
+from ..cli.conditions import read_conditions
 from ..data import load_images
 from ..evaluation.paper_masks import MASKS, paper_mask
 from ..figures import chain_sheet, inpainting_sheet
 from ..home_folder import expand_home
-from ..models import refuse_image_condition
 from ..pipelines import DenoisingChain, DiffusionBridgeVQInpaintPipeline
 from ..sampling.chain import MAX_REPETITIONS
 
@@ -46,7 +46,18 @@ def main() -> None:
         default="center",
         help=f"{', '.join(MASKS)} (the given half), or an image file of the model's size, white where hidden",
     )
-    parser.add_argument("--class-labels", type=class_label, nargs="+", help="names or numbers, one for each image")
+    parser.add_argument(
+        "--class-labels",
+        type=class_label,
+        nargs="+",
+        help="one for each image, or one: names or numbers of classes, or texts where these are words",
+    )
+    parser.add_argument(
+        "--condition",
+        type=local_path,
+        nargs="+",
+        help="pictures for a model that draws from them, one for each image, or one; none: those of the data set",
+    )
     parser.add_argument(
         "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
     )
@@ -72,14 +83,15 @@ def main() -> None:
     check_output_folder(args.output_dir)
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
-    refuse_image_condition(pipe.unet, "this command doesn't take")
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     mask = read_mask(pipe, args.mask)
-    images, chosen = read_images(pipe, args)
+    given = read_conditions(pipe, args.condition) if args.condition else None
+    images, own, chosen = read_images(pipe, args)
     steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
     chain = DenoisingChain(steps, output_type="pt") if steps else None
     options = {"num_inference_steps": args.num_inference_steps, "output_type": "pt"}
+    options["condition"] = own if given is None else given
     completions = pipe(
         images,
         mask,
@@ -115,25 +127,36 @@ def main() -> None:
     print_next((command_line("sample", args.pipeline), "draw whole images"))
 
 
-def read_images(pipe: DiffusionBridgeVQInpaintPipeline, args: argparse.Namespace) -> tuple[torch.Tensor, list[int]]:
-    """Images (n, C, H, W) in [0, 1], evenly from the data set, and their numbers."""
+def read_images(
+    pipe: DiffusionBridgeVQInpaintPipeline, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+    """
+    Images (n, C, H, W) in [0, 1], evenly from the data set, what each is drawn from, (n, c, s, s), if the model draws
+    from images, and their numbers.
+    """
     size, channels = pipe.vqvae.config.sample_size, pipe.vqvae.config.in_channels
     if args.dataset is None and (size, channels) != (16, 1):
         raise ValueError(
             f"--dataset: say which images to complete; the default, digits, isn't for a model of {size}x{size} with "
             f"{channels} channel(s)"
         )
+    wanted = pipe.image_condition
+    column = None if wanted is None or args.condition else wanted.column
     dataset = load_images(
         args.dataset or "digits",
         resolution=size,
         channels=channels,
         split=args.split,
         image_column=args.image_column,
+        condition_column=column,
     )
     if args.num_images > len(dataset):
         raise ValueError(f"--num-images: {dataset.name} has {len(dataset)}")
     chosen = torch.linspace(0, len(dataset) - 1, args.num_images).long().tolist()
-    return torch.stack([dataset[i]["images"] for i in chosen]).float() / 255, chosen
+    items = [dataset[i] for i in chosen]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    own = None if wanted is None or args.condition else wanted.of_items(batch).float() / 255
+    return batch["images"].float() / 255, own, chosen
 
 
 def read_mask(pipe: DiffusionBridgeVQInpaintPipeline, text: str) -> torch.Tensor | Image.Image:

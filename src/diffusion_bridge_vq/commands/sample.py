@@ -30,7 +30,7 @@ from ..cli import (
     print_next,
     whole_number,
 )
-from ..data.decoding import reason
+from ..cli.conditions import read_conditions
 from ..figures import chain_sheet
 from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
@@ -202,22 +202,3 @@ def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], Denois
             callback_on_step_end=None if images else chain,
         ).images
     return images, chain
-
-
-def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
-    """What the model draws from, (C, s, s) in [0, 1], of pictures of any size, scaled and cropped as for training."""
-    wanted = pipe.image_condition
-    if wanted is None:
-        if paths:
-            raise ValueError("This model doesn't draw from images: leave out --condition.")
-        return []
-    if not paths:
-        raise ValueError(f"This model draws from images ({wanted.name}): give them by --condition PICTURE ...")
-    config, found = pipe.vqvae.config, []
-    for path in paths:
-        try:
-            record = {"bytes": None, "path": str(path)}
-            found.append(wanted.read(record, config.in_channels, config.sample_size))
-        except Exception as error:  # Pillow raises many for damaged files
-            raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
-    return found
