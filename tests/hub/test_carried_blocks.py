@@ -3,14 +3,14 @@
 import diffusers
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, ModularPipeline
+from diffusers import ClassifierFreeGuidance, DiffusionPipeline, ModularPipeline
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from packaging.version import Version
 from pipeline_files import write_folder
 from tiny_models import SKEWED, make_code_pipeline, make_pipeline, rng
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior, PixelCNNVQPipeline
-from diffusion_bridge_vq.hub import push_run
+from diffusion_bridge_vq.hub import code, push_run
 from diffusion_bridge_vq.hub.push import pipeline_files
 from diffusion_bridge_vq.model_card import read_run
 
@@ -50,6 +50,34 @@ def test_blocks_and_components_of_a_folder(tmp_path):
     whole = ModularPipeline.from_pretrained(folder, trust_remote_code=True)
     whole.load_components()
     assert torch.equal(drawn(whole), drawn(modular))
+
+
+def test_code_of_several_folders(tmp_path, monkeypatch):
+    """The same code is the same classes, also for the pipeline; other code, loaded between, changes nothing."""
+    pipe = make_pipeline(size=4, **SKEWED)
+    first, again = (push_to_folder(pipe, tmp_path / name) for name in ("first", "again"))
+    # Python takes two files of one name, size and second for the same, and diffusers gives both that name
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    one_file = code.one_file
+    with monkeypatch.context() as patch:
+        patch.setattr(code, "one_file", lambda cls: f"{one_file(cls)}\nOTHER = True\n")
+        other = push_to_folder(pipe, tmp_path / "other")
+    loaded = {
+        folder: ModularPipelineBlocks.from_pretrained(folder, trust_remote_code=True).init_pipeline(folder)
+        for folder in (first, other, again)
+    }
+    expected = pipe(**CALL, generator=rng(), output_type="pt").images
+    for modular in loaded.values():  # all blocks were loaded before the components of any
+        modular.load_components()
+        assert torch.equal(drawn(modular), expected)
+    stock = DiffusionPipeline.from_pretrained(first, custom_pipeline=f"{first}/pipeline.py", trust_remote_code=True)
+    stock.set_progress_bar_config(disable=True)
+    classes = {folder: (type(modular.vqvae), type(modular.scheduler)) for folder, modular in loaded.items()}
+    assert classes[first] == classes[again] == (type(stock.vqvae), type(stock.scheduler))
+    assert not set(classes[first]) & set(classes[other])
+    loaded[again].update_components(vqvae=stock.vqvae, scheduler=loaded[first].scheduler, unet=stock.unet)
+    assert torch.equal(drawn(loaded[again]), expected) and torch.equal(drawn(loaded[other]), expected)
+    assert torch.equal(stock(**CALL, generator=rng(), output_type="pt").images, expected)
 
 
 def test_a_network_that_gives_codes_probabilities(tmp_path):

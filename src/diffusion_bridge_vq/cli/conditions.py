@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from ..data.condition_files import read_condition
 from ..data.decoding import reason
 
 
@@ -21,7 +22,7 @@ def read_conditions(pipe: Any, paths: list[Path] | None) -> list[torch.Tensor]:
     for path in paths:
         try:
             record = {"bytes": None, "path": str(path)}
-            found.append(wanted.read(record, config.in_channels, config.sample_size))
+            found.append(read_condition(wanted, record, config.in_channels, config.sample_size))
         except Exception as error:  # Pillow raises many for damaged files
             raise ValueError(f"--condition: {path} can't be read ({reason(error)}).") from error
     return found

@@ -8,7 +8,6 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 
-from .decoding import Record, decode_image, image_size
 from .pixels import to_bytes, to_pixels
 
 _COLUMN, _LOW_RESOLUTION = "column:", "low-resolution:"
@@ -61,25 +60,6 @@ class ImageCondition:
     def column(self) -> str | None:
         """The column of the data set; None if it is made of the images."""
         return self.name.removeprefix(_COLUMN) if self.name.startswith(_COLUMN) else None
-
-    def read(self, record: Record, channels: int, resolution: int) -> torch.Tensor:
-        """
-        A picture of any size, scaled and cropped as for training -> what is drawn from it: (channels, side, side) in
-        [0, 1]. One that is smaller than the images is a low resolution itself, and isn't enlarged first.
-
-        Args:
-            record (`Record`): the picture's file.
-            channels (`int`), resolution (`int`): of the images that are drawn.
-
-        Raises:
-            Exception: see `decode_image`.
-        """
-        if self.side < resolution <= min(image_size(record)):
-            pixels = torch.from_numpy(decode_image(record, resolution, channels).copy())
-            images = self.derive(to_pixels(pixels[None]))
-        else:
-            images = to_pixels(torch.from_numpy(decode_image(record, self.side, self.channels).copy())[None])
-        return images[0].add(1).div(2).clamp(0, 1)
 
     def derive(self, images: torch.Tensor) -> torch.Tensor:
         """

@@ -6,10 +6,16 @@ from typing import Any
 
 from ..pipelines.base import VQPipeline
 
-# What the files of a repository's components find their classes in, whatever diffusers calls the module.
-CODE_MODULE = "diffusers_modules.diffusion_bridge_vq"
 CODE_PREFIX = "diffusion_bridge_vq_"
 PACKAGE_PREFIX = "diffusion_bridge_vq."
+
+
+def shared_module(code_name: str) -> str:
+    """
+    What all files of all repositories find the code of this name in, whatever diffusers calls the module. The name has
+    a hash of the code: the same code is one set of classes in a process, and other code is another.
+    """
+    return f"diffusers_modules.{code_name}"
 
 
 def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]], code_name: str) -> dict[str, str]:
@@ -28,11 +34,12 @@ def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]],
     files = {
         # one name for all classes: diffusers runs pipeline.py of several repositories in one namespace
         "pipeline.py": f"import sys\n\nfrom .{code_name} import {pipeline_class} as Pipeline\n\n"
-        f'sys.modules["{CODE_MODULE}"] = sys.modules[Pipeline.__module__]\n'
+        f'code = sys.modules.setdefault("{shared_module(code_name)}", sys.modules[Pipeline.__module__])\n'
+        f"Pipeline = code.{pipeline_class}\n"
     }
     for name, (module, class_name) in components.items():
         if module.startswith(PACKAGE_PREFIX):
-            files[f"{name}/{module}.py"] = f"from {CODE_MODULE} import {class_name}  # see pipeline.py\n"
+            files[f"{name}/{module}.py"] = f"from {shared_module(code_name)} import {class_name}  # see pipeline.py\n"
     return files
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from ..data.condition_files import read_condition
 from ..pipelines import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from ..pipelines.denoising_chain import DenoisingChain
 from ..schedulers import OUBridgeScheduler
@@ -303,7 +304,7 @@ class Demo:
             raise ValueError("This model draws from a picture: choose one (`condition`).")
         record = {"bytes": file_of_data_url(picture), "path": None}
         with naming_unreadable_files():
-            return self.draws_from.read(record, self.channels, self.side)[None]
+            return read_condition(self.draws_from, record, self.channels, self.side)[None]
 
     def _labels(self, class_name: Any, seed: int, count: int) -> list[int | str] | None:
         """One label per picture, or None for no class; a text where classes are words."""
