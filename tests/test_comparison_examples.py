@@ -217,7 +217,9 @@ def done_run(tmp_path) -> None:
     (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
 
 
-def test_missing_data_is_refused_before_steps_are_timed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("option", "split"), [("--train-split", "nope"), ("--test-split", "validation")])
+def test_missing_data_is_refused_before_training(option, split, refused, tmp_path, monkeypatch):
+    """That of the evaluation, too, and no folder stays."""
     monkeypatch.setattr(comparison, "steps_within", lambda config, seconds: pytest.fail("steps were timed"))
-    with pytest.raises(ValueError, match="has no split 'nope'"):
-        comparison.Comparison("digits", "digits", tmp_path, 1, train_split="nope").train("vq")
+    line = refused(*comparison.TRAINING_STAGES, "evaluate", "--preset", "digits", option, split)
+    assert f"has no split '{split}'" in line and not list(tmp_path.iterdir())

@@ -53,6 +53,20 @@ class Comparison:
         """The folder of a stage's run."""
         return RunFolder(self.output_dir / stage)
 
+    def check_data(self, stages: Collection[str], test_split: str | None = None) -> None:
+        """
+        Look for the data of these stages, and of an evaluation with `test_split`, before hours of training.
+
+        Raises:
+            ValueError: a split is missing.
+            ConnectionError: the Hub can't be reached.
+        """
+        if all(self.run(stage).finished() for stage in stages):
+            return
+        options = image_options(self._config("vq", self.run("vq"))) | {"in_memory": False}
+        for split in filter(None, (self.train_split, test_split)):
+            load_images(self.dataset, split=split, **options)
+
     def train(self, stage: str) -> None:
         """
         Train one of `TRAINING_STAGES`; all but the first need the autoencoder of "vq".
@@ -67,7 +81,7 @@ class Comparison:
             print(f"{stage}: done before, {run.path}")
             return
         config = self._config(stage, run)
-        steps = _remembered(run.path / "steps.json", lambda: self._count_steps(config))
+        steps = _remembered(run.path / "steps.json", lambda: steps_within(config, self.budget))
         # A run that is killed without warning loses a quarter of its budget at most.
         config = replace(
             config,
@@ -110,11 +124,6 @@ class Comparison:
         )
         return write_report(output)
 
-    def _count_steps(self, config: RunConfig) -> int:
-        # Missing data is refused before steps are timed, which takes a minute.
-        load_images(config.dataset, split=config.split, **(image_options(config) | {"in_memory": False}))
-        return steps_within(config, self.budget)
-
     def _config(self, stage: str, run: RunFolder) -> RunConfig:
         autoencoder = self.run("vq").path
         kinds: dict[str, tuple[type[RunConfig], dict[str, Any]]] = {
@@ -147,9 +156,10 @@ class Comparison:
 def _remembered(path: Path, compute: Callable[[], int]) -> int:
     """What an earlier start of the same stage computed, so that it continues with the same number."""
     if not path.is_file():
+        computed = compute()  # before a folder is made, which a refusal would leave
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(compute()))
+        temporary.write_text(json.dumps(computed))
         os.replace(temporary, path)
     try:
         steps = json.loads(path.read_text())

@@ -54,6 +54,8 @@ def main() -> None:
     comparison = Comparison(
         args.preset, args.dataset, args.output_dir, args.budget, args.train_split, args.seed, settings
     )
+    training = [stage for stage in args.stage if stage in TRAINING_STAGES]
+    comparison.check_data(training, args.test_split if "evaluate" in args.stage else None)
     for stage in args.stage:
         if stage == "evaluate":
             device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
