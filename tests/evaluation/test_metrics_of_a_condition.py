@@ -180,3 +180,32 @@ def test_data_without_what_is_drawn_from(tmp_path):
     with pytest.raises(ValueError, match="bridge draws with classes, but the data set has none"):
         outputs_of(make("low-resolution:8", 5, classes=11), real, tmp_path, guidance_scale=2.0)
     outputs_of(make("low-resolution:8", 5, classes=11), real, tmp_path)
+
+
+def test_classes_that_the_model_does_not_know(tmp_path):
+    """The message names model, classes and what to do, before anything is drawn."""
+    real = make_real()
+    last = int(real.test_labels.max())
+    pipe = make("low-resolution:8", 5, classes=last + 1)  # it doesn't know the last one
+    with pytest.raises(ValueError, match=f"bridge doesn't know the classes {last} of the test images: give the data"):
+        outputs_of(pipe, real, tmp_path, guidance_scale=2.0)
+    outputs_of(pipe, real, tmp_path)
+    unnamed = DiffusionBridgeVQPipeline(**pipe.components, condition="low-resolution:8")
+    with pytest.raises(ValueError, match=f"bridge has {last} classes without names, and the data set 10: give"):
+        outputs_of(unnamed, real, tmp_path, guidance_scale=2.0)
+    names = {"id2label": pipe.id2label, "label_words": True}
+    words = DiffusionBridgeVQPipeline(**pipe.components, condition="low-resolution:8", **names)
+    real.class_names = [f"{number % last} 0" for number in range(10)]
+    assert outputs_of(words, real, tmp_path, guidance_scale=2.0).samples.shape == (N, 1, 16, 16)
+    real.class_names[last] = "0 new"
+    with pytest.raises(ValueError, match="bridge doesn't know the classes 0 new of the test images"):
+        outputs_of(words, real, tmp_path, guidance_scale=2.0)
+
+
+def test_a_model_of_words_draws_without_them(tmp_path):
+    pipe = make_gray_pipeline()
+    unet = UNet2DModel.from_config(pipe.unet.config, num_class_embeds=3).eval()
+    words = DiffusionBridgeVQPipeline(pipe.vqvae, unet, pipe.scheduler, {0: "red", 1: "cat"}, label_words=True)
+    with pytest.raises(ValueError, match=r"bridge draws from words, .* leave it out"):
+        outputs_of(words, make_real(), tmp_path, guidance_scale=2.0)
+    assert outputs_of(words, make_real(), tmp_path).samples.shape == (N, 1, 16, 16)

@@ -73,7 +73,7 @@ def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
     class with a guidance scale (1 for class-conditional draws without guidance), or of the images that they were drawn
     from.
     """
-    real = outputs.real
+    real, sample_labels = outputs.real, outputs.sample_labels  # other classes are refused before all work
     images, labels, _ = real.training_set(outputs.config.num_train_images)
     names, test_labels = real.class_names, real.test_labels
     assert labels is not None and names is not None and test_labels is not None  # as the metric's needs say
@@ -90,8 +90,8 @@ def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
         "class_accuracy_test": accuracy(real.test, test_labels),
         "class_accuracy_reconstructions": accuracy(outputs.reconstructions, test_labels),
     }
-    if outputs.sample_labels is not None:
-        figures["class_accuracy"] = accuracy(outputs.samples, outputs.sample_labels)
+    if sample_labels is not None:
+        figures["class_accuracy"] = accuracy(outputs.samples, sample_labels)
         of_test = figures["class_accuracy"]["value"] / max(figures["class_accuracy_test"]["value"], 1 / count)
         figures["class_accuracy_ratio"] = {"value": of_test, "reference": "samples / test images"}
     return Measurement(figures)

@@ -21,6 +21,8 @@ from .processes import Processes
 from .real_images import RealImages
 from .sample_store import SampleStore
 
+_MOST_NAMES = 5  # in messages
+
 
 class ModelOutputs:
     """
@@ -222,14 +224,7 @@ class ModelOutputs:
         if not self.prior.num_classes or not self.config.guidance_scale or labels is None or names is None:
             return None
         own = labels[numbers].tolist()
-        if self.prior.class_names is not None:
-            return [names[label] for label in own]
-        if self.prior.num_classes != len(names):
-            raise ValueError(
-                f"{self.model} has {self.prior.num_classes} classes without names, and the data set {len(names)}: "
-                "give the data set that the model was trained on, or leave out `guidance_scale`."
-            )
-        return own
+        return own if self.prior.class_names is None else [names[label] for label in own]
 
     def _check_conditions(self) -> None:
         condition = self.prior.image_condition
@@ -240,10 +235,22 @@ class ModelOutputs:
                 f"{self.model} draws from images ({condition.name}): load the test images with `condition_column` "
                 f"{condition.column!r}."
             )
-        if self.prior.num_classes and self.config.guidance_scale and self.real.test_labels is None:
+        labels, names = self.real.test_labels, self.real.class_names
+        if not self.prior.num_classes or not self.config.guidance_scale:
+            return
+        if labels is None or names is None:
             raise ValueError(
                 f"{self.model} draws with classes, but the data set has none: give its `label_column`, or leave out "
                 "`guidance_scale`."
+            )
+        unknown = self.prior.unknown_classes([names[number] for number in labels.unique().tolist()])
+        other = f"doesn't know the classes {', '.join(unknown[:_MOST_NAMES])} of the test images"
+        if self.prior.class_names is None:
+            other = f"has {self.prior.num_classes} classes without names, and the data set {len(names)}"
+        if unknown or (self.prior.class_names is None and self.prior.num_classes != len(names)):
+            raise ValueError(
+                f"{self.model} {other}: give the data set that the model was trained on, or leave out "
+                "`guidance_scale`, to draw without classes."
             )
 
     @property

@@ -1,5 +1,6 @@
 """What metrics ask of a prior, answered by each kind of pipeline."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from ..data import ImageCondition
 from ..data.pixels import to_pixels
 from ..models import ConditionedUNet, bridge_start_latents, condition_map
+from ..models.conditions import split_words
 from ..sampling.generators import Generators
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import find_few_steps, is_student
@@ -47,6 +49,11 @@ class EvaluatedPrior:
         self._call: dict[str, Any] = {}
         if config.guidance_scale and not self._is_guided:
             raise ValueError(f"{model} has no classes: leave out `guidance_scale`.")
+        if config.guidance_scale and self._takes_words and self.image_condition is None:
+            raise ValueError(
+                f"{model} draws from words, and with `guidance_scale` a sample would show one word: leave it out, to "
+                "draw without words. benchmarks/study_words.py draws the labels of a test split."
+            )
         pipe.set_progress_bar_config(disable=True)
 
     @property
@@ -80,6 +87,17 @@ class EvaluatedPrior:
         """In the order of the model's classes; None if they weren't saved."""
         names = self.pipe.id2label
         return None if names is None else [names[number] for number in range(self.num_classes)]
+
+    def unknown_classes(self, names: Sequence[str]) -> list[str]:
+        """Those of these names that it can't draw; none if its own weren't saved."""
+        known = set(self.class_names or names)
+        if self._takes_words:
+            return [name for name in names if not split_words(name) or set(split_words(name)) - known]
+        return [name for name in names if name not in known]
+
+    @property
+    def _takes_words(self) -> bool:
+        return bool(self.pipe.config.get("label_words"))
 
     def draw_codes(
         self,

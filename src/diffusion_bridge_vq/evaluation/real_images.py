@@ -161,5 +161,8 @@ def _renumber(labels: torch.Tensor | None, names: list[str] | None, target: list
         return None
     unknown = sorted(set(names) - set(target))
     if unknown:
-        raise ValueError(f"The test split has classes that the train split lacks: {', '.join(unknown[:5])}.")
+        raise ValueError(
+            f"The test split has classes that the train split lacks: {', '.join(unknown[:5])}. "
+            "If nothing is measured by class, leave out `label_column`."
+        )
     return torch.tensor([target.index(name) for name in names])[labels]
