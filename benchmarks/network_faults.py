@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusion_bridge_vq.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples" / "accelerate_configs" / "cpu_2.yaml"
 SKIPPED = 77
@@ -61,6 +63,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
 
     def note(result: dict[str, Any]) -> None:
+        link.check()
         found.append(result)
         print(json.dumps(result), flush=True)
 
@@ -125,6 +128,8 @@ class Link(threading.Thread):
     def __init__(self, ends: list[int]) -> None:
         super().__init__(daemon=True)
         self.ends = ends
+        self.closing = False
+        self.failure: OSError | None = None
         self.mend()
 
     def mend(self) -> None:
@@ -134,8 +139,19 @@ class Link(threading.Thread):
         self.lost = True
 
     def run(self) -> None:
-        with contextlib.suppress(OSError):  # when the devices are gone
+        try:
             self._pass_packets()
+        except OSError as error:
+            if not self.closing:  # else the devices are gone
+                self.failure = error
+
+    def check(self) -> None:
+        """
+        Raises:
+            SystemExit: packets are no longer passed, so that what was measured is of no fault that was meant.
+        """
+        if self.failure is not None:
+            raise SystemExit(f"the link between the machines failed: {self.failure}")
 
     def _pass_packets(self) -> None:
         waiting: dict[int, deque[tuple[float, bytes]]] = {end: deque() for end in self.ends}
@@ -157,7 +173,8 @@ class Link(threading.Thread):
 @contextlib.contextmanager
 def two_machines() -> Iterator[Link]:
     remove_machines()
-    ends = []
+    ends: list[int] = []
+    link = Link(ends)
     try:
         for number, (side, address) in enumerate(zip(SIDES, ADDRESSES, strict=True)):
             device = f"{DEVICE}{number}"
@@ -168,10 +185,10 @@ def two_machines() -> Iterator[Link]:
             run("ip", "-n", side, "link", "set", "lo", "up")
             run("ip", "-n", side, "address", "add", f"{address}/24", "dev", DEVICE)
             run("ip", "-n", side, "link", "set", DEVICE, "up")
-        link = Link(ends)
         link.start()
         yield link
     finally:
+        link.closing = True
         remove_machines()
 
 
@@ -236,9 +253,8 @@ class Job:
 
     def steps(self) -> int:
         """Steps done, by the log of the run."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return json.loads(lines[-1])["step"] if lines else 0
+        records = RunFolder(self.folder).read_metrics()  # without a line that is being written
+        return int(records[-1]["step"]) if records else 0
 
     def wait_for_steps(self, more: int) -> float:
         """Until as many more steps are done; returns the seconds."""

@@ -1,5 +1,6 @@
 """benchmarks/network_faults.py: the link, and what is said where network namespaces can't be made."""
 
+import os
 import runpy
 import socket
 import time
@@ -50,3 +51,21 @@ def test_the_link_passes_delays_and_loses():
         first.send(packet)
     assert [second.recv(99)[:1] for _ in range(2)] == [b"1", b"2"]
     assert time.monotonic() - start >= 0.1 + 2 * 0.1
+
+
+def test_a_link_that_fails_is_said(tmp_path):
+    end = os.open(tmp_path, os.O_RDONLY)  # a folder can't be read as a device
+    link = runpy.run_path(str(SCRIPT))["Link"]([end, end])
+    link.check()
+    link.run()
+    with pytest.raises(SystemExit, match=r"the link between the machines failed: .*Is a directory"):
+        link.check()
+    os.close(end)
+
+
+def test_a_line_that_is_being_written_is_no_step(tmp_path):
+    job = object.__new__(runpy.run_path(str(SCRIPT))["Job"])
+    job.folder = tmp_path
+    assert job.steps() == 0
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5}\n{"step"')
+    assert job.steps() == 5
