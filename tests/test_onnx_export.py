@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from tiny_models import BRIDGE, SKEWED, STEPS, make_code_pipeline, make_gray_pipeline, make_pipeline, rng
+from tiny_models import (
+    BRIDGE,
+    SKEWED,
+    STEPS,
+    make_code_pipeline,
+    make_gray_pipeline,
+    make_pipeline,
+    make_words_pipeline,
+    rng,
+)
 
 from diffusion_bridge_vq import OUBridgeScheduler, PixelCNNVQPipeline, onnx_export
-from diffusion_bridge_vq.models.denoiser import denoise
+from diffusion_bridge_vq.models import words_to_labels
+from diffusion_bridge_vq.models.denoiser import call_network, denoise
 from diffusion_bridge_vq.onnx_export import export_onnx
 from diffusion_bridge_vq.sampling import sample_latents
 
@@ -176,6 +186,19 @@ def test_conditional_denoiser_takes_a_class_for_each_image(conditional_graphs, c
     inputs = {"sample": x.numpy(), "timestep": timesteps.numpy(), "class_labels": labels.numpy()}
     np.testing.assert_allclose(conditional_graphs.run("denoiser", **inputs), expected, atol=1e-5, rtol=1e-4)
     assert all(np.abs(expected[0] - expected[k]).max() > 1e-3 for k in range(1, CLASSES))
+
+
+@pytest.mark.slow
+def test_words_are_vectors(tmp_path):
+    pipe = make_words_pipeline()
+    graphs = export(pipe, tmp_path, only="prediction")
+    labels = words_to_labels(["red cat", "blue", ""], list(pipe.id2label.values()))  # the last is the null class
+    x, timesteps = torch.randn(1, *graphs.latent_shape, generator=rng()).repeat(3, 1, 1, 1), torch.full((3,), 6)
+    with torch.no_grad():
+        expected = call_network(pipe.unet, x, timesteps, labels).numpy()
+    inputs = {"sample": x.numpy(), "timestep": timesteps.numpy(), "class_labels": labels.numpy()}
+    np.testing.assert_allclose(graphs.run("denoiser", **inputs), expected, atol=1e-5, rtol=1e-4)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3 and np.abs(expected[1] - expected[2]).max() > 1e-3
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     `sample` isn't z_t but what the network sees: x_t = (z_t - z*) / m_t, m_t^2 = abar_t + s^2 (1 - abar_t), of unit
     variance. `timestep` is i = t - 1. `prediction` is eps, z_0 or v by `prediction_type` in scheduler_config.json,
     which has theta, eta, z* and the betas (or the schedule that they come from) too. The last class is the null class
-    of guidance. Grids that the U-Net can't halve are padded and cropped inside. Weights stand in the graph's file; above
+    of guidance. Where classes are words, `class_labels` (B, K + 1) in float32 has a 1 for each word, by the numbers of
+    `pipe.id2label`, or for the null class. Grids that the U-Net can't halve are padded and cropped inside. Weights stand in the graph's file; above
     1.5 GiB in a second file, FILE.data.
 
     Args:
@@ -61,7 +62,8 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     integers = torch.zeros(_EXAMPLES, dtype=torch.long, device=device)
     inputs = {"sample": latents, "timestep": integers}
     if pipe.unet.config.num_class_embeds is not None:
-        inputs["class_labels"] = integers.clone()
+        words = bool(pipe.config.get("label_words"))
+        inputs["class_labels"] = latents.new_zeros(_EXAMPLES, pipe.unet.config.num_class_embeds) if words else integers
     codes = torch.zeros(grid, dtype=torch.long, device=device)
     pipe.scheduler.save_pretrained(folder)
     return [

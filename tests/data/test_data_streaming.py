@@ -290,6 +290,8 @@ def test_columns_that_are_not_there(tmp_path, parquet):
         stream_images(str(parquet), image_column="left", **GREY)
     with pytest.raises(ValueError, match=r"no label_column 'class'; .*label \(ClassLabel\)"):
         stream_images(str(parquet), label_column="class", **GREY)
+    with pytest.raises(ValueError, match="'label,other': a stream has one column of labels; write the joined texts"):
+        stream_images(str(parquet), label_column="label,other", **GREY)
     write_tar(tmp_path / "text" / "train.tar", sample("a", 1))
     with pytest.raises(ValueError, match=r"'json\.name' holds strings, whose class ids aren't known before all are"):
         stream_images(str(tmp_path / "text"), label_column="json.name", **GREY)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from tiny_models import make_pipeline, rng
+from tiny_models import make_pipeline, make_words_pipeline, rng
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.commands import fit_timesteps as command
@@ -71,3 +71,17 @@ def test_steps_are_not_fitted_to_nan(tmp_path):
     labels = torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match=r"NaN or infinite with `guidance_scale` 1e\+38"):
         fit_timesteps(unet, OUBridgeScheduler(prediction_type="sample"), torch.randn(1, 3, 3, 3), [2], labels, 1e38)
+
+
+def test_words_are_those_of_the_examples(tmp_path, monkeypatch, capsys):
+    """A single word, of which the model has seen no image, isn't what steps are fitted for."""
+    given = []
+    monkeypatch.setattr("diffusion_bridge_vq.sampling.fit_timesteps", lambda *call: given.append(call) or {})
+    monkeypatch.setattr(sys, "argv", ["fit_timesteps.py", str(tmp_path), "--steps", "2", "--num-samples", "3"])
+    make_words_pipeline(["Red cat", "dog"]).save_pretrained(tmp_path)
+    command.main()
+    assert given[0][4].tolist() == [[0, 1, 0, 1, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0]]  # blue, cat, dog, red, null
+    make_words_pipeline().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "write some texts as `label_examples` into" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_a_teacher_of_words_is_refused(teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["draw", str(tmp_path / "words"), "--output-dir", str(tmp_path / "new")])
     with pytest.raises(SystemExit):
         draw_trajectories_command.main()
-    assert "takes words, but trajectories have one class each" in capsys.readouterr().err
+    assert "draws from words, but trajectories have one class each" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -10,8 +10,14 @@ from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.data.tables import read_labels
 from diffusion_bridge_vq.pipelines import save_components
 from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training import E2EConfig, train
-from diffusion_bridge_vq.training.data import find_classes, make_label_table, model_inputs, open_images
+from diffusion_bridge_vq.training import E2EConfig, data, train
+from diffusion_bridge_vq.training.data import (
+    check_class_names,
+    find_classes,
+    make_label_table,
+    model_inputs,
+    open_images,
+)
 
 SHORT = {"batch_size": 4, "max_train_steps": 2, "checkpoint_every": 0, "class_conditional": True, "label_words": True}
 
@@ -66,6 +72,16 @@ def test_from_a_run_to_calls_by_words(photos, tmp_path):
         draw("-")
     with pytest.raises(ValueError, match=r"1 texts or one, or numbers of words in 0\.\.3"):
         draw(4)
+
+
+def test_names_that_a_pipeline_cannot_hold_are_refused_before_training(photos, tmp_path, monkeypatch):
+    check_class_names(["cat"] * 10_000)
+    with pytest.raises(ValueError, match=r"names of the 60,000 classes take 1,.* at most 1,048,576: name a"):
+        check_class_names([f"word{number}" for number in range(60_000)])
+    monkeypatch.setattr(data, "MAX_JSON_BYTES", 2**14)
+    with pytest.raises(ValueError, match="names of the 4 classes take"):
+        train(config(E2EConfig, tmp_path / "run", dataset=photos, **SHORT))
+    assert not (tmp_path / "run").exists()
 
 
 def test_words_need_classes_and_names():

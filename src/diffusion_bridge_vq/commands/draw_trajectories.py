@@ -55,7 +55,8 @@ def main() -> None:
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
     if pipe.config.get("label_words"):
         raise ValueError(
-            "The teacher takes words, but trajectories have one class each: a student would never see words together."
+            "The teacher draws from words, but trajectories have one class each, so a student would never see words "
+            "together. Draw with the teacher in few steps instead: fit_timesteps.py places them."
         )
     scale = args.guidance_scale
     encoding = draw_trajectories(

@@ -25,7 +25,7 @@ def main() -> None:
 
     import torch  # after `--help`
 
-    from ..models import refuse_image_condition
+    from ..models import refuse_image_condition, words_to_labels
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..pipelines.saved_folder import find_pipeline_folder
     from ..sampling import fit_timesteps
@@ -50,6 +50,15 @@ def main() -> None:
             raise ValueError("This model has no classes: leave out --guidance-scale.")
     else:
         labels = torch.arange(args.num_samples, device=pipe.device) % (unet.config.num_class_embeds - 1)
+        if pipe.config.get("label_words"):
+            examples = pipe.config.get("label_examples")
+            if not examples:
+                raise ValueError(
+                    f"The classes of this model are words, and no image has one alone: write some texts as "
+                    f"`label_examples` into {folder / 'model_index.json'}, to fit steps for them."
+                )
+            vectors = words_to_labels(examples, list((pipe.id2label or {}).values()))
+            labels = vectors[torch.arange(args.num_samples) % len(vectors)].to(pipe.device)
         scale = pipe.config.get("default_guidance_scale", 1.0) if args.guidance_scale is None else args.guidance_scale
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):
         fitted = fit_timesteps(unet, pipe.scheduler, noise, args.steps, labels, scale)

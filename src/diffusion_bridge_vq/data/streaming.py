@@ -75,6 +75,11 @@ def stream_images(
     stream, described, files = stream_table(dataset if folder is None else str(folder), split)
     if condition_column is not None:
         find_image_column(stream, condition_column, "condition_column")
+    if label_column is not None and "," in label_column and label_column not in stream.features:
+        raise ValueError(
+            f"label_column {label_column!r}: a stream has one column of labels; write the joined texts into one, or "
+            "load it without streaming"
+        )
     column = find_image_column(stream, image_column, besides=condition_column)
     label, feature = find_label_column(stream, label_column)
     classes: list[Any] | None = None

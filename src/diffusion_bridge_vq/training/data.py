@@ -1,6 +1,7 @@
 """From the settings of a run to its images, and to the batches that it trains on."""
 
 import itertools
+import json
 import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from types import FrameType
@@ -16,12 +17,15 @@ from ..data import ImageDataset, StreamedImages, load_images, stream_images
 from ..data.encoded import EncodedImages, find_encoded
 from ..data.pixels import to_pixels
 from ..models import choose_examples, find_vocabulary, words_to_labels
+from ..models.weight_files import MAX_JSON_BYTES
 from .agreement import on_main_process
 from .cached_inputs import check_encoding, encode_for_run
 from .config import RunConfig
 from .objectives import Objective
 
 Batch = dict[str, torch.Tensor]
+_OTHER_SETTINGS = 2**14  # bytes of model_index.json
+
 Images: TypeAlias = ImageDataset | StreamedImages | EncodedImages
 
 
@@ -149,6 +153,19 @@ def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[st
 def find_label_examples(config: RunConfig, images: Images) -> list[str] | None:
     """With `uses_words`, a few labels of these images, as they are written there, that show what a model can draw."""
     return choose_examples(_label_texts(images)) or None if config.uses_words else None
+
+
+def check_class_names(names: Sequence[str] | None) -> None:
+    """
+    Raises:
+        ValueError: the pipeline in the end would be refused, for names that take more than its file may.
+    """
+    size = len(json.dumps({"id2label": dict(enumerate(names or ()))}, indent=2))
+    if size > MAX_JSON_BYTES - _OTHER_SETTINGS:
+        raise ValueError(
+            f"The names of the {len(names or ()):,} classes take {size:,} bytes of model_index.json, which has at "
+            f"most {MAX_JSON_BYTES:,}: name a `label_column` with fewer or shorter ones."
+        )
 
 
 def _label_texts(images: Images) -> list[str]:

@@ -14,7 +14,7 @@ from ..run_folder import RunFolder
 from .agreement import on_main_process
 from .calibration import calibrate
 from .config import RunConfig
-from .data import find_classes, open_images
+from .data import check_class_names, find_classes, open_images
 from .distributed.accelerate import make_accelerator
 from .fault_tolerance.preflight import check_disk, check_output_dir
 from .fault_tolerance.run_lock import run_lock
@@ -65,7 +65,10 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         images = open_images(config)
         calibrated = Path(stack.enter_context(TemporaryDirectory())) / "calibrated"
         config = calibrate(config, accelerator, images, calibrated)
-        objective = build_objective(config, *find_classes(config, images))
+        num_classes, class_names = find_classes(config, images)
+        if config.uses_classes:
+            check_class_names(class_names)
+        objective = build_objective(config, num_classes, class_names)
         if config.vqvae_from == calibrated:
             config = dataclasses.replace(config, vqvae_from=run.calibrated)
         accelerator.print(
