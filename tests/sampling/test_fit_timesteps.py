@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,8 +76,8 @@ def test_steps_are_not_fitted_to_nan(tmp_path):
 
 def test_words_are_those_of_the_examples(tmp_path, monkeypatch, capsys):
     """A single word, of which the model has seen no image, isn't what steps are fitted for."""
-    given = []
-    monkeypatch.setattr("diffusion_bridge_vq.sampling.fit_timesteps", lambda *call: given.append(call) or {})
+    given, found = [], {2: SimpleNamespace(timesteps=[10, 5], error=0.0, error_before=0.0)}
+    monkeypatch.setattr("diffusion_bridge_vq.sampling.fit_timesteps", lambda *call: given.append(call) or found)
     monkeypatch.setattr(sys, "argv", ["fit_timesteps.py", str(tmp_path), "--steps", "2", "--num-samples", "3"])
     make_words_pipeline(["Red cat", "dog"]).save_pretrained(tmp_path)
     command.main()
