@@ -1,5 +1,6 @@
 """The checkpoints of the repository: small, safe to load, and what they draw is what they were trained on."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,21 @@ def test_files(folder):
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert (folder / "README.md").is_file()
     assert not any(word in path.read_text() for path in files if path.suffix == ".json" for word in ("/tmp", "/home"))
+
+
+def test_the_sizes_that_cards_name_are_those_of_the_networks():
+    sizes = re.compile(r"([\d.]+)M \w+\): \d+x.*?(\d+)x\d+ positions, (\d+) channels, ([\d,]+) codes")
+    cards = CHECKPOINTS.parent / "model_cards"
+    found = {path.stem: match for path in cards.glob("*.md") if (match := sizes.search(path.read_text()))}
+    assert {"digits", "cifar10-small", "emoji", "emoji-words"} <= set(found)
+    for name, match in found.items():
+        vqvae = GumbelVQModel.from_pretrained(CHECKPOINTS / name / "vqvae")
+        config = vqvae.config
+        positions = config.sample_size >> (len(config.block_out_channels) - 1)
+        named = (float(match[1]), int(match[2]), int(match[3]), int(match[4].replace(",", "")))
+        weights = sum(tensor.numel() for tensor in vqvae.state_dict().values()) / 1e6
+        assert named[1:] == (positions, config.latent_channels, config.num_vq_embeddings), name
+        assert named[0] == pytest.approx(weights, abs=0.06), name
 
 
 @pytest.mark.parametrize("name", ["digits", "digits-student"])
