@@ -37,7 +37,7 @@ def test_classes_are_drawn_in_turn(monkeypatch, tmp_path):
     (folder / "model_index.json").write_text(json.dumps(index))
     (draw, _), _ = after_pipeline(folder, Path("a"))
     assert draw == "dbvq sample a/pipeline --all-classes --guidance-scale 2.5 --output a/samples.png"
-    (folder / "model_index.json").write_text(json.dumps(index | {"label_examples": ["Red cat", "cat"]}))
+    (folder / "model_index.json").write_text(json.dumps(index | {"label_examples": {"0": "Red cat", "1": "cat"}}))
     (draw, _), _ = after_pipeline(folder, Path("a"))
     assert draw.startswith("dbvq sample a/pipeline --class-labels 'Red cat' cat --guidance-scale 2.5 ")
 

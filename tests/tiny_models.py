@@ -123,10 +123,9 @@ def make_gray_pipeline() -> DiffusionBridgeVQPipeline:
 def make_words_pipeline(examples: list[str] | None = None) -> DiffusionBridgeVQPipeline:
     """[`make_pipeline`] with classes that are words, and labels of these."""
     pipe = make_pipeline(5)
+    settings = {"label_words": True, "label_examples": dict(enumerate(examples)) if examples else None}
     names = dict(enumerate(["blue", "cat", "dog", "red"]))
-    pipe = DiffusionBridgeVQPipeline(
-        pipe.vqvae, pipe.unet, pipe.scheduler, names, label_words=True, label_examples=examples
-    )
+    pipe = DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, pipe.scheduler, names, **settings)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

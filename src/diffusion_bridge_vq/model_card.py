@@ -204,8 +204,8 @@ def _call(index: dict[str, Any]) -> str:
     if index.get("condition"):
         return "condition=image"
     examples = index.get("label_examples")
-    if isinstance(examples, list) and examples:
-        return repr(examples[:_SNIPPET_EXAMPLES])
+    if isinstance(examples, dict) and examples:
+        return repr(list(examples.values())[:_SNIPPET_EXAMPLES])
     return f"batch_size={_SNIPPET_IMAGES}"
 
 

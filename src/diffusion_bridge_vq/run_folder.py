@@ -159,6 +159,7 @@ class RunFolder:
         for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
             if content := _read_object(file):
                 found = content.get("label_examples")
+                found = list(found.values()) if isinstance(found, dict) else found  # by number, of a pipeline
                 return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
         return []
 
@@ -170,8 +171,10 @@ class RunFolder:
             ValueError: as [`read_id2label`].
         """
         settings = _read_object(self.config)
-        names = ("label_words", "label_examples", "condition")
-        return {"id2label": self.read_id2label()} | {name: settings[name] for name in names if settings.get(name)}
+        kept = {name: settings[name] for name in ("label_words", "condition") if settings.get(name)}
+        if examples := settings.get("label_examples"):
+            kept["label_examples"] = dict(enumerate(examples))
+        return {"id2label": self.read_id2label()} | kept
 
     def is_student(self) -> bool:
         """Whether the network that is saved was distilled. `path` may be a run's folder or a pipeline's."""

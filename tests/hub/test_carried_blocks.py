@@ -7,7 +7,7 @@ from diffusers import ClassifierFreeGuidance, DiffusionPipeline, ModularPipeline
 from diffusers.modular_pipelines import ModularPipelineBlocks
 from packaging.version import Version
 from pipeline_files import write_folder
-from tiny_models import SKEWED, make_code_pipeline, make_pipeline, rng
+from tiny_models import SKEWED, make_code_pipeline, make_pipeline, make_words_pipeline, rng
 
 from diffusion_bridge_vq import GumbelVQModel, OUBridgeScheduler, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.hub import code, push_run
@@ -98,6 +98,21 @@ def test_from_the_hub(tmp_path):
     modular = blocks.init_pipeline("tester/blocks")
     modular.load_components()
     assert torch.equal(drawn(modular), pipe(**CALL, generator=rng(), output_type="pt").images)
+
+
+@pytest.mark.usefixtures("hub", "cache", "logged_in")
+def test_a_model_of_words_from_the_hub(tmp_path):
+    """diffusers takes a list in model_index.json for a component, and looks for its code."""
+    pipe = make_words_pipeline(["Red cat", "blue dog"])
+    pipe.save_pretrained(tmp_path)
+    push_run(tmp_path, "tester/words")
+    stock = DiffusionPipeline.from_pretrained("tester/words", custom_pipeline="pipeline", trust_remote_code=True)
+    stock.set_progress_bar_config(disable=True)
+    assert type(stock) is not type(pipe) and stock.label_examples == ["Red cat", "blue dog"]
+    call = {"class_labels": stock.label_examples, "num_inference_steps": 3, "output_type": "pt"}
+    assert torch.equal(stock(**call, generator=rng()).images, pipe(**call, generator=rng()).images)
+    blocks = ModularPipelineBlocks.from_pretrained("tester/words", trust_remote_code=True)
+    assert set(blocks.init_pipeline("tester/words").pretrained_component_names) == {"vqvae", "unet", "scheduler"}
 
 
 def test_code_is_not_run_unasked(tmp_path):

@@ -85,4 +85,4 @@ def test_words_are_those_of_the_examples(tmp_path, monkeypatch, capsys):
     make_words_pipeline().save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         command.main()
-    assert "write some texts as `label_examples` into" in capsys.readouterr().err
+    assert '"label_examples": {"0": "TEXT"}' in capsys.readouterr().err

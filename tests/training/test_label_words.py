@@ -56,7 +56,7 @@ def test_from_a_run_to_calls_by_words(photos, tmp_path):
     save_components(components, run, **run.read_pipeline_settings())
     pipe = DiffusionBridgeVQPipeline.from_pretrained(run.pipeline)
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.config.label_words and pipe.config.label_examples == ["Blue dog", "red cat"]
+    assert pipe.config.label_words and pipe.label_examples == ["Blue dog", "red cat"]
 
     def draw(labels):
         generator = torch.Generator().manual_seed(0)

@@ -51,13 +51,12 @@ def main() -> None:
     else:
         labels = torch.arange(args.num_samples, device=pipe.device) % (unet.config.num_class_embeds - 1)
         if pipe.config.get("label_words"):
-            examples = pipe.config.get("label_examples")
-            if not examples:
+            if not pipe.label_examples:
                 raise ValueError(
-                    f"The classes of this model are words, and no image has one alone: write some texts as "
-                    f"`label_examples` into {folder / 'model_index.json'}, to fit steps for them."
+                    f"The classes of this model are words, and no image has one alone: write some texts "
+                    f'into {folder / "model_index.json"}, to fit steps for them: "label_examples": {{"0": "TEXT"}}.'
                 )
-            vectors = words_to_labels(examples, list((pipe.id2label or {}).values()))
+            vectors = words_to_labels(pipe.label_examples, list((pipe.id2label or {}).values()))
             labels = vectors[torch.arange(args.num_samples) % len(vectors)].to(pipe.device)
         scale = pipe.config.get("default_guidance_scale", 1.0) if args.guidance_scale is None else args.guidance_scale
     with torch.autocast(pipe.device.type, torch.bfloat16, enabled=args.mixed_precision == "bf16"):

@@ -58,7 +58,7 @@ class Demo:
         names = pipe.id2label or {}
         self.classes = [names.get(label, f"class {label}") for label in range(num_classes)]
         self.words = bool(pipe.config.get("label_words"))
-        self.examples = list(pipe.config.get("label_examples") or [])
+        self.examples = pipe.label_examples
         config, student = pipe.scheduler.config, is_student(pipe.scheduler)
         self.completes = not student
         # a student has learned its guidance

@@ -57,7 +57,7 @@ class BridgePipeline(VQPipeline):
         default_num_inference_steps: int | None = None,
         label_words: bool | None = None,
         condition: str | None = None,
-        label_examples: list[str] | None = None,
+        label_examples: dict[int, str] | None = None,
     ):
         check_channels(unet, vqvae, _count_condition_channels(_parse_condition(condition, vqvae), unet, vqvae))
         check_process(unet, vqvae, scheduler)
@@ -69,6 +69,10 @@ class BridgePipeline(VQPipeline):
         if default_num_inference_steps is not None:
             most = scheduler.config.num_train_timesteps
             check_count("default_num_inference_steps", default_num_inference_steps, most)
+        if label_words is not None and not isinstance(label_words, bool):
+            raise ValueError(f"`label_words` must be True, False or None, got {label_words!r}.")
+        if label_words and id2label is None:
+            raise ValueError("`label_words` needs `id2label`, the words by their numbers.")
         super().__init__(
             id2label=check_id2label(id2label, num_classes),
             default_guidance_scale=default_guidance_scale,
@@ -77,11 +81,7 @@ class BridgePipeline(VQPipeline):
             condition=condition,
             label_examples=check_label_examples(label_examples, id2label if label_words else None),
         )
-        if label_words is not None and not isinstance(label_words, bool):
-            raise ValueError(f"`label_words` must be True, False or None, got {label_words!r}.")
         if label_words:
-            if self.id2label is None:
-                raise ValueError("`label_words` needs `id2label`, the words by their numbers.")
             take_several_classes(unet)
         self.register_modules(vqvae=vqvae, unet=unet, scheduler=scheduler)
 
@@ -89,6 +89,11 @@ class BridgePipeline(VQPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call (some solvers take more than were asked for)."""
         return len(self.scheduler.timesteps)
+
+    @property
+    def label_examples(self) -> list[str]:
+        """Labels that show what a model of words can draw; none of another model, or if none were saved."""
+        return list((self.config.get("label_examples") or {}).values())
 
     @property
     def image_condition(self) -> ImageCondition | None:

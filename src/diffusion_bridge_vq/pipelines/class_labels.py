@@ -42,27 +42,31 @@ def check_id2label(id2label: Mapping[Any, str] | None, num_classes: int | None) 
     return dict(sorted(names.items()))
 
 
-def check_label_examples(examples: Sequence[str] | None, words: Mapping[Any, str] | None) -> list[str] | None:
+def check_label_examples(examples: Any, words: Mapping[Any, str] | None) -> dict[int, str] | None:
     """
-    Labels that show what a model can draw, whose classes are these words by number; None for another model.
+    Labels that show what a model can draw, whose classes are these words by number; None for another model. By number,
+    as [`check_id2label`]: diffusers takes each list in model_index.json for a component.
 
     Raises:
-        ValueError: examples for such a model, no list of different texts, or a text without words or with unknown
+        ValueError: examples for such a model, no dict of different texts, or a text without words or with unknown
             ones.
     """
     if examples is None:
         return None
     if words is None:
         raise ValueError("`label_examples` are texts for a model whose classes are words: leave them out.")
-    texts = list(examples) if isinstance(examples, (list, tuple)) else []
+    texts = list(examples.values()) if isinstance(examples, Mapping) else []
     good = all(isinstance(text, str) and split_words(text) for text in texts)
     if not texts or not good or len(set(texts)) < len(texts):
-        raise ValueError(f"`label_examples` must be a list of different texts with words, got {examples!r:.200}.")
+        raise ValueError(
+            "`label_examples` must be a dict from number to text, of different texts with words, got "
+            f"{examples!r:.200}."
+        )
     try:
         words_to_labels(texts, list(words.values()))
     except ValueError as error:
         raise ValueError(f"`label_examples` don't fit `id2label`: {error}") from error
-    return texts
+    return dict(enumerate(texts))
 
 
 def check_default_guidance_scale(value: float | None, num_classes: int | None, condition: str | None = None) -> None:

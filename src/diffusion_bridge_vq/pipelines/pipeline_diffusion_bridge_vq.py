@@ -40,8 +40,8 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             means all of its words.
         condition (`str`, *optional*): what the model draws from, so that calls take images: "gray" (colorization),
             "low-resolution:SIDE", or "column:NAME", other images of the same size.
-        label_examples (`list[str]`, *optional*): with `label_words`, a few labels that the model draws well, for its
-            page and its card.
+        label_examples (`dict[int, str]`, *optional*): with `label_words`, a few labels that the model draws well, by
+            number, for its page and its card.
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook, or names or defaults that don't fit the U-Net's
