@@ -75,7 +75,7 @@ def test_inpaint_own_photos(example, fails, photos, tmp_path):
     torch.testing.assert_close(completions[..., :2], given, atol=1e-6, rtol=0)
 
 
-def test_inpaint_draws_from_images(example, fails, tmp_path):
+def test_inpaint_draws_from_images(example, fails, capsys, tmp_path):
     """From what is made of each image, or from pictures; as the pipeline does."""
     make_conditioned_pipeline().save_pretrained(tmp_path / "pipeline")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -89,8 +89,9 @@ def test_inpaint_draws_from_images(example, fails, tmp_path):
     grays = [picture.convert("L") for picture in pictures]
     hidden = torch.zeros(8, 8).index_fill_(1, torch.arange(4, 8), 1.0)
     one = ["--condition", tmp_path / "photos" / "1.png"]
-    for name, extra, given in (("own", [], grays), ("other", one, grays[1])):
+    for name, extra, given, shown in (("own", [], grays, "PICTURE"), ("other", one, grays[1], str(one[1]))):
         example("inpaint.py", tmp_path / "pipeline", *options, *extra, "--output-dir", tmp_path / name)
+        assert f" --condition {shown}  # draw whole" in capsys.readouterr().out  # or it would be refused
         found = load_file(tmp_path / name / "inpainting.safetensors")["completions"][:, 0]
         expected = pipe(
             pictures, hidden, 2, generator=torch.Generator().manual_seed(0), condition=given, output_type="pt"

@@ -7,7 +7,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusion_bridge_vq.data import ImageCondition, load_images
+from diffusion_bridge_vq.data import ImageCondition, load_images, stream_images
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
 
 NUMBERS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
@@ -82,5 +82,8 @@ def test_a_column_comes_with_its_image(table, in_memory):
 def test_columns_that_are_not_there_are_refused(table):
     with pytest.raises(ValueError, match="condition_column 'lines' holds no images; the columns are photo"):
         load_images(table, resolution=8, condition_column="lines")
+    for load in (load_images, stream_images):
+        with pytest.raises(ValueError, match="image_column and condition_column are both 'edges'"):
+            load(table, resolution=8, image_column="edges", condition_column="edges")
     with pytest.raises(ValueError, match="'digits' has no columns"):
         load_images("digits", resolution=8, channels=1, condition_column="edges")

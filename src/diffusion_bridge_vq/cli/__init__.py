@@ -1,7 +1,7 @@
 """Command lines: the flags that scripts share, errors as one line, and outputs checked before the work."""
 
 from .evaluation import add_evaluation_arguments, evaluation_settings
-from .next_steps import REPOSITORY, after_pipeline, command_line, print_next
+from .next_steps import PICTURE, REPOSITORY, after_pipeline, command_line, print_next
 from .outputs import check_grid, check_output_folder, check_output_image
 from .parser import (
     class_label,
@@ -15,6 +15,7 @@ from .parser import (
 from .training import add_repository_options, parse_config, parse_run, train_command
 
 __all__ = [
+    "PICTURE",
     "REPOSITORY",
     "add_evaluation_arguments",
     "add_repository_options",

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..cli import (
+    PICTURE,
     check_output_folder,
     class_label,
     command_line,
@@ -124,7 +125,8 @@ def main() -> None:
     record = {"command": " ".join(sys.argv), "images": chosen, "chain_steps": steps}
     (args.output_dir / "inpainting.json").write_text(json.dumps(record, indent=1))
     print(f"{len(completions)} completions, seed {args.seed}: {', '.join(str(sheet) for sheet in sheets)}")
-    print_next((command_line("sample", args.pipeline), "draw whole images"))
+    pictures = () if pipe.image_condition is None else ("--condition", *(args.condition or [PICTURE]))
+    print_next((command_line("sample", args.pipeline, *pictures), "draw whole images"))
 
 
 def read_images(

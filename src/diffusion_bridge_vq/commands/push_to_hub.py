@@ -1,7 +1,8 @@
 """Upload a run (weights, card, grids, settings, evaluation) to the Hub, in one commit. Needs `hf auth login`."""
 
-from ..cli import add_repository_options, command_line, errors_as_lines, local_path, new_parser, print_next
+from ..cli import PICTURE, add_repository_options, command_line, errors_as_lines, local_path, new_parser, print_next
 from ..hub import push_run
+from ..run_folder import RunFolder
 
 
 @errors_as_lines()
@@ -23,4 +24,5 @@ def main() -> None:
     )
     print(f"Pushed: {address}")
     if (args.folder / "pipeline").is_dir() or (args.folder / "model_index.json").is_file():
-        print_next((command_line("sample", args.repo_id), "draw from the Hub, on any machine"))
+        pictures = () if RunFolder(args.folder).read_condition() is None else ("--condition", PICTURE)
+        print_next((command_line("sample", args.repo_id, *pictures), "draw from the Hub, on any machine"))

@@ -168,6 +168,8 @@ def find_image_column(
     if image_column is not None:
         if image_column not in found:
             raise ValueError(f"{option} {image_column!r} holds no images; the columns are {_columns(table)}")
+        if image_column == besides:
+            raise ValueError(f"image_column and condition_column are both {besides!r}: take another column")
         return image_column
     found = [name for name in found if name != besides]
     if not found:
