@@ -18,6 +18,7 @@ from diffusion_bridge_vq import GumbelVQModel
 from diffusion_bridge_vq.cli import check_output_folder, errors_as_lines, finite_number, local_path, whole_number
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.pixels import to_pixels
+from diffusion_bridge_vq.run_folder import RunFolder
 
 BATCH = 256
 
@@ -26,7 +27,7 @@ BATCH = 256
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=local_path, help="folder with `vqvae`")
+    parser.add_argument("run", type=local_path, help="folder of a run or a pipeline, with `vqvae`")
     parser.add_argument("output_dir", type=local_path, help="folder that gets a `vqvae`")
     parser.add_argument("--num-codes", type=whole_number(2), help="default: as many, the same ones")
     parser.add_argument("--dataset", required=True, help="of training images, for the codebook")
@@ -35,8 +36,13 @@ def main() -> None:
     parser.add_argument("--seed", type=whole_number(0), default=0)
     args = parser.parse_args()
     check_output_folder(args.output_dir)
+    if RunFolder(args.output_dir).finished():
+        raise ValueError(f"{args.output_dir} holds a trained model already: give another output_dir.")
+    folder = RunFolder(args.run).find_component("vqvae")
+    if folder is None:
+        raise ValueError(f"There is no autoencoder in {args.run}: give the folder of a run or a pipeline.")
     torch.manual_seed(args.seed)
-    old: Any = GumbelVQModel.from_pretrained(args.run / "vqvae").eval()
+    old: Any = GumbelVQModel.from_pretrained(folder).eval()
     wide = widen(old, args.noise)
     config = old.config
     images = load_images(args.dataset, split="train", resolution=config.sample_size, channels=config.in_channels)
@@ -56,7 +62,8 @@ def widen(old: Any, noise: float) -> Any:
     Raises:
         ValueError: an autoencoder with attention, whose weights change with the number of channels.
     """
-    if old.config.mid_block_add_attention:
+    blocks = (*old.config.down_block_types, *old.config.up_block_types)
+    if old.config.mid_block_add_attention or any("Attn" in block for block in blocks):
         raise ValueError("The autoencoder has attention, which isn't the same with more channels: give one without.")
     channels = list(old.config.block_out_channels)
     width = channels[-1]
