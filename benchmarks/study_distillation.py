@@ -28,7 +28,8 @@ from diffusion_bridge_vq.cli import errors_as_lines, finite_number, whole_number
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.data.pixels import to_pixels
-from diffusion_bridge_vq.models import denoise
+from diffusion_bridge_vq.models import denoise, refuse_image_condition
+from diffusion_bridge_vq.schedulers.few_steps import check_teacher
 from diffusion_bridge_vq.training import draw_trajectories
 from diffusion_bridge_vq.training.ema import AveragedWeights
 from diffusion_bridge_vq.training.objectives.distillation import DistillObjective, make_student_scheduler
@@ -54,6 +55,7 @@ def main() -> None:
     args.features, args.batch_size = "latents", 250
     torch.set_num_threads(1)
     pipe: Any = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
+    check_before_work(pipe, args)
     measure = SampleMeasure(pipe, args)
     print("| student | seed | steps of training | calls | Frechet distance | KL of codes, nats |")
     print("|---|---|---|---|---|---|")
@@ -68,6 +70,24 @@ def main() -> None:
                     draw_codes(student, args.num_images, args.batch_size, seed, num_inference_steps=steps)
                 )
                 print(f"| {method} | {seed} | {taken} | {steps} | {values['frechet']:.2f} | {values['kl']:.3f} |")
+
+
+def check_before_work(pipe: Any, args: argparse.Namespace) -> None:
+    """
+    Raises:
+        ValueError: a model that can't be the teacher of both methods on these data, or no time.
+    """
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds must be positive, got {args.seconds}.")
+    check_teacher(pipe.scheduler)
+    refuse_image_condition(pipe.unet, "this study doesn't take")
+    config, classes = pipe.vqvae.config, (pipe.unet.config.num_class_embeds or 1) - 1
+    images = load_images(args.dataset, split=args.split, resolution=config.sample_size, channels=config.in_channels)
+    if classes and (pipe.config.get("label_words") or images.num_classes != classes):
+        raise ValueError(
+            f"The teacher has {classes} classes or words, and {images.name} has {images.num_classes or 'no'} classes: "
+            "give the data of classes that it was trained on, or a teacher without classes."
+        )
 
 
 def train_on_trajectories(pipe: Any, args: argparse.Namespace, seed: int) -> tuple[DiffusionBridgeVQPipeline, int]:

@@ -1,0 +1,38 @@
+"""benchmarks/study_distillation.py: what can't be compared is refused before hours of work."""
+
+import importlib
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from tiny_models import make_gray_pipeline, make_student_pipeline, make_unet
+
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+
+
+def make_teacher(classes: int) -> DiffusionBridgeVQPipeline:
+    pipe = make_gray_pipeline()
+    unet = make_unet(sample_size=4, in_channels=2, out_channels=2, num_class_embeds=classes + 1).eval()
+    return DiffusionBridgeVQPipeline(pipe.vqvae, unet, OUBridgeScheduler(prediction_type="sample"))
+
+
+@pytest.mark.parametrize(
+    ("make", "seconds", "message"),
+    [
+        (lambda: make_teacher(4), 1.0, "has 4 classes or words, and digits has 10 classes"),
+        (lambda: make_teacher(10), 0.0, "--seconds must be positive"),
+        (make_student_pipeline, 1.0, "is a student itself"),
+        (make_gray_pipeline, 1.0, "`prediction_type` must be 'sample' or 'v_prediction'"),
+    ],
+)
+def test_refused_before_work(monkeypatch, make, seconds, message):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("study_distillation")
+    with pytest.raises(ValueError, match=message):
+        script.check_before_work(make(), Namespace(seconds=seconds, dataset="digits", split="train"))
+
+
+def test_the_classes_of_the_data_are_taken(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("study_distillation")
+    script.check_before_work(make_teacher(10), Namespace(seconds=1.0, dataset="digits", split="train"))
