@@ -29,8 +29,8 @@ demo: $(VENV)/.stamp-demo
 
 sample: $(VENV)/.stamp-demo
 	$(BIN)/python examples/sample.py checkpoints/digits --output outputs/samples.png
-	$(BIN)/python examples/sample.py checkpoints/cifar10-small --num-images 100 --class-labels 0 1 2 3 4 5 6 7 8 9 \
-		--guidance-scale 2.5 --output outputs/samples-cifar10.png
+	$(BIN)/python examples/sample.py checkpoints/cifar10 --num-images 100 --class-labels 0 1 2 3 4 5 6 7 8 9 \
+		--output outputs/samples-cifar10.png
 	$(BIN)/python examples/sample.py checkpoints/emoji --num-images 100 --output outputs/samples-emoji.png --class-labels \
 		"noto: Smileys & Emotion" "noto: People & Body" "fluent-3d: Animals & Nature" "twemoji: Food & Drink" \
 		"noto: Travel & Places" "fluent-3d: Activities" "twemoji: Objects" "noto: Symbols" "twemoji: Flags" \

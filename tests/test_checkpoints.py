@@ -29,7 +29,7 @@ def test_the_sizes_that_cards_name_are_those_of_the_networks():
     sizes = re.compile(r"([\d.]+)M \w+\): \d+x.*?(\d+)x\d+ positions, (\d+) channels, ([\d,]+) codes")
     cards = CHECKPOINTS.parent / "model_cards"
     found = {path.stem: match for path in cards.glob("*.md") if (match := sizes.search(path.read_text()))}
-    assert {"digits", "cifar10-small", "emoji", "emoji-words"} <= set(found)
+    assert {"digits", "cifar10", "cifar10-small", "emoji", "emoji-words"} <= set(found)
     for name, match in found.items():
         vqvae = GumbelVQModel.from_pretrained(CHECKPOINTS / name / "vqvae")
         config = vqvae.config
@@ -69,7 +69,9 @@ def test_digits_draws_digits_of_all_ten_classes(name):
     assert (sure.indices.bincount(minlength=10) >= 5).all()
 
 
-@pytest.mark.parametrize(("name", "call"), [("-small", {"guidance_scale": 1.0}), ("-small-student", {})])
+@pytest.mark.parametrize(
+    ("name", "call"), [("", {"guidance_scale": 1.0}), ("-small", {"guidance_scale": 1.0}), ("-small-student", {})]
+)
 def test_cifar10_draws_what_the_class_says(name, call):
     """In 2,000 of CIFAR-10's test images blue is .08 above red in planes and ships, .11 below it in deer and frogs."""
     pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / f"cifar10{name}")

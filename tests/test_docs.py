@@ -50,7 +50,7 @@ def checkpoints(tmp_path_factory) -> Path:
     """The folder of shipped checkpoints, with untrained narrow networks."""
     folder = tmp_path_factory.mktemp("narrow") / "checkpoints"
     shutil.copytree(ROOT / "checkpoints", folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    for name in ("digits", "cifar10-small", "emoji-words"):
+    for name in ("digits", "cifar10", "cifar10-small", "emoji-words"):
         for part, cls in (("unet", UNet2DModel), ("vqvae", GumbelVQModel)):
             place = folder / name / part
             cls.from_config(narrow(cls.load_config(place))).save_pretrained(place)
