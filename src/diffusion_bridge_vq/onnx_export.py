@@ -29,8 +29,8 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     variance. `timestep` is i = t - 1. `prediction` is eps, z_0 or v by `prediction_type` in scheduler_config.json,
     which has theta, eta, z* and the betas (or the schedule that they come from) too. The last class is the null class
     of guidance. Where classes are words, `class_labels` (B, K + 1) in float32 has a 1 for each word, by the numbers of
-    `pipe.id2label`, or for the null class. Grids that the U-Net can't halve are padded and cropped inside. Weights stand in the graph's file; above
-    1.5 GiB in a second file, FILE.data.
+    `pipe.id2label`, or for the null class. Grids that the U-Net can't halve are padded and cropped inside. Weights
+    are in the graph's file; above 1.5 GiB in a second file, FILE.data.
 
     Args:
         pipe ([`DiffusionBridgeVQPipeline`] or [`DiffusionBridgeVQInpaintPipeline`]): in float32.
@@ -62,8 +62,9 @@ def export_onnx(pipe: BridgePipeline, folder: str | os.PathLike) -> list[Path]:
     integers = torch.zeros(_EXAMPLES, dtype=torch.long, device=device)
     inputs = {"sample": latents, "timestep": integers}
     if pipe.unet.config.num_class_embeds is not None:
-        words = bool(pipe.config.get("label_words"))
-        inputs["class_labels"] = latents.new_zeros(_EXAMPLES, pipe.unet.config.num_class_embeds) if words else integers
+        vectors = latents.new_zeros(_EXAMPLES, pipe.unet.config.num_class_embeds)
+        # a tensor of its own: one that is two inputs becomes one input of the graph
+        inputs["class_labels"] = vectors if pipe.config.get("label_words") else integers.clone()
     codes = torch.zeros(grid, dtype=torch.long, device=device)
     pipe.scheduler.save_pretrained(folder)
     return [
