@@ -10,11 +10,14 @@ from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 
 def in_other_formats(pipe: DiffusionBridgeVQPipeline) -> dict[str, DiffusionBridgeVQPipeline]:
     """
-    Copies of a float32 bridge in bfloat16, and with the linear layers of its U-Net (those of attention and of the
-    timesteps) in int8, activations quantized call by call. PyTorch's own tools have no convolutions of that kind.
+    Copies of a float32 bridge in the channels-last layout, in bfloat16, and with the linear layers of its U-Net (those
+    of attention and of the timesteps) in int8, activations quantized call by call. PyTorch's own tools have no
+    convolutions of that kind.
     """
     vqvae, unet = deepcopy(pipe.vqvae), deepcopy(pipe.unet)
+    last = [deepcopy(module).to(memory_format=torch.channels_last) for module in (vqvae, unet)]
     return {
+        "bridge, channels last": DiffusionBridgeVQPipeline(*last, pipe.scheduler),
         "bridge, bfloat16": DiffusionBridgeVQPipeline(
             vqvae.type(torch.bfloat16), unet.type(torch.bfloat16), pipe.scheduler
         ),

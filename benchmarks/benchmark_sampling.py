@@ -83,10 +83,14 @@ def compare_samplers(
     ddpm = DDPMPipeline(unet, bridge.to_diffusers(DDPMScheduler))
     ddim = DDIMPipeline(unet, bridge.to_diffusers(DDIMScheduler))
     swapped = DiffusionBridgeVQPipeline(pipe.vqvae, unet, bridge.to_diffusers(DPMSolverMultistepScheduler))
-    student = DiffusionBridgeVQPipeline(pipe.vqvae, unet, student_scheduler(bridge))
     fast = DiffusionBridgeVQPipeline(deepcopy(pipe.vqvae), deepcopy(unet), bridge) if compiled else pipe
     other_formats = in_other_formats(pipe) if unet.device.type == "cpu" and unet.dtype == torch.float32 else {}
-    for each in (pipe, pixelcnn, ddpm, ddim, swapped, student, fast, *other_formats.values()):
+    student, compiled_student = as_student(pipe), as_student(fast)
+    other_students = {
+        name.replace("bridge", "student, 1 step"): as_student(other) for name, other in other_formats.items()
+    }
+    every = (pipe, pixelcnn, ddpm, ddim, swapped, student, compiled_student, fast)
+    for each in (*every, *other_formats.values(), *other_students.values()):
         each.set_progress_bar_config(disable=True)
 
     def samplers(n: int) -> dict[str, Draw]:
@@ -97,9 +101,11 @@ def compare_samplers(
             "bridge, no decoding": lambda: pipe(**images | {"output_type": "latent"}),
             "student, 1 step": lambda: student(n, 1, output_type="pt"),
             "student, 4 steps": lambda: student(n, 4, output_type="pt"),
+            **{name: lambda other=other: other(n, 1, output_type="pt") for name, other in other_students.items()},
             **{name: lambda other=other: other(**images) for name, other in other_formats.items()},
             "bridge, compiled": lambda: fast(**images),
             "bridge, compiled, no decoding": lambda: fast(**images | {"output_type": "latent"}),
+            "student, 1 step, compiled": lambda: compiled_student(n, 1, output_type="pt"),
             "bridge, ancestral": lambda: pipe(**images, solver="ancestral"),
             "bridge, diffusers' DPM-Solver++": lambda: swapped(**images),
             "stock DDPMPipeline, no decoding": lambda: ddpm(**stock),
@@ -141,13 +147,14 @@ def compare_samplers(
             yield row
 
 
-def student_scheduler(bridge: OUBridgeScheduler) -> OUBridgeScheduler:
-    """As `distill.py` makes it, for a network of the same cost."""
-    last = len(bridge) - 1
+def as_student(pipe: DiffusionBridgeVQPipeline) -> DiffusionBridgeVQPipeline:
+    """The same networks with a scheduler as `distill.py` makes it: what a student of this size costs."""
+    last = len(pipe.scheduler) - 1
     table = {steps: [last * (steps - i) // steps for i in range(steps)] for steps in (1, 4)}
-    return OUBridgeScheduler.from_config(
-        bridge.config, prediction_type="sample", few_step_timesteps=table, distilled_guidance_scale=1.0
+    scheduler = OUBridgeScheduler.from_config(
+        pipe.scheduler.config, prediction_type="sample", few_step_timesteps=table, distilled_guidance_scale=1.0
     )
+    return DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, scheduler)
 
 
 @torch.no_grad()
