@@ -226,9 +226,10 @@ def test_compiled_samplers_are_timed_last_and_only_if_they_are_compiled(sections
 
         monkeypatch.setattr(DiffusionBridgeVQPipeline, "compile", compile_)
         rows = list(sections.compare_samplers(pipe, prior, [1], 2, sections.Clock(60, 1, pipe.device), True, None))
-        assert [row["sampler"] for row in rows[-2:]] == ["bridge, compiled", "bridge, compiled, no decoding"]
-        assert all(("seconds" in row) == works for row in rows[-2:])
-        skipped = {row["sampler"] for row in rows[:-2] if "skipped" in row}  # they fail on this 3 x 3 grid
+        names = ["bridge, compiled", "bridge, compiled, no decoding", "student, 1 step, compiled"]
+        assert [row["sampler"] for row in rows[-3:]] == names
+        assert all(("seconds" in row) == works for row in rows[-3:])
+        skipped = {row["sampler"] for row in rows[:-3] if "skipped" in row}  # they fail on this 3 x 3 grid
         assert skipped == {"stock DDPMPipeline, no decoding", "stock DDIMPipeline, no decoding"}
     assert compiled[0] is False and pipe.unet._compiled_call_impl is None  # a copy of the network
 
