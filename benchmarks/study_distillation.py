@@ -32,7 +32,7 @@ from diffusion_bridge_vq.models import denoise, refuse_image_condition
 from diffusion_bridge_vq.schedulers.few_steps import check_teacher
 from diffusion_bridge_vq.training import draw_trajectories
 from diffusion_bridge_vq.training.ema import AveragedWeights
-from diffusion_bridge_vq.training.objectives.distillation import DistillObjective, make_student_scheduler
+from diffusion_bridge_vq.training.objectives.distillation import FEW_STEPS, DistillObjective, make_student_scheduler
 
 BATCH, LEARNING_RATE, EMA_DECAY, STEPS_OF_TEACHER = 64, 5e-4, 0.99, 12
 METHODS = ("trajectories", "consistency")
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--num-trajectories", type=whole_number(1), default=1536)
     parser.add_argument("--guidance-scale", type=finite_number, default=1.0, help="that the student learns")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0])
-    parser.add_argument("--steps", type=whole_number(1), nargs="+", default=[1, 2, 4])
+    parser.add_argument("--steps", type=int, choices=list(FEW_STEPS), nargs="+", default=[1, 2, 4])
     parser.add_argument("--num-images", type=whole_number(1), default=1000, help="samples of each; default: 1000")
     args = parser.parse_args()
     args.features, args.batch_size = "latents", 250

@@ -134,6 +134,12 @@ class SampleMeasure:
         batches = (images.__getitems__(list(part)) for part in torch.arange(len(images)).split(args.batch_size))
         self.codes = torch.cat([self._encode(torch.stack([item["images"] for item in part])) for part in batches])
         self.reference = self._features(self.codes)
+        dimensions = self.reference.shape[1]
+        if min(args.num_images, len(self.codes)) <= dimensions:  # frechet_distance's own error comes after all work
+            raise ValueError(
+                f"{args.num_images} samples and {len(self.codes)} images can't be compared by features of {dimensions} "
+                f"dimensions: --num-images and the data must have at least {dimensions + 1}."
+            )
 
     def __call__(self, codes: torch.Tensor) -> dict[str, float]:
         size = min(len(codes), len(self.codes))  # equal sets, evenly taken: a smaller one is smoothed more

@@ -1,6 +1,7 @@
 """benchmarks/study_distillation.py: what can't be compared is refused before hours of work."""
 
 import importlib
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -36,3 +37,13 @@ def test_the_classes_of_the_data_are_taken(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     script = importlib.import_module("study_distillation")
     script.check_before_work(make_teacher(10), Namespace(seconds=1.0, dataset="digits", split="train"))
+
+
+def test_a_number_of_steps_that_no_student_has(monkeypatch, capsys):
+    """It was found after the first student was trained."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("study_distillation")
+    monkeypatch.setattr(sys, "argv", ["study_distillation.py", "teacher", "--steps", "1", "5"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "invalid choice: 5" in capsys.readouterr().err

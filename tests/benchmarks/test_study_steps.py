@@ -105,3 +105,13 @@ def test_images_that_are_the_training_images(script, command, tmp_path, monkeypa
     between = frechet_distance(*(measure.pipe.vqvae.decode_codes(half).flatten(1) for half in halves))
     assert floor["frechet"] == pytest.approx(between / 2)  # sets of twice the size
     assert apart["frechet"] > 2 * floor["frechet"] > 0 and apart["kl"] > 2 * floor["kl"] > 0
+
+
+def test_too_few_samples_are_refused_before_any_is_drawn(script, command, monkeypatch, capsys):
+    """The covariance of 32 samples in 32 dimensions is singular, which was found after the first samples were drawn."""
+    drawn = []
+    monkeypatch.setattr(script, "draw_codes", lambda *args, **kwargs: drawn.append(args))
+    monkeypatch.setattr(sys, "argv", [*command, "--num-images=32", "--steps", "2"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "--num-images and the data must have at least 33" in capsys.readouterr().err and not drawn
