@@ -193,6 +193,20 @@ def test_on_gaussian_data_the_loss_is_least_at_the_closed_form_of_the_flow(tmp_p
     assert min(loss(0.7, 0.41), loss(0.7, 0.39), loss(0.71, 0.4), loss(0.69, 0.4)) > 3 * least
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "steps"),
+    [
+        # of 12 steps, even in the log-SNR: -3.0 and -2.3 both have -2.6 (906) as the nearest, so 4 steps were left out
+        ([991, 981, 958, 906, 792, 581, 325, 149, 61], [[999], [999, 906], [999, 906, 792], [999, 958, 906, 792]]),
+        ([991, 500, 20], [[999], [999, 500]]),  # no student begins a step where hardly any noise is
+    ],
+)
+def test_each_step_of_a_student_has_a_level_of_its_own(timesteps, steps):
+    process = {"beta_schedule": "squaredcos_cap_v2", "eta": 2.0 * 2**0.5, "prediction_type": "sample"}
+    table = make_student_scheduler(OUBridgeScheduler(**process), timesteps, 2.0).config.few_step_timesteps
+    assert table == {str(len(levels)): levels for levels in steps}
+
+
 def test_a_student_learns_and_draws(teacher, trajectories, tmp_path):
     components = train(config(tmp_path, teacher, trajectories, max_train_steps=30, learning_rate=5e-3, ema_decay=0.5))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

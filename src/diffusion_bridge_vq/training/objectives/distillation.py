@@ -24,6 +24,7 @@ from .bridge import all_classes
 # Half log-SNRs at which a student's steps begin after the first, which begins at noise alone, by their number. Lower
 # noise lets errors of the teacher add up (docs/reports, few steps).
 FEW_STEPS = {1: (), 2: (-2.3,), 3: (-2.3, -1.6), 4: (-3.0, -2.3, -1.6)}
+_NEAR = 2.0  # how far from these the points of a trajectory may be
 
 
 @trains(DistillConfig)
@@ -133,10 +134,13 @@ def make_student_scheduler(
     log_snr = 0.5 * teacher.signal_to_noise(torch.tensor(levels)).log()
     table: dict[str, list[int]] = {}
     for number, wanted in FEW_STEPS.items():
-        nearest = [levels[int((log_snr - value).abs().argmin())] for value in wanted]
-        chosen = sorted({levels[0], *nearest}, reverse=True)
+        chosen = {levels[0]}
+        for value in reversed(wanted):  # two steps may have the same nearest level, which is taken once
+            near = {level: float(abs(own - value)) for level, own in zip(levels, log_snr, strict=True)}
+            near = {level: distance for level, distance in near.items() if level not in chosen and distance < _NEAR}
+            chosen |= {min(near, key=near.__getitem__)} if near else set()
         if len(chosen) == number:  # fewer where trajectories have few points
-            table[str(number)] = chosen
+            table[str(number)] = sorted(chosen, reverse=True)
     return OUBridgeScheduler.from_config(
         teacher.config, few_step_timesteps=table, distilled_guidance_scale=float(guidance_scale)
     )
