@@ -36,7 +36,7 @@ sample: $(VENV)/.stamp-demo
 		"noto: Travel & Places" "fluent-3d: Activities" "twemoji: Objects" "noto: Symbols" "twemoji: Flags" \
 		"fluent-3d: Smileys & Emotion"
 	$(BIN)/python examples/sample.py checkpoints/digits-student --output outputs/samples-student.png
-	$(BIN)/python examples/sample.py checkpoints/cifar10-small-student --num-images 100 \
+	$(BIN)/python examples/sample.py checkpoints/cifar10-student --num-images 100 \
 		--class-labels 0 1 2 3 4 5 6 7 8 9 --output outputs/samples-cifar10-student.png
 
 test: $(VENV)/.stamp-test

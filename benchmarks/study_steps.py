@@ -137,8 +137,8 @@ class SampleMeasure:
         dimensions = self.reference.shape[1]
         if min(args.num_images, len(self.codes)) <= dimensions:  # frechet_distance's own error comes after all work
             raise ValueError(
-                f"{args.num_images} samples and {len(self.codes)} images can't be compared by features of {dimensions} "
-                f"dimensions: --num-images and the data must have at least {dimensions + 1}."
+                f"{args.num_images} samples and {len(self.codes)} images can't be compared by features of "
+                f"{dimensions} dimensions: --num-images and the data must have at least {dimensions + 1}."
             )
 
     def __call__(self, codes: torch.Tensor) -> dict[str, float]:

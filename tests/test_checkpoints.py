@@ -70,7 +70,8 @@ def test_digits_draws_digits_of_all_ten_classes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "call"), [("", {"guidance_scale": 1.0}), ("-small", {"guidance_scale": 1.0}), ("-small-student", {})]
+    ("name", "call"),
+    [("", {"guidance_scale": 1.0}), ("-small", {"guidance_scale": 1.0}), ("-student", {}), ("-small-student", {})],
 )
 def test_cifar10_draws_what_the_class_says(name, call):
     """In 2,000 of CIFAR-10's test images blue is .08 above red in planes and ships, .11 below it in deer and frogs."""

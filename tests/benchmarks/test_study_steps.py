@@ -108,7 +108,7 @@ def test_images_that_are_the_training_images(script, command, tmp_path, monkeypa
 
 
 def test_too_few_samples_are_refused_before_any_is_drawn(script, command, monkeypatch, capsys):
-    """The covariance of 32 samples in 32 dimensions is singular, which was found after the first samples were drawn."""
+    """32 samples in 32 dimensions have a singular covariance, which was found after the first were drawn."""
     drawn = []
     monkeypatch.setattr(script, "draw_codes", lambda *args, **kwargs: drawn.append(args))
     monkeypatch.setattr(sys, "argv", [*command, "--num-images=32", "--steps", "2"])
