@@ -148,7 +148,7 @@ def compare_samplers(
 
 
 def as_student(pipe: DiffusionBridgeVQPipeline) -> DiffusionBridgeVQPipeline:
-    """The same networks with a scheduler as `distill.py` makes it: what a student of this size costs."""
+    """The same networks, drawing as a student does: what one of this size costs. Its images mean nothing."""
     last = len(pipe.scheduler) - 1
     table = {steps: [last * (steps - i) // steps for i in range(steps)] for steps in (1, 4)}
     scheduler = OUBridgeScheduler.from_config(

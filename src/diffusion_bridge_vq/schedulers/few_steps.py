@@ -86,7 +86,7 @@ def find_few_steps(scheduler: Any, num_inference_steps: int) -> list[int] | None
 
 
 def default_number_of_steps(scheduler: Any, otherwise: int) -> int:
-    """The fewest steps of a student, which are as good as more; `otherwise` for other networks."""
+    """The fewest steps of a student; `otherwise` for other networks."""
     return min(map(int, scheduler.config["few_step_timesteps"])) if is_student(scheduler) else otherwise
 
 

@@ -119,7 +119,8 @@ def make_student_scheduler(
     teacher: OUBridgeScheduler, timesteps: Sequence[int], guidance_scale: float
 ) -> OUBridgeScheduler:
     """
-    The teacher's process for a student that was trained at some timesteps: 1 to 4 steps, spread over them.
+    The teacher's process for a student that was trained at some timesteps: 1 to 4 steps that begin at them, fewer if
+    they are too few. Of two that could be taken, the one with more noise is.
 
     Args:
         teacher ([`OUBridgeScheduler`]): the scheduler of the teacher.
