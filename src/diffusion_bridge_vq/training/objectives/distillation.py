@@ -120,7 +120,7 @@ def make_student_scheduler(
 ) -> OUBridgeScheduler:
     """
     The teacher's process for a student that was trained at some timesteps: 1 to 4 steps that begin at them, fewer if
-    they are too few. Of two that could be taken, the one with more noise is.
+    they are too few. Each step has the nearest point that is still free, the step with the least noise first.
 
     Args:
         teacher ([`OUBridgeScheduler`]): the scheduler of the teacher.
