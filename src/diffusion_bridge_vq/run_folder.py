@@ -172,8 +172,8 @@ class RunFolder:
         """
         settings = _read_object(self.config)
         kept = {name: settings[name] for name in ("label_words", "condition") if settings.get(name)}
-        if examples := settings.get("label_examples"):
-            kept["label_examples"] = dict(enumerate(examples))
+        if examples := settings.get("label_examples"):  # a student has no setting of its own for words
+            kept |= {"label_words": True, "label_examples": dict(enumerate(examples))}
         return {"id2label": self.read_id2label()} | kept
 
     def is_student(self) -> bool:

@@ -5,9 +5,11 @@ import shlex
 import shutil
 import sys
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from tiny_models import make_autoencoder, make_unet
 from tiny_run import SETTINGS, assert_same_state, stopped_at_a_checkpoint
 from torch import nn
@@ -134,14 +136,124 @@ def test_the_next_command_works_as_it_is(teacher, tmp_path, monkeypatch, capsys)
     assert str(tmp_path / "new-student") in arguments and not (tmp_path / "new-student" / "checkpoints").exists()
 
 
-def test_a_teacher_of_words_is_refused(teacher, tmp_path, monkeypatch, capsys):
-    index = json.loads((teacher / "model_index.json").read_text())
-    shutil.copytree(teacher, tmp_path / "words")
-    (tmp_path / "words" / "model_index.json").write_text(json.dumps(index | {"label_words": True}))
-    monkeypatch.setattr(sys, "argv", ["draw", str(tmp_path / "words"), "--output-dir", str(tmp_path / "new")])
-    with pytest.raises(SystemExit):
-        draw_trajectories_command.main()
-    assert "draws from words, but trajectories have one class each" in capsys.readouterr().err
+# ------------------------------------------------------------------------------------------------- teachers of words
+
+
+@pytest.fixture(scope="module")
+def teacher_of_words(teacher, tmp_path_factory):
+    """The same network, whose three classes are the words "zero", "one" and "two"."""
+    folder = shutil.copytree(teacher, tmp_path_factory.mktemp("words") / "tiny")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"label_words": True}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def texts_on_disk(tmp_path_factory):
+    """Six images of three texts, which two columns make."""
+    folder = tmp_path_factory.mktemp("texts")
+    images = [Image.new("L", (8, 8), 40 * i) for i in range(6)]
+    names = {"name": ["Zero", "one", "two"] * 2, "kind": ["one", "two", "two"] * 2}
+    table = datasets.Dataset.from_dict(
+        {"image": images, **names},
+        features=datasets.Features(
+            {"image": datasets.Image(), "name": datasets.Value("string"), "kind": datasets.Value("string")}
+        ),
+    )
+    table.to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_texts_are_drawn_with_all_their_words(teacher_of_words, tmp_path):
+    draw(teacher_of_words, tmp_path, num_trajectories=200, texts=["Zero, one!", "two", "Zero, one!"])
+    rows, pipe = EncodedImages(tmp_path), DiffusionBridgeVQPipeline.from_pretrained(teacher_of_words)
+    assert rows.class_names == ["Zero, one!", "two", ""] and rows.words == ["zero", "one", "two"]
+    labels = [rows[i]["labels"].item() for i in range(200)]
+    counts = [labels.count(number) for number in range(3)]
+    assert 5 < counts[2] < 40 and abs(counts[0] - counts[1]) < 30 and sum(counts) == 200
+    vectors = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the last has no words
+    table = pipe.unet.class_embedding.weight
+    for number in range(3):
+        found = rows[labels.index(number)]["trajectories"]
+        start = found[None, 0] / pipe.scheduler.stationary_std
+        pipe.unet.class_embedding.weight.data = torch.cat([vectors[number, None] @ table, table[1:]])
+        z_0 = sample_latents(
+            pipe.unet,
+            pipe.scheduler,
+            start.shape,
+            6,
+            latents=start,
+            class_labels=torch.tensor([0]),  # the one row in which the sum is now
+            guidance_scale=2.0,
+        )
+        pipe.unet.class_embedding.weight.data = table
+        torch.testing.assert_close(found[-1:], z_0, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_of_words_is_trained_by_the_commands_and_draws_texts(
+    teacher_of_words, texts_on_disk, tmp_path, monkeypatch
+):
+    def call(command, *arguments):
+        monkeypatch.setattr(sys, "argv", ["dbvq", *map(str, arguments)])
+        command.main()
+
+    options = ["--num-trajectories", 64, "--num-inference-steps", 4, "--guidance-scale", 1.5]
+    data = ["--dataset", texts_on_disk, "--label-column", "name,kind"]
+    call(draw_trajectories_command, teacher_of_words, *options, *data, "--output-dir", tmp_path / "drawn")
+    rows = EncodedImages(tmp_path / "drawn")
+    assert rows.class_names == ["Zero, one", "one, two", "two, two", ""]
+    steps = ["--max-train-steps", 4, "--batch-size", 16, "--lr-warmup-steps", 0, "--image-every", 2]
+    given = ["--init-from", teacher_of_words, "--trajectories", tmp_path / "drawn", "--output-dir", tmp_path / "run"]
+    call(distill_command, *given, *steps)
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.id2label == {0: "zero", 1: "one", 2: "two"} and pipe.config.label_words  # in the teacher's order
+    assert set(pipe.label_examples) == {"Zero, one", "one, two", "two, two"}
+    assert pipe.scheduler.config.distilled_guidance_scale == 1.5
+    latents = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def drawn(text):
+        return pipe(class_labels=[text], latents=latents, output_type="latent").images
+
+    assert torch.equal(drawn("two ONE"), drawn("one, two")) and not torch.equal(drawn("two"), drawn("one, two"))
+    with pytest.raises(ValueError, match="doesn't know 'three'"):
+        drawn("three")
+
+
+def test_the_loss_of_a_text_is_that_of_its_words(teacher_of_words, tmp_path):
+    """A student whose words have the vector of one class learns from "zero one" as from that class."""
+    draw(teacher_of_words, tmp_path, num_trajectories=8, texts=["zero one"], class_dropout=0.0)
+    objective = build_objective(config(tmp_path / "run", teacher_of_words, tmp_path))
+    batch = EncodedImages(tmp_path).__getitems__(list(range(8)))["trajectories"]
+    table = objective.unet.class_embedding.weight
+
+    def loss(labels):
+        torch.manual_seed(0)
+        return objective(batch, labels).losses["distillation"].item()
+
+    together = loss(torch.tensor([[1.0, 1, 0, 0]]).repeat(8, 1))
+    with torch.no_grad():
+        table[2] = table[0] + table[1]
+    assert loss(torch.full((8,), 2)) == pytest.approx(together, rel=1e-5)
+    assert loss(torch.full((8,), 0)) != pytest.approx(together, rel=1e-3)
+
+
+def test_what_a_teacher_of_words_needs(teacher, teacher_of_words, texts_on_disk, tmp_path, monkeypatch, capsys):
+    def refused(*arguments):
+        monkeypatch.setattr(sys, "argv", ["draw", *map(str, arguments), "--output-dir", str(tmp_path / "new")])
+        with pytest.raises(SystemExit):
+            draw_trajectories_command.main()
+        assert not (tmp_path / "new").exists()
+        return capsys.readouterr().err
+
+    assert "draws from words: name the `--dataset`" in refused(teacher_of_words)
+    assert "drop `--dataset`" in refused(teacher, "--dataset", texts_on_disk)
+    with pytest.raises(ValueError, match=r"at least one word each, got 1 without one, such as '!'"):
+        draw(teacher_of_words, tmp_path / "new", texts=["two", "!"])
+    with pytest.raises(ValueError, match=r"at least one word each, got none"):
+        draw(teacher_of_words, tmp_path / "new", texts=[])
+    with pytest.raises(ValueError, match="doesn't know 'twos'"):
+        draw(teacher_of_words, tmp_path / "new", texts=["twos"])
     assert not (tmp_path / "new").exists()
 
 

@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument(
         "--class-dropout", type=finite_number, default=0.1, help="fraction of the trajectories without a class"
     )
+    parser.add_argument("--dataset", help="of a teacher of words: data set whose labels are drawn, as for training")
+    parser.add_argument("--image-column", help="its column with the images, if there are several")
+    parser.add_argument("--label-column", help="its column with the texts, or several with commas between them")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of what is written")
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
@@ -43,8 +46,10 @@ def main() -> None:
     import torch  # after `--help`
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    from ..data import load_images
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..training import draw_trajectories
+    from ..training.data import label_texts
 
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(
@@ -53,11 +58,25 @@ def main() -> None:
         kwargs_handlers=[patient],
     )
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
-    if pipe.config.get("label_words"):
+    words = bool(pipe.config.get("label_words"))
+    if words and args.dataset is None:
         raise ValueError(
-            "The teacher draws from words, but trajectories have one class each, so a student would never see words "
-            "together. Draw with the teacher in few steps instead: fit_timesteps.py places them."
+            f"{args.teacher} draws from words: name the `--dataset` whose labels are drawn, and its `--label-column`, "
+            "such as those that it was trained on."
         )
+    if not words and (args.dataset or args.label_column or args.image_column):
+        raise ValueError(f"{args.teacher} doesn't draw from words, so it needs no data set: drop `--dataset`.")
+    texts = None
+    if words:
+        images = load_images(
+            args.dataset,
+            resolution=pipe.vqvae.config.sample_size,
+            channels=pipe.vqvae.config.in_channels,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            in_memory=False,
+        )
+        texts = label_texts(images)
     scale = args.guidance_scale
     encoding = draw_trajectories(
         **pipe.components,
@@ -72,6 +91,7 @@ def main() -> None:
         batch_size=args.batch_size,
         name=args.teacher.name,
         class_names=None if pipe.id2label is None else list(pipe.id2label.values()),
+        texts=texts,
     )
     accelerator.print(
         f"{sum(encoding.rows or [])} trajectories of {len(encoding.data['timesteps'])} points, guidance scale "

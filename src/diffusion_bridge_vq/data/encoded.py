@@ -72,7 +72,7 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
         if extra:
             raise ValueError(f"{extra[0]!r} is none of the {encoding.parts} shards of {str(folder)!r}; remove it")
         self.name: str = encoding.data["name"]
-        self.class_names = encoding.class_names
+        self.class_names, self.words = encoding.class_names, encoding.words
         self.num_rows = sum(encoding.rows)
         # name on disk -> shape of a row, and type
         self._columns: dict[str, tuple[list[int], str]] = {encoding.what: (encoding.shape, encoding.dtype)}

@@ -56,6 +56,7 @@ class Encoding:
         parts (`int`): the number of shards.
         version (`str`): of the package that encoded.
         condition (`str`, *optional*): the name of an [`ImageCondition`], which a column "condition" holds, uint8.
+        words (`list[str]`, *optional*): the classes of the model, where these are words and `class_names` are texts.
         rows (`list[int]`, *optional*): of each shard, once all are there.
         shape (`list[int]`, *optional*): of one image, (d, h, w) or (h, w), once all are there.
         dtype (`str`, *optional*): of the column, once all are there.
@@ -73,6 +74,7 @@ class Encoding:
     parts: int
     version: str
     condition: str | None = None
+    words: list[str] | None = None
     rows: list[int] | None = None
     shape: list[int] | None = None
     dtype: str | None = None
@@ -98,9 +100,10 @@ class Encoding:
         return [condition.channels, condition.side, condition.side]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `encoding.json`; without a condition it is that of versions that knew none."""
+        """The content of `encoding.json`; without condition and words it is that of versions that knew none."""
         fields = dataclasses.asdict(self)
-        return {name: value for name, value in fields.items() if name != "condition" or value is not None}
+        added = ("condition", "words")
+        return {name: value for name, value in fields.items() if name not in added or value is not None}
 
     def shard(self, folder: Path, part: int) -> Path:
         return folder / SHARD.format(part=part, parts=self.parts)
@@ -139,8 +142,9 @@ class Encoding:
         kinds = isinstance(self.mirrored, bool) and isinstance(self.labels, bool) and isinstance(self.normalizer, dict)
         column = isinstance(self.what, str) and self.what not in ("key", "mirrored", "label", CONDITION)
         named = isinstance(self.data.get("name"), str) if isinstance(self.data, dict) else False
-        classes = self.class_names is None or (
-            isinstance(self.class_names, list) and all(isinstance(name, str) for name in self.class_names)
+        classes = all(
+            names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+            for names in (self.class_names, self.words)
         )
         complete = self.rows is None or (
             len(self.rows) == self.parts and bool(self.shape) and np.dtype(self.dtype).kind in "fiu"

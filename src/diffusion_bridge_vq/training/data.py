@@ -146,13 +146,14 @@ def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[st
     """Number and names of the classes that a run on these images learns: with `uses_words` the words of the labels."""
     if not config.uses_words:
         return images.num_classes, images.class_names
-    words = find_vocabulary(_label_texts(images))
+    words = images.words if isinstance(images, EncodedImages) else None
+    words = words or find_vocabulary(label_texts(images))
     return len(words) or None, words or None
 
 
 def find_label_examples(config: RunConfig, images: Images) -> list[str] | None:
     """With `uses_words`, a few labels of these images, as they are written there, that show what a model can draw."""
-    return choose_examples(_label_texts(images)) or None if config.uses_words else None
+    return choose_examples(label_texts(images)) or None if config.uses_words else None
 
 
 def check_class_names(names: Sequence[str] | None) -> None:
@@ -168,7 +169,8 @@ def check_class_names(names: Sequence[str] | None) -> None:
         )
 
 
-def _label_texts(images: Images) -> list[str]:
+def label_texts(images: Images) -> list[str]:
+    """The names of the labels that these images have."""
     names = images.class_names or []
     if isinstance(images, ImageDataset) and images.labels is not None:  # a folder's names are those of all its splits
         return [names[number] for number in images.labels.unique().tolist()]

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..choices import Extractor, PerceptualFeatures, Regularization, Weighting
 from .config import Config, RunConfig, find_start
@@ -14,6 +14,9 @@ from .options import (
     at_least,
     option,
 )
+
+if TYPE_CHECKING:
+    from ..data.encoded_shards import Encoding
 
 
 @dataclass(frozen=True)
@@ -228,10 +231,18 @@ class DistillConfig(RunConfig):
 
     @property
     def uses_classes(self) -> bool:
+        return self._encoding.labels
+
+    @property
+    def uses_words(self) -> bool:
+        return self._encoding.words is not None
+
+    @property
+    def _encoding(self) -> "Encoding":
         from ..data.encoded_shards import Encoding  # torch, which `--help` needn't wait for
 
         assert self.trajectories is not None
-        return Encoding.read(self.trajectories).labels
+        return Encoding.read(self.trajectories)
 
     @property
     def encoded_data(self) -> Path | None:

@@ -1,7 +1,7 @@
 """Draw the trajectories of a trained bridge once, on all processes, into a folder that `distill` learns from."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..data.encoded_shards import Encoding
 from ..data.images import short_hash
-from ..models import GumbelVQModel, refuse_image_condition
+from ..models import GumbelVQModel, refuse_image_condition, take_several_classes, words_to_labels
+from ..models.conditions import split_words
 from ..sampling import sample_latents
 from ..sampling.arguments import check_number
 from ..sampling.steppers import read_z_star
@@ -22,6 +23,7 @@ from .encoding import describe_normalizer, encoder_fingerprint, to_array, write_
 
 COLUMN = "trajectories"
 NO_CLASS = -1  # the label of rows without a class, as in `datasets`
+NO_WORDS = ""  # the text of rows without words
 # Rows of a file: what is drawn again after an interruption.
 _ROWS_OF_PART = 512
 # Half log-SNR above which no few-step sampler begins a step: the noise is 0.14 of the latents' standard deviation.
@@ -44,6 +46,7 @@ def draw_trajectories(
     batch_size: int = 64,
     name: str = "a bridge",
     class_names: list[str] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Encoding:
     """
     Draw trajectories of DPM-Solver++(2M) into shards below `folder`, each process its share. Called again after an
@@ -60,16 +63,19 @@ def draw_trajectories(
         num_inference_steps (`int`, *optional*, defaults to 12): steps of each.
         guidance_scale (`float`, *optional*, defaults to 1): of networks with classes.
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of the trajectories that have no class, in
-            [0, 1], of networks with classes. Their label is -1, and they have no guidance.
+            [0, 1], of networks with classes. Their label is -1, or that of the text "", and they have no guidance.
         seed (`int`, *optional*, defaults to 0): of noise and classes.
         precision (`str`, *optional*, defaults to "float16"): of what is written.
         batch_size (`int`, *optional*, defaults to 64): trajectories drawn at a time, by each process.
         name (`str`, *optional*, defaults to `"a bridge"`): of the teacher, for messages.
         class_names (`list[str]`, *optional*): of the teacher's classes.
+        texts (`Sequence[str]`, *optional*): of a teacher whose classes are words, what is drawn, each as often as the
+            others but for one, in a random order. A label is then the number of a text.
 
     Raises:
         ValueError: the folder holds something else, or is in use; guidance without classes; a teacher that is a
-            student itself or predicts the noise; values that `precision` can't hold.
+            student itself or predicts the noise; texts without a word, or with one that isn't among the classes;
+            values that `precision` can't hold.
     """
     from .. import __version__
 
@@ -79,6 +85,10 @@ def draw_trajectories(
     check_number("class_dropout", class_dropout, 0, 1)
     check_teacher(scheduler)
     refuse_image_condition(unet, "students don't take")
+    texts = None if texts is None else _check_texts(texts)
+    vectors = None if texts is None else words_to_labels([*texts, NO_WORDS], class_names or ())
+    if vectors is not None:
+        take_several_classes(unet)
     device = accelerator.device
     unet = unet.to(device).eval()
     scheduler.set_timesteps(num_inference_steps, timestep_spacing="logsnr")
@@ -109,12 +119,22 @@ def draw_trajectories(
             "channels": vqvae.config.in_channels,
             **settings,
         },
-        class_names=class_names,
+        class_names=class_names if texts is None else [*texts, NO_WORDS],
+        words=None if texts is None else class_names,
         labels=classes is not None,
         parts=-(-num_trajectories // _ROWS_OF_PART),
         version=__version__,
     )
     shape = (unet.config.in_channels, *_sides(unet))
+    order = None if texts is None else torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
+
+    def choose(rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+        """What is written for these rows, and what the network gets."""
+        if order is None or vectors is None:
+            labels = rows % (classes - 1)
+            return labels.masked_fill(dropped, NO_CLASS), labels.masked_fill(dropped, classes - 1)
+        numbers = order[rows % len(order)].masked_fill(dropped, len(order))
+        return numbers, vectors[numbers]
 
     def draw_part(part: int) -> Iterator[dict[str, Any]]:
         """Its noise and classes depend on the seed and the part alone."""
@@ -124,16 +144,15 @@ def draw_trajectories(
             count = min(batch_size, last - start)
             keys = [f"{number:08}" for number in range(start, start + count)]
             noise = torch.randn(count, *shape, generator=generator)
-            labels = None
+            labels = numbers = None
             if classes:
-                labels = torch.arange(start, start + count) % (classes - 1)
                 dropped = torch.rand(count, generator=generator) < class_dropout
-                labels = labels.masked_fill(dropped, classes - 1)
+                numbers, labels = choose(torch.arange(start, start + count), dropped)
             with accelerator.autocast():
                 rows = _draw(unet, scheduler, noise, num_inference_steps, points, labels, guidance_scale, device)
             columns: dict[str, Any] = {"key": keys, COLUMN: to_array(rows, encoding, keys)}
-            if labels is not None:
-                columns["label"] = [NO_CLASS if label == classes - 1 else label for label in labels.tolist()]
+            if numbers is not None:
+                columns["label"] = numbers.tolist()
             yield columns
 
     return write_encoding(encoding, folder, accelerator, draw_part, doing="drawing trajectories")
@@ -171,6 +190,16 @@ def _draw(
         callback=keep,
     )
     return torch.stack([*visited, z_0], dim=1)
+
+
+def _check_texts(texts: Sequence[str]) -> list[str]:
+    """Each once, in their order."""
+    found = list(dict.fromkeys(texts))
+    empty = [text for text in found if not split_words(text)]
+    if empty or not found:
+        got = f"{len(empty)} without one, such as {empty[0]!r}" if empty else "none"
+        raise ValueError(f"`texts` must be texts of at least one word each, got {got}.")
+    return found
 
 
 def teacher_fingerprint(unet: UNet2DModel, scheduler: OUBridgeScheduler) -> str:

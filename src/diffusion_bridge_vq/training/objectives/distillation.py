@@ -9,7 +9,14 @@ from torch import nn
 
 from ... import pretrained
 from ...data.encoded_shards import Encoding
-from ...models import CodeUNet2DModel, GumbelVQModel, check_channels, denoise, refuse_image_condition
+from ...models import (
+    CodeUNet2DModel,
+    GumbelVQModel,
+    check_channels,
+    denoise,
+    refuse_image_condition,
+    take_several_classes,
+)
 from ...models.code_unet import check_process
 from ...run_folder import RunFolder
 from ...sampling import sample_latents
@@ -72,6 +79,8 @@ class DistillObjective(Objective):
                 f"The trajectories in {config.trajectories} are those of another network or process than that in "
                 f"{config.init_from}: draw them again, or give their teacher as `init_from`."
             )
+        if encoding.words is not None:
+            take_several_classes(unet)
         student = make_student_scheduler(scheduler, encoding.data["timesteps"], encoding.data["guidance_scale"])
         return cls(vqvae, unet, student, _begin_at_noise(student, encoding.data["timesteps"]))
 
@@ -84,11 +93,14 @@ class DistillObjective(Objective):
         return self
 
     def forward(self, trajectories: torch.Tensor, class_labels: torch.Tensor | None = None) -> ObjectiveOutput:
-        """Trajectories (B, points + 1, d, h, w), the last of each being z_0, and classes (B,), -1 for none."""
+        """
+        Trajectories (B, points + 1, d, h, w), the last of each being z_0, and classes (B,), -1 for none, or vectors
+        over the classes (B, K + 1).
+        """
         rows = torch.arange(len(trajectories), device=trajectories.device)
         point = torch.randint(trajectories.shape[1] - 1, rows.shape, device=rows.device)
         z_t, z_0, timesteps = trajectories[rows, point], trajectories[:, -1], self.timesteps[point]
-        if class_labels is not None:
+        if class_labels is not None and class_labels.ndim == 1:
             no_class = self.unet.config.num_class_embeds - 1
             class_labels = torch.where(class_labels == NO_CLASS, no_class, class_labels)
         output = denoise(self.unet, self.scheduler, z_t, timesteps, class_labels)
@@ -103,6 +115,8 @@ class DistillObjective(Objective):
         device, config = next(unet.parameters()).device, unet.config
         shape = (count, config.in_channels, *_sides(unet))
         labels = all_classes(config.num_class_embeds, count, device)
+        if self.sample_labels is not None:
+            labels = self.sample_labels[torch.arange(count) % len(self.sample_labels)].to(device)
         steps = default_number_of_steps(scheduler, num_inference_steps)
         z_0 = sample_latents(unet, scheduler, shape, steps, device=device, class_labels=labels)
         return vqvae.decode(z_0).sample
