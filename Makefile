@@ -27,17 +27,21 @@ demo: $(VENV)/.stamp-demo
 		$(if $(wildcard outputs/demo/checkpoints/step-*),--resume)
 	$(BIN)/python examples/sample.py outputs/demo/pipeline --num-images 64 --output outputs/demo/samples.png
 
+EMOJI_CLASSES := "noto: Smileys & Emotion" "noto: People & Body" "fluent-3d: Animals & Nature" "twemoji: Food & Drink" \
+	"noto: Travel & Places" "fluent-3d: Activities" "twemoji: Objects" "noto: Symbols" "twemoji: Flags" \
+	"fluent-3d: Smileys & Emotion"
+
 sample: $(VENV)/.stamp-demo
 	$(BIN)/python examples/sample.py checkpoints/digits --output outputs/samples.png
 	$(BIN)/python examples/sample.py checkpoints/cifar10 --num-images 100 --class-labels 0 1 2 3 4 5 6 7 8 9 \
 		--output outputs/samples-cifar10.png
-	$(BIN)/python examples/sample.py checkpoints/emoji --num-images 100 --output outputs/samples-emoji.png --class-labels \
-		"noto: Smileys & Emotion" "noto: People & Body" "fluent-3d: Animals & Nature" "twemoji: Food & Drink" \
-		"noto: Travel & Places" "fluent-3d: Activities" "twemoji: Objects" "noto: Symbols" "twemoji: Flags" \
-		"fluent-3d: Smileys & Emotion"
+	$(BIN)/python examples/sample.py checkpoints/emoji --num-images 100 --class-labels $(EMOJI_CLASSES) \
+		--output outputs/samples-emoji.png
 	$(BIN)/python examples/sample.py checkpoints/digits-student --output outputs/samples-student.png
 	$(BIN)/python examples/sample.py checkpoints/cifar10-student --num-images 100 \
 		--class-labels 0 1 2 3 4 5 6 7 8 9 --output outputs/samples-cifar10-student.png
+	$(BIN)/python examples/sample.py checkpoints/emoji-student --num-images 100 --class-labels $(EMOJI_CLASSES) \
+		--output outputs/samples-emoji-student.png
 
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n 2 -m "not slow"

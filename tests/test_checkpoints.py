@@ -22,7 +22,7 @@ def test_files(folder):
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md", ".png"}
     assert sum(path.stat().st_size for path in files) <= 40e6
     assert (folder / "README.md").is_file()
-    assert not any(word in path.read_text() for path in files if path.suffix == ".json" for word in ("/tmp", "/home"))
+    assert not any(word in path.read_text() for path in files if path.suffix == ".json" for word in ("/tmp", "/home", "_name_or_path"))
 
 
 def test_the_sizes_that_cards_name_are_those_of_the_networks():
@@ -102,14 +102,27 @@ def test_the_emoji_autoencoder_keeps_a_drawing():
     assert (of_decoded > 18).all() and (of_flat < 10).all(), (of_decoded, of_flat)
 
 
-def test_emoji_faces_are_yellow_on_white():
+@pytest.mark.parametrize(("name", "steps"), [("emoji", 6), ("emoji-student", None)])
+def test_emoji_faces_are_yellow_on_white(name, steps):
     """Nearly all of Noto's are; places aren't."""
-    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / "emoji")
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / name)
     pipe.set_progress_bar_config(disable=True)
     labels = ["noto: Smileys & Emotion"] * 8 + ["noto: Travel & Places"] * 8
     generator = torch.Generator().manual_seed(0)
-    drawn = pipe(class_labels=labels, num_inference_steps=6, generator=generator, output_type="pt").images
+    drawn = pipe(class_labels=labels, num_inference_steps=steps, generator=generator, output_type="pt").images
     middle = drawn[:, :, 16:48, 16:48].mean(dim=(2, 3))
     yellow = (middle[:, 0] - middle[:, 2] > 0.4) & (middle[:, 1] - middle[:, 2] > 0.2)
     assert yellow[:8].sum() >= 6 and yellow[8:].sum() <= 2, middle
     assert (drawn[:, :, :4, :4] > 0.9).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("name", "steps"), [("emoji-words", 6), ("emoji-words-student", None)])
+def test_hearts_have_the_color_of_their_word(name, steps):
+    pipe = DiffusionBridgeVQPipeline.from_pretrained(CHECKPOINTS / name)
+    pipe.set_progress_bar_config(disable=True)
+    texts = [f"{color} heart, {style}" for color in ("red", "green", "blue") for style in ("noto", "twemoji")] * 2
+    generator = torch.Generator().manual_seed(0)
+    drawn = pipe(class_labels=texts, num_inference_steps=steps, generator=generator, output_type="pt").images
+    strongest = drawn[:, :, 20:40, 20:44].mean(dim=(2, 3)).argmax(1).reshape(2, 3, 2)  # of red, green and blue
+    right = strongest == torch.arange(3)[:, None]
+    assert right.sum() >= 10, right
