@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from tiny_models import SKEWED, make_gray_pipeline, make_pipeline, make_unet, make_words_pipeline
+from tiny_models import (
+    SKEWED,
+    make_gray_pipeline,
+    make_pipeline,
+    make_student_pipeline,
+    make_unet,
+    make_words_pipeline,
+)
 
 from diffusion_bridge_vq import (
     DiffusionBridgeVQInpaintPipeline,
@@ -195,6 +202,14 @@ def test_classes_and_pixelcnn(run, tmp_path):
     card = make_model_card(tmp_path / "pixelcnn", "user/model")
     assert "pixelcnn" in card.data.tags and "diffusion" not in card.data.tags
     assert "PixelCNNVQPipeline.from_pretrained" in card.text and "reverse steps" not in card.text
+
+
+def test_students(run):
+    """It said "`pipe()` takes 20 of DPM-Solver++"."""
+    make_student_pipeline().save_pretrained(run / "pipeline")
+    text = str(make_model_card(run, "user/model"))
+    assert "distilled to draw in one to four network calls, with a guidance scale of 2." in text
+    assert "ancestral steps" not in text
 
 
 def test_no_pipeline(run):

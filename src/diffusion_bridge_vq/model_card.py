@@ -191,6 +191,8 @@ def make_model_card(
         has_frechet=any(result["name"].startswith("frechet") for result in results),
         is_fid=any(_metric_type(result) == "fid" for result in results),
         bridge_steps=run.config.get("num_inference_steps") if is_bridge else None,
+        default_steps=run.index.get("default_num_inference_steps") or 20,
+        learned_guidance=RunFolder(run.pipeline).read_learned_guidance(),
         is_bridge=is_bridge,
     )
     card.content = re.sub(r"\n{3,}", "\n\n", card.content)  # what conditions leave behind

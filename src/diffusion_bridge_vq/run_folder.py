@@ -151,6 +151,11 @@ class RunFolder:
                 return name if isinstance(name, str) else None
         return None
 
+    def draws_from_words(self) -> bool:
+        """Whether the classes of the model are words. `path` may be a run's folder or a pipeline's."""
+        files = (self.path / _INDEX, self.pipeline / _INDEX, self.config)
+        return bool(next(filter(None, map(_read_object, files)), {}).get("label_words"))
+
     def read_label_examples(self) -> list[str]:
         """
         Labels that show what a model of words can draw; none of another model, or without any. `path` may be a run's
@@ -178,8 +183,12 @@ class RunFolder:
 
     def is_student(self) -> bool:
         """Whether the network that is saved was distilled. `path` may be a run's folder or a pipeline's."""
+        return self.read_learned_guidance() is not None
+
+    def read_learned_guidance(self) -> float | None:
+        """The guidance scale of a student; None of other networks. `path` may be a run's folder or a pipeline's."""
         folder = self.find_component("scheduler")
-        return folder is not None and _read_object(folder / _SCHEDULER).get("distilled_guidance_scale") is not None
+        return None if folder is None else _read_object(folder / _SCHEDULER).get("distilled_guidance_scale")
 
     def read_config(self) -> dict[str, Any]:
         """

@@ -42,12 +42,8 @@ def draw(teacher, folder, **changes):
     pipe = DiffusionBridgeVQPipeline.from_pretrained(teacher)
     options = {"num_trajectories": 600, "num_inference_steps": 6, "guidance_scale": 2.0, "precision": "float32"}
     options["batch_size"] = 512
-    return draw_trajectories(
-        folder=folder,
-        accelerator=Accelerator(cpu=True),
-        class_names=list(pipe.id2label.values()),
-        **pipe.components | options | changes,
-    )
+    options["class_names"] = list(pipe.id2label.values())
+    return draw_trajectories(folder=folder, accelerator=Accelerator(cpu=True), **pipe.components | options | changes)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +234,87 @@ def test_the_loss_of_a_text_is_that_of_its_words(teacher_of_words, tmp_path):
     assert loss(torch.full((8,), 0)) != pytest.approx(together, rel=1e-3)
 
 
+def test_samples_of_a_run_are_of_its_texts(teacher_of_words, tmp_path):
+    """The first with the vector of "one two", the second with that of "zero", whatever the noise."""
+    draw(teacher_of_words, tmp_path, num_trajectories=8, texts=["one two", "zero"])
+    objective = build_objective(config(tmp_path / "run", teacher_of_words, tmp_path)).eval()
+    vectors = torch.tensor([[0.0, 1, 1, 0], [1, 0, 0, 0]])
+    objective.sample_labels, seen = vectors, []
+    table = objective.unet.class_embedding
+    table.register_forward_hook(lambda _, given, __: seen.append(given[0].clone()))
+    objective.draw_samples(objective.components({}), 3, 4)
+    assert torch.equal(torch.cat(seen), vectors[[0, 1, 0]])
+
+
+def test_texts_are_drawn_in_a_random_order(teacher_of_words, tmp_path):
+    """So that fewer trajectories than texts are of all kinds of texts: not of the first ones alone."""
+    texts = [f"{'zero ' * (n % 2)}{'one ' * (n // 2 % 2)}two {'!' * n}" for n in range(300)]
+    draw(teacher_of_words, tmp_path, num_trajectories=100, texts=texts, class_dropout=0.0, num_inference_steps=1)
+    labels = [item["labels"].item() for item in map(EncodedImages(tmp_path).__getitem__, range(100))]
+    assert len(set(labels)) == 100 and 110 < sum(labels) / 100 < 190  # 149.5, with a standard deviation of 7
+
+
+@pytest.mark.parametrize("batch_size", [7, 64])
+def test_a_part_that_is_drawn_again_is_the_same_in_other_batches(teacher_of_words, tmp_path, batch_size):
+    options = {"num_trajectories": 40, "texts": ["two", "zero one"], "num_inference_steps": 1}
+    draw(teacher_of_words, tmp_path / "one", **options, batch_size=40)
+    draw(teacher_of_words, tmp_path / "other", **options, batch_size=batch_size)
+    one, other = (EncodedImages(tmp_path / name).__getitems__(list(range(40))) for name in ("one", "other"))
+    assert torch.equal(one["labels"], other["labels"])
+    torch.testing.assert_close(one["trajectories"], other["trajectories"], atol=1e-5, rtol=1e-5)
+
+
+def test_names_of_the_teacher_that_have_changed(teacher, teacher_of_words, tmp_path):
+    """The student would have the old ones."""
+    draw(teacher_of_words, tmp_path / "words", num_trajectories=8, texts=["one two", "zero"])
+    draw(teacher, tmp_path / "classes", num_trajectories=8)
+    index = json.loads((teacher_of_words / "model_index.json").read_text())
+    swapped = {"id2label": {"0": "two", "1": "one", "2": "zero"}}
+    for change, drawn in (
+        (swapped, "words"),
+        ({"label_words": None}, "words"),
+        ({}, "classes"),
+        ({"label_words": None} | swapped, "classes"),
+    ):
+        other = shutil.copytree(teacher_of_words, tmp_path / "other", dirs_exist_ok=True)
+        (other / "model_index.json").write_text(json.dumps(index | change))
+        with pytest.raises(ValueError, match=f"were drawn for other {drawn} than .* has now: draw them again"):
+            build_objective(config(tmp_path / "run", other, tmp_path / drawn))
+
+
+@pytest.mark.parametrize("changes", [{"words": []}, {"words": ["one", "one", "two"]}, {"class_names": None}])
+def test_words_that_no_encoding_has(teacher_of_words, tmp_path, changes):
+    draw(teacher_of_words, tmp_path, num_trajectories=8, texts=["one two"])
+    file = tmp_path / "encoding.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(ValueError, match="doesn't describe encoded images"):
+        EncodedImages(tmp_path)
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_no_text_has(teacher_of_words, tmp_path, label, monkeypatch):
+    """-1 would count from the end."""
+    draw(teacher_of_words, tmp_path, num_trajectories=8, texts=["one two"])
+    read = EncodedImages._read
+
+    def damaged(self, shards):
+        columns = read(self, shards)
+        columns["label"][3] = label
+        return columns
+
+    monkeypatch.setattr(EncodedImages, "_read", damaged)
+    with pytest.raises(ValueError, match=r"labels of trajectories of a bridge must lie in 0\.\.1, got"):
+        EncodedImages(tmp_path)
+
+
+def test_other_texts_are_named_in_a_short_line(teacher_of_words, tmp_path):
+    texts = [f"two {'!' * n}" for n in range(1, 300)]
+    draw(teacher_of_words, tmp_path, num_trajectories=8, texts=texts)
+    with pytest.raises(ValueError, match=r"class_names\[7\] 'two !{8}', not 'zero'") as caught:
+        draw(teacher_of_words, tmp_path, num_trajectories=8, texts=[*texts[:7], "zero", *texts[8:]])
+    assert len(str(caught.value)) < 400
+
+
 def test_what_a_teacher_of_words_needs(teacher, teacher_of_words, texts_on_disk, tmp_path, monkeypatch, capsys):
     def refused(*arguments):
         monkeypatch.setattr(sys, "argv", ["draw", *map(str, arguments), "--output-dir", str(tmp_path / "new")])
@@ -248,6 +325,12 @@ def test_what_a_teacher_of_words_needs(teacher, teacher_of_words, texts_on_disk,
 
     assert "draws from words: name the `--dataset`" in refused(teacher_of_words)
     assert "drop `--dataset`" in refused(teacher, "--dataset", texts_on_disk)
+    assert "drop `--dataset`" in refused(teacher, "--label-column", "name")
+    assert "has no texts as labels: name the column" in refused(teacher_of_words, "--dataset", texts_on_disk)
+    with pytest.raises(ValueError, match="got 0 names for 3 classes"):
+        draw(teacher_of_words, tmp_path / "new", texts=["two"], class_names=None)
+    with pytest.raises(ValueError, match=r"must be a list of texts, got \[3\]"):
+        draw(teacher_of_words, tmp_path / "new", texts=[3])
     with pytest.raises(ValueError, match=r"at least one word each, got 1 without one, such as '!'"):
         draw(teacher_of_words, tmp_path / "new", texts=["two", "!"])
     with pytest.raises(ValueError, match=r"at least one word each, got none"):

@@ -47,6 +47,7 @@ def main() -> None:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     from ..data import load_images
+    from ..models.conditions import split_words
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..training import draw_trajectories
     from ..training.data import label_texts
@@ -76,7 +77,14 @@ def main() -> None:
             label_column=args.label_column,
             in_memory=False,
         )
-        texts = label_texts(images)
+        texts = [text for text in label_texts(images) if split_words(text)]  # others are as no words in training
+        if not texts:
+            raise ValueError(f"{args.dataset} has no texts as labels: name the column with them by `--label-column`.")
+        if args.num_trajectories < len(texts):
+            accelerator.print(
+                f"{args.dataset} has {len(texts)} different texts, so {args.num_trajectories} trajectories leave some "
+                "out; take more `--num-trajectories`."
+            )
     scale = args.guidance_scale
     encoding = draw_trajectories(
         **pipe.components,

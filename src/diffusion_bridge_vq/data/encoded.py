@@ -85,7 +85,7 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
         self._table: Any = None
         if self.num_rows * row_bytes <= IN_MEMORY_BYTES:
             self._tensors = self._read(shards)
-            self._check(self._tensors[encoding.what])
+            self._check(self._tensors)
         else:
             from datasets import load_dataset
 
@@ -115,9 +115,17 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
             column = column.combine_chunks().flatten()
         return column.to_numpy().reshape(len(table), *shape)
 
-    def _check(self, values: Tensor) -> None:
+    def _check(self, columns: dict[str, Tensor]) -> None:
+        values = columns[self.encoding.what]
         if values.is_floating_point() and not bool(values.isfinite().all()):
             raise ValueError(f"the latents of {self.name} aren't all finite numbers; encode the images again")
+        if "label" in columns and self.class_names is not None and len(values):
+            labels, least = columns["label"], -1 if self.words is None else 0  # -1 is none, as in `datasets`
+            if labels.min() < least or labels.max() >= len(self.class_names):
+                raise ValueError(
+                    f"the labels of {self.name} must lie in {least}..{len(self.class_names) - 1}, got "
+                    f"{labels.min()}..{labels.max()}; encode the images again"
+                )
 
     @property
     def num_classes(self) -> int | None:
@@ -157,7 +165,7 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
         else:
             table = self._table[rows.tolist()]
             found = {name: torch.from_numpy(self._array(table, name).copy()) for name in self._columns}
-            self._check(found[self.encoding.what])
+            self._check(found)
         values = found[self.encoding.what]
         batch = {self.encoding.what: values.float() if values.is_floating_point() else values.long()}
         if "label" in found:

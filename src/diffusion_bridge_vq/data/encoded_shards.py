@@ -146,12 +146,15 @@ class Encoding:
             names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
             for names in (self.class_names, self.words)
         )
+        texts = self.words is None or bool(
+            self.words and len(set(self.words)) == len(self.words) and self.class_names and self.labels
+        )
         complete = self.rows is None or (
             len(self.rows) == self.parts and bool(self.shape) and np.dtype(self.dtype).kind in "fiu"
         )
         sized = named and all(type(self.data.get(n)) is int and self.data[n] > 0 for n in ("channels", "resolution"))
         drawn = self.condition is None or (sized and self.condition_shape is not None)  # or a ValueError
-        return whole and self.parts >= 1 and named and classes and kinds and column and complete and drawn
+        return whole and self.parts >= 1 and named and classes and texts and kinds and column and complete and drawn
 
     def difference(self, other: "Encoding") -> str | None:
         """What the first setting is in which two encodings differ, or None."""
@@ -162,7 +165,7 @@ class Encoding:
                 keys = [key for key in value | found if value.get(key) != found.get(key)]
                 value, found = ({key: one.get(key) for key in keys} for one in (value, found))
             if value != found:
-                return f"{name} {found!r}, not {value!r}"
+                return _describe_difference(name, found, value)
         return None
 
     def features(self, values: np.ndarray) -> Any:
@@ -178,6 +181,16 @@ class Encoding:
         if self.condition_shape is not None:
             columns[CONDITION] = List(Value("uint8"), length=math.prod(self.condition_shape))
         return Features(columns)
+
+
+def _describe_difference(name: str, found: Any, value: Any) -> str:
+    """Of lists, which may have thousands of entries, the first entry that differs."""
+    if isinstance(found, list) and isinstance(value, list):
+        if len(found) != len(value):
+            return f"{len(found)} {name}, not {len(value)}"
+        number = next(i for i, (one, other) in enumerate(zip(found, value, strict=True)) if one != other)
+        return f"{name}[{number}] {found[number]!r}, not {value[number]!r}"
+    return f"{name} {found!r}, not {value!r}"
 
 
 def smallest_integer(num_codes: int) -> str:

@@ -146,8 +146,9 @@ def find_classes(config: RunConfig, images: Images) -> tuple[int | None, list[st
     """Number and names of the classes that a run on these images learns: with `uses_words` the words of the labels."""
     if not config.uses_words:
         return images.num_classes, images.class_names
-    words = images.words if isinstance(images, EncodedImages) else None
-    words = words or find_vocabulary(label_texts(images))
+    if isinstance(images, EncodedImages) and images.words is not None:
+        return len(images.words), images.words
+    words = find_vocabulary(label_texts(images))
     return len(words) or None, words or None
 
 

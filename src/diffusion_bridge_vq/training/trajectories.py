@@ -85,9 +85,16 @@ def draw_trajectories(
     check_number("class_dropout", class_dropout, 0, 1)
     check_teacher(scheduler)
     refuse_image_condition(unet, "students don't take")
-    texts = None if texts is None else _check_texts(texts)
-    vectors = None if texts is None else words_to_labels([*texts, NO_WORDS], class_names or ())
-    if vectors is not None:
+    vectors = None
+    if texts is not None:
+        names, expected = class_names or [], (classes or 1) - 1
+        if not names or len(names) != expected:
+            raise ValueError(
+                f"`texts` need a teacher whose classes are words, and `class_names`, all of these words: got "
+                f"{len(names)} names for {expected} classes."
+            )
+        texts = _check_texts(texts)
+        vectors = words_to_labels([*texts, NO_WORDS], names)
         take_several_classes(unet)
     device = accelerator.device
     unet = unet.to(device).eval()
@@ -140,14 +147,16 @@ def draw_trajectories(
         """Its noise and classes depend on the seed and the part alone."""
         generator = torch.Generator().manual_seed(seed * 2**20 + part)
         first, last = part * _ROWS_OF_PART, min((part + 1) * _ROWS_OF_PART, num_trajectories)
+        all_noise = torch.randn(last - first, *shape, generator=generator)
+        all_dropped = torch.rand(last - first, generator=generator) < class_dropout
         for start in range(first, last, batch_size):
             count = min(batch_size, last - start)
             keys = [f"{number:08}" for number in range(start, start + count)]
-            noise = torch.randn(count, *shape, generator=generator)
+            some = slice(start - first, start - first + count)
+            noise = all_noise[some]
             labels = numbers = None
             if classes:
-                dropped = torch.rand(count, generator=generator) < class_dropout
-                numbers, labels = choose(torch.arange(start, start + count), dropped)
+                numbers, labels = choose(torch.arange(start, start + count), all_dropped[some])
             with accelerator.autocast():
                 rows = _draw(unet, scheduler, noise, num_inference_steps, points, labels, guidance_scale, device)
             columns: dict[str, Any] = {"key": keys, COLUMN: to_array(rows, encoding, keys)}
@@ -194,6 +203,8 @@ def _draw(
 
 def _check_texts(texts: Sequence[str]) -> list[str]:
     """Each once, in their order."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"`texts` must be a list of texts, got {texts!r}.")
     found = list(dict.fromkeys(texts))
     empty = [text for text in found if not split_words(text)]
     if empty or not found:

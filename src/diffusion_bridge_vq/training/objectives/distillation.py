@@ -1,6 +1,7 @@
 """A student that draws in one to four steps, from the trajectories of a trained bridge."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class DistillObjective(Objective):
                 f"The trajectories in {config.trajectories} are those of another network or process than that in "
                 f"{config.init_from}: draw them again, or give their teacher as `init_from`."
             )
+        _check_classes(encoding, RunFolder(config.init_from), config.trajectories)
         if encoding.words is not None:
             take_several_classes(unet)
         student = make_student_scheduler(scheduler, encoding.data["timesteps"], encoding.data["guidance_scale"])
@@ -159,6 +161,23 @@ def make_student_scheduler(
     return OUBridgeScheduler.from_config(
         teacher.config, few_step_timesteps=table, distilled_guidance_scale=float(guidance_scale)
     )
+
+
+def _check_classes(encoding: Encoding, teacher: RunFolder, trajectories: Path) -> None:
+    """
+    Raises:
+        ValueError: the classes of the trajectories have other names than the teacher's, or only one's are words.
+    """
+    named = teacher.read_id2label()
+    names = None if named is None else [named[number] for number in sorted(named)]
+    drawn = encoding.class_names if encoding.words is None else encoding.words
+    words = teacher.draws_from_words()
+    if words != (encoding.words is not None) or (names is not None and drawn is not None and names != drawn):
+        kinds = ["words" if of_words else "classes" for of_words in (encoding.words is not None, words)]
+        raise ValueError(
+            f"The trajectories in {trajectories} were drawn for other {kinds[0]} than the {kinds[1]} that the teacher "
+            f"in {teacher.path} has now: draw them again."
+        )
 
 
 def _begin_at_noise(scheduler: OUBridgeScheduler, timesteps: Sequence[int]) -> list[int]:
