@@ -187,7 +187,7 @@ def test_texts_are_drawn_with_all_their_words(teacher_of_words, tmp_path):
 
 
 def test_a_student_of_words_is_trained_by_the_commands_and_draws_texts(
-    teacher_of_words, texts_on_disk, tmp_path, monkeypatch
+    teacher_of_words, texts_on_disk, tmp_path, monkeypatch, capsys
 ):
     def call(command, *arguments):
         monkeypatch.setattr(sys, "argv", ["dbvq", *map(str, arguments)])
@@ -201,6 +201,7 @@ def test_a_student_of_words_is_trained_by_the_commands_and_draws_texts(
     steps = ["--max-train-steps", 4, "--batch-size", 16, "--lr-warmup-steps", 0, "--image-every", 2]
     given = ["--init-from", teacher_of_words, "--trajectories", tmp_path / "drawn", "--output-dir", tmp_path / "run"]
     call(distill_command, *given, *steps)
+    assert "64 encoded images, 8 x 8 gray, 3 texts" in capsys.readouterr().out
     pipe = DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe.id2label == {0: "zero", 1: "one", 2: "two"} and pipe.config.label_words  # in the teacher's order

@@ -90,8 +90,10 @@ def _describe_data(config: RunConfig, objective: Objective, images: Images) -> s
         if (rule := objective.early_stopping) is not None:
             text += f", {rule.holdout_fraction:.0%} of them held out for early stopping"
     if images.num_classes is not None:
-        what = "texts" if config.uses_words else "classes"
-        text += f", {images.num_classes} {what}{'' if config.uses_classes else ' (not used)'}"
+        what, number = "classes", images.num_classes
+        if config.uses_words:  # "" is the text of trajectories without words
+            what, number = "texts", sum(name != "" for name in images.class_names or ())
+        text += f", {number} {what}{'' if config.uses_classes else ' (not used)'}"
     return text
 
 
