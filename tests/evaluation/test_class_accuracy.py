@@ -3,6 +3,8 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -22,6 +24,7 @@ from diffusion_bridge_vq.evaluation import (
     train_classifier,
 )
 from diffusion_bridge_vq.evaluation.class_accuracy import _PENALTY
+from diffusion_bridge_vq.evaluation.model_outputs import spread_classes
 
 SHADES = {"black": 20, "gray": 120, "white": 220}
 
@@ -122,6 +125,37 @@ def test_classes_are_found_by_name(real, tmp_path):
     outputs.samples = shaded(*["white", "black", "gray"] * 4)
     run_metrics(("class_accuracy",), outputs, tmp_path)
     assert figures(tmp_path)["class_accuracy"]["value"] == 1.0
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any), st.integers(0, 80))
+def test_samples_have_the_classes_of_the_training_images(counts, number):
+    """After any number of samples no class is more than two samples away from its share; absent ones aren't drawn."""
+    classes = spread_classes(counts, number)
+    drawn = classes.bincount(minlength=len(counts))
+    shares = torch.tensor(counts) * number / sum(counts)
+    assert len(classes) == number and (drawn - shares).abs().max() < 2
+    assert all(drawn[k] == 0 for k, count in enumerate(counts) if count == 0)
+    equal = spread_classes([7] * len(counts), number)
+    assert equal.tolist() == [i % len(counts) for i in range(number)]
+
+
+def test_a_rare_class_is_drawn_rarely(shades, real, tmp_path, monkeypatch):
+    """Labels say 15 black, 12 gray and 3 white images; a model with another order, and one with other classes."""
+    train, test = shades
+    train.labels = torch.tensor([0] * 15 + [1] * 12 + [2] * 3)
+    few = RealImages("shades", train, test, 12, "quarters", "cpu")
+    assert few.class_counts == [15, 12, 3]
+    pipe = conditional_pipeline({0: "white", 1: "black", 2: "gray"})
+    outputs = outputs_of(pipe, few, tmp_path, guidance_scale=1.0)
+    assert outputs.sample_labels.bincount().tolist() == [6, 5, 1]  # of 12, black first: in the data set's numbers
+    draw, seen = outputs.prior.draw_codes, []
+    monkeypatch.setattr(outputs.prior, "draw_codes", lambda g, labels: seen.extend(labels) or draw(g, labels))
+    outputs.sampled_codes(12)
+    assert [seen.count(k) for k in range(3)] == [1, 6, 5]  # in the model's numbers
+    balanced = outputs_of(pipe, real, tmp_path, guidance_scale=1.0)
+    assert balanced._draws_key != outputs._draws_key  # stored draws of the one aren't taken for the other's
+    strange = outputs_of(conditional_pipeline({0: "a", 1: "b", 2: "c"}), few, tmp_path, guidance_scale=1.0)
+    assert strange._class_counts == [1, 1, 1]
 
 
 def test_other_classes_than_the_models_are_refused(real, tmp_path):

@@ -34,8 +34,8 @@ class EvaluationConfig:
     )
     guidance_scale: float = _option(
         0.0,
-        "of samples that have a class each, in turn, as FIDs of class-conditional models do, or that of the image "
-        "that each is drawn from; 0: without classes",
+        "of samples that have a class each, as often as training images have it, or that of the image that each is "
+        "drawn from; 0: without classes",
     )
     extractor: str = _option(
         "inception", f"its features compare images: {', '.join(EXTRACTORS)}; only inception makes a FID"

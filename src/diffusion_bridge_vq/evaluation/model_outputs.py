@@ -1,10 +1,11 @@
 """What a model makes of real images, and what it draws: the things that metrics measure."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
@@ -28,7 +29,7 @@ class ModelOutputs:
     """
     Codes and reconstructions of the test images, and samples. Each is made once, when it is first used, by the
     processes of `real` together; samples are stored on disk. Sample i of a model that draws from images is drawn from
-    test image i.
+    test image i. Other samples of a model with classes have each class as often as the training images have it.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
@@ -141,9 +142,9 @@ class ModelOutputs:
         """
         if self.conditions is not None:
             return self.real.test_labels
-        labels = None if self._prior is None else self._prior.sample_labels(0, len(self.real.test))
-        if labels is None:
+        if self._prior is None or not self._prior.draws_classes:
             return None
+        labels = self._drawn_classes(len(self.real.test))
         names, known = self.prior.class_names, self.real.class_names or []
         if names is None and self.prior.num_classes == len(known):
             return labels
@@ -213,10 +214,24 @@ class ModelOutputs:
         """Codes of the samples `start` + `rows`."""
         numbers = slice(start + rows.start, start + rows.stop)
         if self.conditions is None:
-            labels = self.prior.sample_labels(numbers.start, rows.stop - rows.start)
-            return self.prior.draw_codes(self.generators(numbers), _to_list(labels))
+            labels = self._drawn_classes(numbers.stop)[numbers].tolist() if self.prior.draws_classes else None
+            return self.prior.draw_codes(self.generators(numbers), labels)
         given = self.conditions[numbers]
         return self.prior.draw_codes(self.generators(numbers), self._classes_of_images(numbers), given)
+
+    def _drawn_classes(self, count: int) -> torch.Tensor:
+        """Classes of the first samples of a model with classes, (count,) int64 in the model's numbers."""
+        return spread_classes(self._class_counts, count)
+
+    @cached_property
+    def _class_counts(self) -> list[int]:
+        """Training images of each class of the model; 1 each if the data set has other classes or none."""
+        names, known, counts = self.prior.class_names, self.real.class_names, self.real.class_counts
+        if known is None or counts is None:
+            return [1] * self.prior.num_classes
+        if names is not None:
+            counts = [dict(zip(known, counts, strict=True)).get(name, 0) for name in names]
+        return counts if len(counts) == self.prior.num_classes and any(counts) else [1] * self.prior.num_classes
 
     def _classes_of_images(self, numbers: slice) -> list[int | str] | None:
         """Of the test images that samples are drawn from, as the pipeline takes them; None for draws without."""
@@ -263,6 +278,8 @@ class ModelOutputs:
             **self.sampling_facts,
             **self.condition_facts,
         }
+        if self.conditions is None and self.prior.draws_classes and len(set(self._class_counts)) > 1:
+            law["class_counts"] = self._class_counts
         return short_hash(json.dumps(law).encode())
 
     @property
@@ -276,5 +293,14 @@ class ModelOutputs:
         return self.vqvae.config.num_vq_embeddings
 
 
-def _to_list(labels: torch.Tensor | None) -> list[Any] | None:
-    return None if labels is None else labels.tolist()
+def spread_classes(counts: Sequence[int], number: int) -> torch.Tensor:
+    """
+    Classes in these proportions for the first `number` samples, (number,) int64: each next sample has the class that is
+    furthest behind its share. Equal counts give the classes in turn.
+    """
+    shares, drawn = np.array(counts), np.zeros(len(counts), dtype=np.int64)
+    classes = np.empty(number, dtype=np.int64)
+    for i in range(number):
+        classes[i] = np.argmax(shares * (i + 1) - shares.sum() * drawn)  # of equals the first, unlike torch's
+        drawn[classes[i]] += 1
+    return torch.from_numpy(classes)

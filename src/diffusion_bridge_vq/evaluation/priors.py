@@ -71,11 +71,10 @@ class EvaluatedPrior:
         """Whether it has classes or images that guidance can follow."""
         return self.num_class_embeds is not None or self.image_condition is not None
 
-    def sample_labels(self, start: int, count: int) -> torch.Tensor | None:
-        """Classes of the samples from number `start` on, in turn; None if samples have no class."""
-        if self.num_class_embeds is None or not self.config.guidance_scale:
-            return None
-        return torch.arange(start, start + count) % self.num_classes
+    @property
+    def draws_classes(self) -> bool:
+        """Whether samples are drawn for classes."""
+        return self.num_class_embeds is not None and bool(self.config.guidance_scale)
 
     @property
     def num_classes(self) -> int:

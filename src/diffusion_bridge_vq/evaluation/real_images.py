@@ -47,6 +47,7 @@ class RealImages:
 
     Attributes:
         class_names (`list[str]`, *optional*): of the train split; labels of both splits are numbers in this list.
+        class_counts (`list[int]`, *optional*): training images of each class.
         test_conditions (`torch.Tensor`, *optional*): of the test images, uint8 (n, C, H, W), where `test` was loaded
             with a column of conditions.
 
@@ -78,6 +79,7 @@ class RealImages:
         self.train = _take(train, num_images, self.processes).images
         self.test, test_labels, self.test_conditions = _take(test, num_images, self.processes)
         self.class_names = train.class_names
+        self.class_counts = _count(train)
         self.test_labels = _renumber(test_labels, test.class_names, train.class_names)
         self.fingerprint = fingerprint_tensors(self.train, self.test)
         self._features: dict[str, torch.Tensor] = {}
@@ -153,6 +155,12 @@ def _take(split: ImageDataset, count: int, processes: Processes) -> Labelled:
     numbers = evenly(torch.arange(len(split)), count)
     batch = processes.share(lambda rows: split.__getitems__(numbers[rows].tolist()).tensors, len(numbers))
     return Labelled(batch["images"], batch.get("labels"), batch.get("conditions"))
+
+
+def _count(split: ImageDataset) -> list[int] | None:
+    if split.labels is None or split.class_names is None:
+        return None
+    return torch.bincount(split.labels, minlength=len(split.class_names)).tolist()
 
 
 def _renumber(labels: torch.Tensor | None, names: list[str] | None, target: list[str] | None) -> torch.Tensor | None:
