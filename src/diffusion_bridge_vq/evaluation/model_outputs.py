@@ -295,8 +295,8 @@ class ModelOutputs:
 
 def spread_classes(counts: Sequence[int], number: int) -> torch.Tensor:
     """
-    Classes in these proportions for the first `number` samples, (number,) int64: each next sample has the class that is
-    furthest behind its share. Equal counts give the classes in turn.
+    Classes in these proportions for the first `number` samples, (number,) int64: each next sample has the class that
+    is furthest behind its share. Equal counts give the classes in turn.
     """
     shares, drawn = np.array(counts), np.zeros(len(counts), dtype=np.int64)
     classes = np.empty(number, dtype=np.int64)
