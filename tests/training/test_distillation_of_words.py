@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import datasets
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
@@ -51,6 +52,8 @@ def test_texts_are_drawn_with_all_their_words(teacher_of_words, tmp_path):
     assert rows.class_names == ["Zero, one!", "two", ""] and rows.words == ["zero", "one", "two"]
     labels = [rows[i]["labels"].item() for i in range(200)]
     counts = [labels.count(number) for number in range(3)]
+    (shard,) = (tmp_path / "data").iterdir()
+    assert "Zero" not in str(parquet.read_schema(shard).metadata)  # encoding.json has the texts, once
     assert 5 < counts[2] < 40 and abs(counts[0] - counts[1]) < 30 and sum(counts) == 200
     vectors = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the last has no words
     table = pipe.unet.class_embedding.weight

@@ -176,7 +176,9 @@ class Encoding:
         if self.mirrored:
             columns["mirrored"] = Value("bool")
         if self.labels:
-            columns["label"] = Value("int64") if self.class_names is None else ClassLabel(names=self.class_names)
+            # every shard repeats these names, and of texts there may be thousands: those are in `encoding.json` alone
+            named = self.class_names is not None and self.words is None
+            columns["label"] = ClassLabel(names=self.class_names) if named else Value("int64")
         columns[self.what] = List(Value(str(values.dtype)), length=math.prod(values.shape[1:]))
         if self.condition_shape is not None:
             columns[CONDITION] = List(Value("uint8"), length=math.prod(self.condition_shape))
