@@ -62,6 +62,18 @@ class VQConfig(AutoencoderConfig):
 
     kind = "vq"
 
+    decoder_only: bool = option(
+        False, "keep encoder and codebook, and train the decoder on: priors on these codes stay valid"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoder_only and self.autoencoder_from is None:
+            raise ValueError(
+                "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from` or `vqvae_from`, the folder "
+                "of its run, or of a pipeline."
+            )
+
 
 @dataclass(frozen=True)
 class PriorRunConfig(RunConfig):
