@@ -70,8 +70,8 @@ class VQConfig(AutoencoderConfig):
         super().__post_init__()
         if self.decoder_only and self.autoencoder_from is None:
             raise ValueError(
-                "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from` or `vqvae_from`, the folder "
-                "of its run, or of a pipeline."
+                "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from` or `vqvae_from`, the "
+                "folder of its run or of a pipeline."
             )
 
 

@@ -59,7 +59,7 @@ class VQObjective(Objective):
         self.reconstruction.set_step(step)
 
     def train(self, mode: bool = True) -> "VQObjective":
-        """As the base class. An encoder that is kept stays in evaluation mode, so that its codes are the saved ones."""
+        """As the base class; an encoder that is kept stays in evaluation mode, so that its codes do, too."""
         super().train(mode)
         self.vqvae.train(mode and not self.decoder_only)
         return self
