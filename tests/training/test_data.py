@@ -8,10 +8,12 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from tiny_run import config
+from tiny_models import with_running_statistics
+from tiny_run import TINY, config
 
-from diffusion_bridge_vq.training import PriorConfig
-from diffusion_bridge_vq.training.data import open_images, preview_images
+from diffusion_bridge_vq import GumbelVQModel
+from diffusion_bridge_vq.training import PriorConfig, VQConfig, build_objective
+from diffusion_bridge_vq.training.data import make_loader, open_images, preview_images
 from diffusion_bridge_vq.training.monitoring.validation import make_validation
 
 
@@ -49,6 +51,26 @@ def write(folder, split: str, labels: list[str | None]) -> None:
         columns["label"], features["label"] = labels, Value("string")
     folder.mkdir(exist_ok=True)
     Dataset.from_dict(columns, features=Features(features)).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize("cls", [VQConfig, PriorConfig])
+def test_balanced_classes_are_learned_from_equally_often(cls, tmp_path):
+    """9, 4 and 1 images: 9 + 4 * 2 + 1 * 9 rows an epoch, from images and from their cached latents."""
+    write(tmp_path / "data", "train", ["a"] * 9 + ["b"] * 4 + ["c"])
+    own: dict = {"dataset": str(tmp_path / "data"), "label_column": "label", "batch_size": 2}
+    if cls is PriorConfig:
+        folder = tmp_path / "autoencoder" / "vqvae"
+        with_running_statistics(GumbelVQModel(**TINY["vqvae"], sample_size=8, in_channels=1)).save_pretrained(folder)
+        own |= {"vqvae_from": folder.parent, "cache_latents": True}
+    run = config(cls, tmp_path / "run", balance_classes=True, **own)
+    loader = make_loader(run, Accelerator(cpu=True), build_objective(run, 3), open_images(run)).loader
+    labels = [loader.dataset[row]["labels"].item() for row in range(len(loader.dataset))]
+    assert [labels.count(label) for label in range(3)] == [9, 8, 9] and len(loader) == 13
+    without = config(cls, tmp_path / "other", balance_classes=True, **own | {"label_column": None})
+    with pytest.raises(ValueError, match="has no classes to balance: give `label_column`"):
+        make_loader(without, Accelerator(cpu=True), build_objective(without), open_images(without))
+    with pytest.raises(ValueError, match="doesn't work with a stream"):
+        config(cls, tmp_path / "run", balance_classes=True, streaming=True, **own)
 
 
 def validation(folder, **options):

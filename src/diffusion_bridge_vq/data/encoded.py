@@ -142,6 +142,16 @@ class EncodedImages(Dataset[dict[str, Tensor]]):
         return self.num_rows // 2 if self.encoding.mirrored else self.num_rows
 
     @property
+    def image_labels(self) -> Tensor | None:
+        """The class of each image, (num_images,) int64; None without labels."""
+        if "label" not in self._columns:
+            return None
+        step = 2 if self.encoding.mirrored else 1  # a mirror image follows its image
+        if self._tensors is not None:
+            return self._tensors["label"][::step]
+        return torch.from_numpy(self._array(self._table.select_columns("label")[:], "label")[::step].copy())
+
+    @property
     def fingerprint(self) -> str:
         return self.encoding.fingerprint
 

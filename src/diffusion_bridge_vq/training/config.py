@@ -62,6 +62,9 @@ class RunConfig:
     label_column: str | None = option(
         None, "column with the classes, if it isn't a ClassLabel; of several, as in name,style, the texts are joined"
     )
+    balance_classes: bool = option(
+        False, "repeat images of rare classes, so that all classes are learned from about equally often", fixed=True
+    )
     output_dir: Path = option(Path("outputs/run"), "everything the run writes goes here")
     init_from: Path | None = option(
         None,
@@ -127,6 +130,9 @@ class RunConfig:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
         if not self.dataset and self.encoded_data is None:
             raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
+        if self.balance_classes and (self.streaming or self.uses_words):
+            what = "a stream, whose classes aren't counted" if self.streaming else "labels of several words"
+            raise ValueError(f"`balance_classes` doesn't work with {what}: drop it.")
         factor = 2 ** (len(self.vqvae.get("block_out_channels", (64,))) - 1)
         if self.resolution % factor:
             raise ValueError(

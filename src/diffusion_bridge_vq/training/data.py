@@ -99,14 +99,31 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     elif cached and not config.dry_run:  # a dry run encodes its batches one by one
         images = encode_for_run(config, accelerator, objective, images)
     if isinstance(images, EncodedImages):
+        if config.balance_classes:
+            training = _balanced(training, images.image_labels, images.name)
         training = images.rows_of(training, mirrored=config.random_flip)
         if images.in_memory:
             workers["num_workers"] = 0  # passing batches on would take longer than reading them
+    elif config.balance_classes:
+        training = _balanced(training, images.labels, images.name)
     workers["collate_fn"] = images.collate  # of a Subset, too, which passes batches through
     return Loaded(
         DataLoader(Subset(images, training), batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
         None if held_out is None else DataLoader(Subset(images, held_out), batch_size=config.batch_size, **workers),
     )
+
+
+def _balanced(images: Sequence[int], labels: torch.Tensor | None, name: str) -> list[int]:
+    """
+    Images of rare classes several times: a whole number of times, so that none of a class is seen more often than
+    another. So classes are equally frequent within a third.
+    """
+    if labels is None:
+        raise ValueError(f"{name} has no classes to balance: give `label_column`, or drop `balance_classes`.")
+    rows = torch.as_tensor(images)
+    _, own, counts = labels[rows].unique(return_inverse=True, return_counts=True)
+    times = (counts.max() / counts).round().long()
+    return rows.repeat_interleave(times[own]).tolist()
 
 
 def _share_stream(images: StreamedImages, accelerator: Accelerator, config: RunConfig) -> bool:

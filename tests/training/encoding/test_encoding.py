@@ -33,7 +33,7 @@ def test_latents_are_those_of_the_autoencoder(folder, images, latents, in_memory
     found, labels = (torch.cat([batch[name] for batch in batches]) for name in ("latents", "labels"))
     assert found.dtype == torch.float32 and labels.dtype == torch.int64
     torch.testing.assert_close(found, torch.cat(latents), atol=1e-4, rtol=2**-10)  # half precision
-    assert torch.equal(labels, images.labels.repeat(2))
+    assert torch.equal(labels, images.labels.repeat(2)) and torch.equal(encoded.image_labels, images.labels)
     assert torch.equal(encoded[7]["latents"], found[7]) and encoded[7]["labels"] == labels[7]
 
 

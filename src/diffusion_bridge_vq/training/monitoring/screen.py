@@ -117,7 +117,9 @@ def _describe_networks(objective: Objective) -> str:
 def _describe_training(config: RunConfig, images: Images, processes: int) -> str:
     batch = config.batch_size * config.gradient_accumulation_steps * processes
     text = f"{config.max_train_steps:,} steps of {batch} images"
-    if not isinstance(images, StreamedImages):
+    if config.balance_classes:
+        text += ", all classes about equally often"
+    elif not isinstance(images, StreamedImages):
         count = images.num_images if isinstance(images, EncodedImages) else len(images)
         epochs = config.max_train_steps * batch / count
         text += f" ({epochs:,.0f} epochs)" if epochs >= 10 else f" ({epochs:.3g} epochs)"
