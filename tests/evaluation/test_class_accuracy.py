@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from tiny_models import make_gray_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
@@ -116,6 +117,17 @@ def test_figures_of_known_images(real, tmp_path):
     assert low == pytest.approx(0.468, abs=1e-3) and high == pytest.approx(0.911, abs=1e-3)  # Wilson's
     facts = {name: found["class_accuracy"][name] for name in ("n", "extractor", "guidance_scale", "train_images")}
     assert facts == {"n": 12, "extractor": "quarters", "guidance_scale": 1.0, "train_images": 10_000}
+
+
+def test_the_balanced_accuracy_is_scikit_learns(real, tmp_path):
+    """9 gray and 3 white test images; 4 gray and 1 white ones are taken for the other."""
+    outputs = outputs_of(make_gray_pipeline(), real, tmp_path)
+    real.test_labels = torch.tensor([1] * 9 + [2] * 3)
+    read = [2] * 4 + [1] * 5 + [2] * 2 + [1]
+    outputs.reconstructions = shaded(*[list(SHADES)[number] for number in read])
+    run_metrics(("class_accuracy",), outputs, tmp_path)
+    found = figures(tmp_path)["class_accuracy_reconstructions"]
+    assert found["balanced"] == pytest.approx(balanced_accuracy_score(real.test_labels, read)) != found["value"]
 
 
 def test_classes_are_found_by_name(real, tmp_path):

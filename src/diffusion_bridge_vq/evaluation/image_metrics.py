@@ -84,7 +84,8 @@ def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
         by_class = {name: right[truth == number] for number, name in enumerate(names)}
         interval = wilson_interval(int(right.sum()), len(right))
         of_each = {name: hits.double().mean().item() for name, hits in by_class.items() if len(hits)}
-        return {"value": right.double().mean().item(), "interval": interval, "by_class": of_each}
+        balanced = sum(of_each.values()) / len(of_each)
+        return {"value": right.double().mean().item(), "interval": interval, "balanced": balanced, "by_class": of_each}
 
     figures = {
         "class_accuracy_test": accuracy(real.test, test_labels),
