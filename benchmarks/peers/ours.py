@@ -28,7 +28,6 @@ from .data import Data, Split
 from .row import Learner, Phase, Row, TokenizerRow
 
 _STEPS = 1000  # nominal: phases and ramps inside an objective are fractions of it
-_STUDENT_GUIDANCE = 1.5  # that of its trajectories, which it learns
 _MOST_POINTS = 12  # of a trajectory: the steps that it is drawn in
 _CODEBOOK_IMAGES = 512  # whose latents place a fresh codebook, as the package's trainer does
 
@@ -124,7 +123,7 @@ class Student(Bridge):
                 folder=trajectories,
                 accelerator=Accelerator(cpu=True),
                 num_trajectories=self.setting.trajectories,
-                guidance_scale=_STUDENT_GUIDANCE,
+                guidance_scale=self.setting.student_guidance,
                 seed=torch.initial_seed() % 2**20,
             )
             self.points.remember(encoding.data["timesteps"])
@@ -142,7 +141,9 @@ class Student(Bridge):
         components = self.learner.components()
         if components["scheduler"].config.distilled_guidance_scale is None:  # loaded into a fresh row
             known = self.points.known()
-            components["scheduler"] = make_student_scheduler(components["scheduler"], known, _STUDENT_GUIDANCE)
+            components["scheduler"] = make_student_scheduler(
+                components["scheduler"], known, self.setting.student_guidance
+            )
         pipe = DiffusionBridgeVQPipeline(**components)
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(class_labels=labels, num_inference_steps=steps, output_type="pt").images

@@ -28,6 +28,7 @@ class Setting:
         autoencoder_losses (`Mapping[str, float]`): weights of the loss terms of every autoencoder of table B.
         autoencoder_fraction (`float`): of a row of table B with two stages, for the first.
         trajectories (`int`): of a bridge, for its student.
+        student_guidance (`float`): guidance scale of these, which the student learns: one near the bridge's best.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Setting:
     autoencoder_losses: Mapping[str, float]
     autoencoder_fraction: float
     trajectories: int
+    student_guidance: float
 
 
 SETTINGS = {
@@ -70,6 +72,7 @@ SETTINGS = {
             autoencoder_losses={"l1_weight": 0.1},
             autoencoder_fraction=0.3,
             trajectories=2048,
+            student_guidance=1.0,
         ),
         Setting(
             name="cifar10",
@@ -92,6 +95,7 @@ SETTINGS = {
             autoencoder_losses={"l1_weight": 0.1, "perceptual_weight": 10.0, "adversarial_weight": 0.1},
             autoencoder_fraction=0.4,
             trajectories=6000,
+            student_guidance=1.5,
         ),
     )
 }
