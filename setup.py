@@ -25,7 +25,7 @@ ONNX = ["onnx>=1.17", "onnxscript>=0.7", "onnxruntime>=1.20"]
 # examples/accelerate_configs/deepspeed.yaml; the oldest that was tried
 DEEPSPEED = ["deepspeed>=0.19.8"]
 # what benchmarks/peers compares with, besides diffusers and transformers
-PEERS = ["monai>=1.6"]
+PEERS = ["monai>=1.6", "einops>=0.8"]  # MONAI's networks need einops without asking for it
 TEST = [
     "pytest>=8.2",
     "pytest-xdist>=3.8",

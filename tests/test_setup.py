@@ -14,6 +14,7 @@ UNTRIED = {
     "markdown-it-py",
     "deepspeed",
     "monai",
+    "einops",
     "mkdocs-material",
     "mkdocstrings-python",
 }  # other environments

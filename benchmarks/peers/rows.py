@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, type[Row]]] = {
     },
 }
 # The extra `peers` of setup.py: what the package itself doesn't need.
-PEERS = ["monai>=1.6"]
+PEERS = ["monai>=1.6", "einops>=0.8"]
 _OWN = "diffusion-bridge-vq"
 
 

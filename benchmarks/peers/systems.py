@@ -171,7 +171,7 @@ class Monai(Row):
     """
 
     title = "MONAI VQ-VAE, latent diffusion"
-    packages = ("monai",)
+    packages = ("monai", "einops")
     search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 50)}
     tuned = False
 
