@@ -80,7 +80,7 @@ def test_after_a_decoder_was_trained_on_the_prior_gets_it(tmp_path):
     assert (program, option) == ("python", "-c")
     exec(code, {})
     made, old = (
-        DiffusionBridgeVQPipeline.from_pretrained(run.pipeline),
+        DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "run-prior"),
         DiffusionBridgeVQPipeline.from_pretrained(start),
     )
     same = [torch.equal(next(made.vqvae.decoder.parameters()), next(pipe.vqvae.decoder.parameters()))]

@@ -35,7 +35,8 @@ _SHOWN_SETTINGS = (
     "random_flip",
     "seed",
 )
-_SHOWN_WEIGHTS = ("perceptual_weight", "adversarial_weight")  # of terms that a run may do without
+# of terms and ways that a run may do without
+_SHOWN_WEIGHTS = ("perceptual_weight", "adversarial_weight", "balance_classes", "decoder_only")
 _GRIDS = ("samples", "reconstructions")
 
 

@@ -166,6 +166,7 @@ def test_a_rare_class_is_drawn_rarely(shades, real, tmp_path, monkeypatch):
     assert [seen.count(k) for k in range(3)] == [1, 6, 5]  # in the model's numbers
     balanced = outputs_of(pipe, real, tmp_path, guidance_scale=1.0)
     assert balanced._draws_key != outputs._draws_key  # stored draws of the one aren't taken for the other's
+    assert "classes" in outputs.sampling_facts and "classes" not in balanced.sampling_facts  # nor are its figures
     strange = outputs_of(conditional_pipeline({0: "a", 1: "b", 2: "c"}), few, tmp_path, guidance_scale=1.0)
     assert strange._class_counts == [1, 1, 1]
 

@@ -69,6 +69,7 @@ def test_balanced_classes_are_learned_from_equally_often(cls, tmp_path):
     without = config(cls, tmp_path / "other", balance_classes=True, **own | {"label_column": None})
     with pytest.raises(ValueError, match="has no classes to balance: give `label_column`"):
         make_loader(without, Accelerator(cpu=True), build_objective(without), open_images(without))
+    assert not (tmp_path / "other").exists()  # refused before anything is encoded
     with pytest.raises(ValueError, match="doesn't work with a stream"):
         config(cls, tmp_path / "run", balance_classes=True, streaming=True, **own)
 

@@ -32,6 +32,7 @@ def contents(folder) -> dict[str, bytes]:
     [
         ({"seed": 1}, "seed: 0 then, 1 now"),
         ({"random_flip": True}, "random_flip: False then, True now"),
+        ({"balance_classes": True}, "balance_classes: False then, True now"),
     ],
 )
 def test_another_order_of_the_data_is_refused(run, change, words):

@@ -220,7 +220,7 @@ def test_a_decoder_that_is_trained_on_keeps_all_codes(quantizer, tmp_path):
 
 
 def test_a_decoder_alone_needs_an_encoder(tmp_path):
-    with pytest.raises(ValueError, match="give `init_from` or `vqvae_from`"):
+    with pytest.raises(ValueError, match="give `init_from`, the folder"):
         config(VQConfig, tmp_path, decoder_only=True)
 
 

@@ -29,7 +29,8 @@ class ModelOutputs:
     """
     Codes and reconstructions of the test images, and samples. Each is made once, when it is first used, by the
     processes of `real` together; samples are stored on disk. Sample i of a model that draws from images is drawn from
-    test image i. Other samples of a model with classes have each class as often as the training images have it.
+    test image i. Other samples of a model with classes have each class as often as the training images have it, or all
+    in turn if the data set has no labels or none of these classes.
 
     Args:
         model (`str`): its name in the results; "bridge", "bridge-e2e" and "pixelcnn" have places in the tables.
@@ -66,6 +67,7 @@ class ModelOutputs:
         self.model, self.real, self.store, self.config, self.batch_size = model, real, store, config, batch_size
         self.processes: Processes = real.processes
         self._prior: EvaluatedPrior | None = None
+        self._spread = torch.empty(0, dtype=torch.long)
         if isinstance(evaluated, GumbelVQModel):
             self.vqvae: Any = evaluated.eval()
             self._components: tuple[Any, ...] = (evaluated,)
@@ -82,7 +84,12 @@ class ModelOutputs:
     @property
     def sampling_facts(self) -> dict[str, Any]:
         """The settings that samples depend on."""
-        return {} if self._prior is None else self._prior.sampling_facts
+        if self._prior is None:
+            return {}
+        facts = self._prior.sampling_facts
+        if self.conditions is None and self._prior.draws_classes and len(set(self._class_counts)) > 1:
+            return facts | {"classes": f"as in training, {short_hash(json.dumps(self._class_counts).encode())}"}
+        return facts  # with classes in turn
 
     @property
     def provides(self) -> frozenset[str]:
@@ -221,11 +228,13 @@ class ModelOutputs:
 
     def _drawn_classes(self, count: int) -> torch.Tensor:
         """Classes of the first samples of a model with classes, (count,) int64 in the model's numbers."""
-        return spread_classes(self._class_counts, count)
+        if len(self._spread) < count:  # asked for batch by batch
+            self._spread = spread_classes(self._class_counts, 2 * count)
+        return self._spread[:count]
 
     @cached_property
     def _class_counts(self) -> list[int]:
-        """Training images of each class of the model; 1 each if the data set has other classes or none."""
+        """Training images of each class of the model; 1 each if the data set has none of them, or no labels."""
         names, known, counts = self.prior.class_names, self.real.class_names, self.real.class_counts
         if known is None or counts is None:
             return [1] * self.prior.num_classes
@@ -278,8 +287,6 @@ class ModelOutputs:
             **self.sampling_facts,
             **self.condition_facts,
         }
-        if self.conditions is None and self.prior.draws_classes and len(set(self._class_counts)) > 1:
-            law["class_counts"] = self._class_counts
         return short_hash(json.dumps(law).encode())
 
     @property

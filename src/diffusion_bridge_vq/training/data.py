@@ -94,18 +94,16 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
         training, held_out = (part.indices for part in parts)
     if len(training) < batch:
         raise ValueError(too_few.format(len(training)))
+    if config.balance_classes:  # before anything is encoded: without labels it is refused
+        training = _balanced(training, images)
     if isinstance(images, EncodedImages):
         check_encoding(images, config, objective)
     elif cached and not config.dry_run:  # a dry run encodes its batches one by one
         images = encode_for_run(config, accelerator, objective, images)
     if isinstance(images, EncodedImages):
-        if config.balance_classes:
-            training = _balanced(training, images.image_labels, images.name)
         training = images.rows_of(training, mirrored=config.random_flip)
         if images.in_memory:
             workers["num_workers"] = 0  # passing batches on would take longer than reading them
-    elif config.balance_classes:
-        training = _balanced(training, images.labels, images.name)
     workers["collate_fn"] = images.collate  # of a Subset, too, which passes batches through
     return Loaded(
         DataLoader(Subset(images, training), batch_size=config.batch_size, shuffle=True, drop_last=True, **workers),
@@ -113,14 +111,17 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     )
 
 
-def _balanced(images: Sequence[int], labels: torch.Tensor | None, name: str) -> list[int]:
+def _balanced(training: Sequence[int], images: ImageDataset | EncodedImages) -> list[int]:
     """
     Images of rare classes several times: a whole number of times, so that none of a class is seen more often than
-    another. So classes are equally frequent within a third.
+    another. A class has between two thirds and four thirds of the rows of the largest.
     """
+    encoded = isinstance(images, EncodedImages)
+    labels = images.image_labels if isinstance(images, EncodedImages) else images.labels
     if labels is None:
-        raise ValueError(f"{name} has no classes to balance: give `label_column`, or drop `balance_classes`.")
-    rows = torch.as_tensor(images)
+        instead = "encode them with `label_column`" if encoded else "give `label_column`"
+        raise ValueError(f"{images.name} has no classes to balance: {instead}, or drop `balance_classes`.")
+    rows = torch.as_tensor(training)
     _, own, counts = labels[rows].unique(return_inverse=True, return_counts=True)
     times = (counts.max() / counts).round().long()
     return rows.repeat_interleave(times[own]).tolist()

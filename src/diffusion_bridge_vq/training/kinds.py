@@ -68,10 +68,10 @@ class VQConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder_only and self.autoencoder_from is None:
+        if self.decoder_only and self.init_from is None:
             raise ValueError(
-                "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from` or `vqvae_from`, the "
-                "folder of its run or of a pipeline."
+                "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from`, the folder of its run "
+                "or of a pipeline."
             )
 
 
@@ -225,6 +225,8 @@ class DistillConfig(RunConfig):
     trajectories: Path | None = option(None, "the folder that draw_trajectories.py wrote")
 
     def __post_init__(self) -> None:
+        if self.balance_classes:
+            raise ValueError("Trajectories have their classes in turn: drop `balance_classes`.")
         super().__post_init__()
         if self.streaming:
             raise ValueError("A student learns from `trajectories`, which can't be streamed: drop `streaming`.")

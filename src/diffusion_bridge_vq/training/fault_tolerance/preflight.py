@@ -116,7 +116,8 @@ def check_settings(checkpoint: Path, before: dict[str, Any], now: RunConfig) -> 
         ValueError: the order of the data would be another one: images of the epoch would be skipped or repeated.
     """
     fixed = {name: value for name, value in fixed_settings(now).items() if name not in _DIVISION}
-    different = [f"{k}: {before[k]} then, {value} now" for k, value in fixed.items() if before.get(k, value) != value]
+    then = {"balance_classes": False} | before  # older checkpoints don't name it
+    different = [f"{k}: {then[k]} then, {value} now" for k, value in fixed.items() if then.get(k, value) != value]
     if different:
         raise ValueError(
             f"{checkpoint} was written with other settings ({'; '.join(different)}). With these images of the epoch "
