@@ -1,8 +1,10 @@
 """
-Does the decoder learn something from training on with the prior? From one finished autoencoder a seed, at equal
-processor time: the prior alone, and `--mode decoder` with codes that the prior predicts or with the images' own.
+Does the decoder learn something from training on with the prior, or after it? From one finished autoencoder a seed, at
+equal processor time: the prior alone, and `--mode decoder` with codes that the prior predicts or with the images' own.
+Then at twice that time: the prior alone, and the prior for the first half and the decoder alone for the second.
 
     python benchmarks/study_decoder_mode.py --seeds 0 1 2 --output-dir outputs/decoder-mode
+    python benchmarks/study_decoder_mode.py --arms prior prior-twice decoder-after decoder-after-adversarial
 
 Run again, it continues with what the output folder lacks. What was found: docs/reports/2026-11-decoder-mode.md.
 """
@@ -29,12 +31,19 @@ from diffusion_bridge_vq.training import E2EConfig, PriorConfig, RunConfig, Trai
 from diffusion_bridge_vq.training.data import open_images
 from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
-WARM_UP, TIMED = 3, 20  # steps
+FIRST, WARM_UP, TIMED = 500, 3, 20  # steps; the first of 1,000, where the discriminator has joined
 PRIOR_STEPS, AUTOENCODER_STEPS = 468, 600
-ARMS: dict[str, dict[str, Any]] = {
-    "prior": {},
-    "decoder": {"mode": "decoder", "decoder_noise": 0.5},
-    "decoder-own-codes": {"mode": "decoder", "decoder_noise": 0.0},
+ARMS: dict[str, tuple[type[RunConfig], dict[str, Any]]] = {
+    "prior": (PriorConfig, {"cache_latents": True}),
+    "decoder": (E2EConfig, {"mode": "decoder", "decoder_noise": 0.5, "joint_fraction": 0.0}),
+    "decoder-own-codes": (E2EConfig, {"mode": "decoder", "decoder_noise": 0.0, "joint_fraction": 0.0}),
+    # twice the time:
+    "prior-twice": (PriorConfig, {"cache_latents": True}),
+    "decoder-after": (VQConfig, {"decoder_only": True}),
+    "decoder-after-adversarial": (
+        VQConfig,
+        {"decoder_only": True, "adversarial_weight": 0.2, "adversarial_fraction": 0.1},
+    ),
 }
 
 
@@ -42,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS), help="`decoder-after` needs `prior`")
     parser.add_argument("--num-images", type=whole_number(2), default=1300, help="samples, and training images")
     parser.add_argument("--extractor", default="efficientnet-lite0")
     parser.add_argument("--prior-steps", type=whole_number(1), default=PRIOR_STEPS)
@@ -58,29 +68,34 @@ def main() -> None:
                 "digits", output_dir=autoencoder, max_train_steps=args.autoencoder_steps, **shared
             )
             save_components(train(vq) or {}, RunFolder(autoencoder))
-        for arm in ARMS:
+        for arm in args.arms:
             folder = args.output_dir / f"{arm}-{seed}"
+            start = args.output_dir / f"prior-{seed}" if ARMS[arm][0] is VQConfig else autoencoder
             if not steps and not (folder / "pipeline").is_dir():
-                steps = equal_steps(autoencoder, args.prior_steps, folder)
+                steps = equal_steps(args, autoencoder)
                 print(f"steps at equal processor time: {steps}", flush=True)
             if not (folder / "pipeline").is_dir():
-                config = settings(arm, autoencoder, folder, seed, steps[arm])
-                save_components(train(config) or {}, RunFolder(folder))
+                trained = train(settings(arm, start, folder, seed, steps[arm])) or {}
+                if start != autoencoder:
+                    trained = DiffusionBridgeVQPipeline.from_pretrained(start / "pipeline", **trained).components
+                save_components(trained, RunFolder(folder))
             evaluate(folder, args)
-    print(table(args.output_dir, args.seeds))
+    print(table(args))
 
 
-def settings(arm: str, autoencoder: Path, folder: Path, seed: int, steps: int) -> RunConfig:
-    shared = {"vqvae_from": autoencoder, "seed": seed, "max_train_steps": steps, "report_to": "none", "image_every": 0}
-    if arm == "prior":
-        return PriorConfig.from_preset("digits", output_dir=folder, cache_latents=True, **shared)
-    return E2EConfig.from_preset("digits", output_dir=folder, joint_fraction=0.0, **shared, **ARMS[arm])
+def settings(arm: str, start: Path, folder: Path, seed: int, steps: int) -> RunConfig:
+    cls, changes = ARMS[arm]
+    shared = {"seed": seed, "max_train_steps": steps, "report_to": "none", "image_every": 0}
+    shared["init_from" if cls is VQConfig else "vqvae_from"] = start
+    return cls.from_preset("digits", output_dir=folder, **shared, **changes)
 
 
-def equal_steps(autoencoder: Path, prior_steps: int, folder: Path) -> dict[str, int]:
-    """Steps of each arm that take the processor time of `prior_steps` of the prior alone."""
-    seconds = {arm: seconds_per_step(settings(arm, autoencoder, folder / "timed", 0, 1000)) for arm in ARMS}
-    return {arm: max(1, round(prior_steps * seconds["prior"] / own)) for arm, own in seconds.items()}
+def equal_steps(args: argparse.Namespace, autoencoder: Path) -> dict[str, int]:
+    """Steps of each arm that take the processor time of `--prior-steps` of the prior alone."""
+    timed = {arm: settings(arm, autoencoder, args.output_dir / "timed", 0, 1000) for arm in ("prior", *args.arms)}
+    seconds = {arm: seconds_per_step(config) for arm, config in timed.items()}
+    steps = {arm: max(1, round(args.prior_steps * seconds["prior"] / own)) for arm, own in seconds.items()}
+    return steps | {"prior-twice": 2 * args.prior_steps}
 
 
 def seconds_per_step(config: RunConfig) -> float:
@@ -91,7 +106,7 @@ def seconds_per_step(config: RunConfig) -> float:
     batches, times = trainer.batches(), []
     for step in range(WARM_UP + TIMED):
         start = time.process_time()
-        trainer.step(next(batches), step)
+        trainer.step(next(batches), FIRST + step)
         trainer.ema.update_parameters(trainer.trained, 0.99)
         times.append(time.process_time() - start)
     return sorted(times[WARM_UP:])[TIMED // 2]
@@ -109,14 +124,15 @@ def evaluate(folder: Path, args: argparse.Namespace) -> None:
     run_metrics(("fid", "rfid", "reconstruction"), outputs, args.output_dir)
 
 
-def table(folder: Path, seeds: list[int]) -> str:
+def table(args: argparse.Namespace) -> str:
     """A row for each arm, a value for each seed."""
-    found = {(r["model"], r["name"]): r["value"] for r in read_results(folder / "results.json")}
+    found = {(r["model"], r["name"]): r["value"] for r in read_results(args.output_dir / "results.json")}
     names = ("frechet_real", "frechet", "frechet_reconstruction", "psnr", "precision", "recall")
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for arm in ARMS:
+    for arm in args.arms:
         cells = [
-            ", ".join(f"{found.get((f'{arm}-{seed}', name), float('nan')):.3g}" for seed in seeds) for name in names
+            ", ".join(f"{found.get((f'{arm}-{seed}', name), float('nan')):.3g}" for seed in args.seeds)
+            for name in names
         ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
