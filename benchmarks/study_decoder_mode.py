@@ -25,7 +25,7 @@ from diffusion_bridge_vq.evaluation import (
     read_results,
     run_metrics,
 )
-from diffusion_bridge_vq.pipelines.components import save_components
+from diffusion_bridge_vq.pipelines.components import save_trained
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import E2EConfig, PriorConfig, RunConfig, Trainer, VQConfig, build_objective, train
 from diffusion_bridge_vq.training.data import open_images
@@ -67,7 +67,7 @@ def main() -> None:
             vq = VQConfig.from_preset(
                 "digits", output_dir=autoencoder, max_train_steps=args.autoencoder_steps, **shared
             )
-            save_components(train(vq) or {}, RunFolder(autoencoder))
+            save_trained(train(vq) or {}, RunFolder(autoencoder))
         for arm in args.arms:
             folder = args.output_dir / f"{arm}-{seed}"
             start = args.output_dir / f"prior-{seed}" if ARMS[arm][0] is VQConfig else autoencoder
@@ -75,10 +75,7 @@ def main() -> None:
                 steps = equal_steps(args, autoencoder)
                 print(f"steps at equal processor time: {steps}", flush=True)
             if not (folder / "pipeline").is_dir():
-                trained = train(settings(arm, start, folder, seed, steps[arm])) or {}
-                if start != autoencoder:
-                    trained = DiffusionBridgeVQPipeline.from_pretrained(start / "pipeline", **trained).components
-                save_components(trained, RunFolder(folder))
+                save_trained(train(settings(arm, start, folder, seed, steps[arm])) or {}, RunFolder(folder))
             evaluate(folder, args)
     print(table(args))
 

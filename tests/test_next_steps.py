@@ -5,10 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
-from tiny_models import make_pipeline
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.cli.next_steps import after_pipeline, after_training, command_line
 from diffusion_bridge_vq.run_folder import RunFolder
 
@@ -63,28 +61,3 @@ def test_after_a_run(tmp_path, monkeypatch):
     (run.pipeline / "unet").mkdir(parents=True)
     assert after_training([run.pipeline], run, "digits", "digits")[0][0].startswith("dbvq sample ")
     assert push == f"dbvq push-to-hub {run.path} USER/MODEL"
-
-
-def test_after_a_decoder_was_trained_on_the_prior_gets_it(tmp_path):
-    """The command that is printed makes a pipeline with the new autoencoder and the prior that was there."""
-    start, run = tmp_path / "start", RunFolder(tmp_path / "run")
-    pipe = make_pipeline()
-    pipe.save_pretrained(start)
-    with torch.no_grad():
-        for part in (pipe.vqvae.decoder, pipe.unet):
-            next(part.parameters()).add_(1)
-    pipe.vqvae.save_pretrained(run.autoencoder)
-    run.config.write_text(json.dumps({"decoder_only": True, "init_from": str(start)}))
-    ((line, _),) = after_training([run.autoencoder], run, "digits", "digits")
-    program, option, code = shlex.split(line)
-    assert (program, option) == ("python", "-c")
-    exec(code, {})
-    made, old = (
-        DiffusionBridgeVQPipeline.from_pretrained(tmp_path / "run-prior"),
-        DiffusionBridgeVQPipeline.from_pretrained(start),
-    )
-    same = [torch.equal(next(made.vqvae.decoder.parameters()), next(pipe.vqvae.decoder.parameters()))]
-    same += [torch.equal(next(made.unet.parameters()), next(old.unet.parameters()))]
-    assert same == [True, True]
-    run.config.write_text(json.dumps({"decoder_only": False, "init_from": str(start)}))
-    assert "--vqvae-from" in after_training([run.autoencoder], run, "digits", "digits")[0][0]

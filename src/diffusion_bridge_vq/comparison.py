@@ -14,7 +14,7 @@ import torch
 
 from .data import load_images
 from .evaluation import METRICS, evaluate_pipelines, write_report
-from .pipelines import save_components
+from .pipelines import save_trained
 from .run_folder import RunFolder
 from .training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from .training.config import RunConfig
@@ -91,7 +91,7 @@ class Comparison:
         )
         trained = train(config)
         if trained is not None:  # on the main process
-            save_components(trained, run, **run.read_pipeline_settings())
+            save_trained(trained, run)
             print(f"{stage}: {steps} steps, {run.path}")
 
     def evaluate(

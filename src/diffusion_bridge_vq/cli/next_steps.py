@@ -65,21 +65,12 @@ def after_training(saved: Sequence[Path], run: RunFolder, preset: str, dataset: 
     Steps after a run.
 
     Args:
-        saved (`Sequence[Path]`): what it saved, as `save_components` returns it.
+        saved (`Sequence[Path]`): what it saved, as `save_trained` returns it.
         run (`RunFolder`): its folder.
         preset (`str`), dataset (`str`): of the run.
     """
     if run.autoencoder in saved:
         following = run.path.with_name(f"{run.path.name}-prior")
-        settings = run.read_config() if run.config.is_file() else {}
-        start = settings.get("init_from")
-        if settings.get("decoder_only") and start and RunFolder(Path(start)).find_component("unet"):
-            code = (
-                "from diffusion_bridge_vq import DiffusionBridgeVQPipeline as Pipeline, GumbelVQModel as Autoencoder; "
-                f"better = Autoencoder.from_pretrained({str(run.autoencoder)!r}); "
-                f"Pipeline.from_pretrained({str(start)!r}, vqvae=better).save_pretrained({str(following)!r})"
-            )
-            return [(shlex.join(["python", "-c", code]), "give the prior that it started with the new decoder")]
         arguments = ("--preset", preset, "--dataset", dataset, "--vqvae-from", run.path, "--output-dir", following)
         return [(command_line("train-prior", *arguments), "train a prior on it (stage 2)")]
     if RunFolder(run.path).find_component("unet") is not None:

@@ -63,7 +63,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
     from ..evaluation import evaluation_of
     from ..figures import plot_metrics
     from ..hub import upload_while_training
-    from ..pipelines import save_components
+    from ..pipelines import save_trained
     from ..training import train
 
     run = RunFolder(config.output_dir)
@@ -71,7 +71,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         trained = train(config, evaluation_of(config) if makes_pipeline else None)  # type: ignore[arg-type]
         if trained is None:  # a dry run, or not the main process
             return
-        saved = save_components(trained, run, **run.read_pipeline_settings())
+        saved = save_trained(trained, run)
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
     print_next(*after_training(saved, run, config.preset, config.dataset))

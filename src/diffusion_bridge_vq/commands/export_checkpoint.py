@@ -1,7 +1,7 @@
 """Write the pipeline of a checkpoint, to look at a run before it ends: sample.py and the others take the result."""
 
 from ..cli import after_pipeline, check_output_folder, errors_as_lines, local_path, new_parser, print_next
-from ..pipelines import save_components
+from ..pipelines import save_trained
 from ..run_folder import RunFolder
 from ..training.checkpoint_components import load_components
 
@@ -20,9 +20,10 @@ def main() -> None:
     output = RunFolder(args.output_dir)
     if output.finished() or output.config.exists():
         parser.error(f"{output.path} holds a run or a pipeline already: give another --output-dir")
-    components, checkpoint = load_components(args.checkpoint, args.init_from or args.vqvae_from)
+    start = args.init_from or args.vqvae_from
+    components, checkpoint = load_components(args.checkpoint, start)
     run = RunFolder(checkpoint.absolute().parent.parent)
-    saved = save_components(components, output, **run.read_pipeline_settings())
+    saved = save_trained(components, run, output, start)
     print(f"{checkpoint}: {', '.join(map(str, saved))}")
     if output.find_component("unet") is not None:
         print_next(*after_pipeline(output.pipeline, output.path))

@@ -1,6 +1,6 @@
 """Pipelines."""
 
-from .components import build_pipeline, load_pipeline, save_components
+from .components import build_pipeline, load_pipeline, save_components, save_trained
 from .denoising_chain import DenoisingChain
 from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from .pipeline_diffusion_bridge_vq_inpaint import DiffusionBridgeVQInpaintPipeline
@@ -14,4 +14,5 @@ __all__ = [
     "build_pipeline",
     "load_pipeline",
     "save_components",
+    "save_trained",
 ]

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 
 from ..run_folder import RunFolder
 from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from .pipeline_pixelcnn_vq import PixelCNNVQPipeline
 from .saved_folder import find_pipeline_folder
+
+logger = logging.get_logger(__name__)
 
 _PIPELINES: dict[frozenset[str], type[DiffusionPipeline]] = {
     frozenset({"vqvae", "unet", "scheduler"}): DiffusionBridgeVQPipeline,
@@ -82,6 +85,36 @@ def save_components(
     if frozenset(components) in _PIPELINES:
         return [_save_whole(build_pipeline(components, id2label, **settings), run.pipeline)]
     return [_save_whole(component, run.path / name) for name, component in components.items()]
+
+
+def save_trained(
+    components: Mapping[str, Any], run: RunFolder, folder: RunFolder | None = None, start: str | Path | None = None
+) -> list[Path]:
+    """
+    Save what a run trained, with what its `config.json` says of the model. A decoder that was trained on
+    (`decoder_only`) is saved with the prior of the pipeline that the run started from, which has the same codes.
+
+    Args:
+        components (`Mapping[str, Any]`): by name.
+        run ([`RunFolder`]): the run.
+        folder ([`RunFolder`], *optional*): where to; defaults to `run`.
+        start (`str` or `Path`, *optional*): where the run's `init_from` is now; defaults to where it was.
+
+    Returns:
+        `list[Path]`: the folders that were written.
+
+    Raises:
+        ValueError: see [`build_pipeline`].
+    """
+    folder, settings = folder or run, run.read_config()
+    if settings.get("decoder_only"):
+        before = RunFolder(Path(start or settings["init_from"]))
+        if any(before.find_component(name) for name in ("unet", "prior")):
+            try:
+                return [_save_whole(load_pipeline(before.path, **components), folder.pipeline)]
+            except (OSError, ValueError) as error:  # what was trained is kept
+                logger.warning(f"The autoencoder is saved alone, since the prior can't be loaded: {error}")
+    return save_components(components, folder, **run.read_pipeline_settings())
 
 
 def _save_whole(saved: Any, folder: Path) -> Path:
