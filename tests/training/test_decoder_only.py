@@ -14,7 +14,6 @@ from diffusion_bridge_vq.pipelines import load_pipeline, save_trained
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import VQConfig, train
 
-
 DECODER = {"decoder", "post_quant_conv"}
 
 
