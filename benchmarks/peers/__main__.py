@@ -5,6 +5,7 @@ tables and sheets of samples. Run again, it continues: a row that is finished is
 
 import argparse
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -31,6 +32,8 @@ from .settings import SETTINGS
 def main(arguments: list[str] | None = None) -> None:
     args = _parser().parse_args(arguments)
     setting = SETTINGS[args.data]
+    if args.autoencoder_fraction is not None:
+        setting = replace(setting, autoencoder_fraction=args.autoencoder_fraction)
     dataset = args.dataset or ("digits" if args.data == "digits" else None)
     if dataset is None:
         raise ValueError(f"--data {args.data} needs --dataset, a folder or a data set of the Hub, with classes.")
@@ -49,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
         "num_images": args.num_images or setting.num_images,
         "search_images": setting.search_images if args.search_images is None else args.search_images,
         "tune_fraction": args.tune_fraction,
+        "autoencoder_fraction": args.autoencoder_fraction,
         "max_steps": args.max_steps,
     }
 
@@ -74,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", choices=[n for rows in ROWS.values() for n in rows], nargs="+", help="only these")
     parser.add_argument("--seconds", type=_positive, help="CPU seconds of training of a row; default: the setting's")
     parser.add_argument("--tune-fraction", type=_fraction, default=0.1, help="of it, for each learning rate; 0: none")
+    parser.add_argument(
+        "--autoencoder-fraction",
+        type=_fraction,
+        help="of a row of table B, for its first stage; default: the setting's",
+    )
     parser.add_argument("--num-images", type=whole_number(1), help="samples of a row; default: the setting's")
     parser.add_argument(
         "--search-images", type=whole_number(0), help="samples for each sampling setting; 0: no search"

@@ -21,7 +21,8 @@ from .settings import Setting
 from .training import train_row, tuned_learning_rate
 
 _SHEET_IMAGES = 64
-_OF_TRAINING = ("data", "images", "seed", "seconds", "tune_fraction", "max_steps")  # what weights depend on
+# What weights depend on.
+_OF_TRAINING = ("data", "images", "seed", "seconds", "tune_fraction", "autoencoder_fraction", "max_steps")
 
 
 class RowFolder:

@@ -143,6 +143,8 @@ def fails(capsys, *arguments) -> str:
 def test_other_settings_are_refused(output, capsys):
     line = fails(capsys, *QUICK[:-1], "51", "--rows", "gpt", "--output-dir", output)
     assert "gpt-seed0 has search_images 0, not 51: give the same again, or another --output-dir" in line
+    line = fails(capsys, *QUICK, "--rows", "system", "--autoencoder-fraction", "0.5", "--output-dir", output)
+    assert "system-seed0 has autoencoder_fraction None, not 0.5" in line
 
 
 def test_damaged_files_are_named(output, capsys):
