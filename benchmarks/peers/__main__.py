@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--autoencoder-fraction",
         type=_fraction,
-        help="of a row of table B, for its first stage; default: the setting's",
+        help="of a row of table B, for its first stage; default: as set",
     )
     parser.add_argument("--num-images", type=whole_number(1), help="samples of a row; default: the setting's")
     parser.add_argument(
