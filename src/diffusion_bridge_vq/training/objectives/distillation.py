@@ -33,20 +33,19 @@ from .bridge import all_classes
 # noise lets errors of the teacher add up (docs/reports, few steps).
 FEW_STEPS = {1: (), 2: (-2.3,), 3: (-2.3, -1.6), 4: (-3.0, -2.3, -1.6)}
 _NEAR = 2.0  # how far from these the points of a trajectory may be
-_STARTS = 0.5  # fraction of a batch that begins at noise alone, as every sample does
 
 
 @trains(DistillConfig)
 class DistillObjective(Objective):
     """
-    Plain regression of z_0, the end of a trajectory, from the points that its few steps begin at (the "consistency
-    mid-training" of arXiv 2509.24526 takes all points): the target is fixed, and guidance is in it.
+    Plain regression of z_0, the end of a trajectory, from any of its points (the "consistency mid-training" of
+    arXiv 2509.24526): the target is fixed, and guidance is in it.
 
     Args:
         vqvae ([`GumbelVQModel`]): the teacher's, frozen, stays in eval mode.
         unet (`UNet2DModel`): trained; starts from the teacher's weights.
         scheduler ([`OUBridgeScheduler`]): of the student, from [`make_student_scheduler`].
-        timesteps (`list[int]`): of the points of a trajectory, the first being the last of the scheduler.
+        timesteps (`list[int]`): of the points of a trajectory.
     """
 
     trained = ("unet",)
@@ -55,7 +54,6 @@ class DistillObjective(Objective):
     cached_input = COLUMN
     samples_from = 0
     timesteps: torch.Tensor
-    chances: torch.Tensor
 
     def __init__(
         self, vqvae: GumbelVQModel, unet: UNet2DModel, scheduler: OUBridgeScheduler, timesteps: Sequence[int]
@@ -63,11 +61,6 @@ class DistillObjective(Objective):
         super().__init__()
         self.vqvae, self.unet, self.scheduler = vqvae.requires_grad_(False).eval(), unet, scheduler
         self.register_buffer("timesteps", torch.tensor(timesteps), persistent=False)
-        table = scheduler.config.few_step_timesteps
-        later = {level for levels in table.values() for level in levels} - {timesteps[0]}
-        chances = torch.tensor([(1 - _STARTS) / len(later) if level in later else 0.0 for level in timesteps])
-        chances[0] = 1 - chances.sum()
-        self.register_buffer("chances", chances, persistent=False)
 
     @classmethod
     def from_config(
@@ -107,7 +100,7 @@ class DistillObjective(Objective):
         over the classes (B, K + 1).
         """
         rows = torch.arange(len(trajectories), device=trajectories.device)
-        point = torch.multinomial(self.chances, len(rows), replacement=True)
+        point = torch.randint(trajectories.shape[1] - 1, rows.shape, device=rows.device)
         z_t, z_0, timesteps = trajectories[rows, point], trajectories[:, -1], self.timesteps[point]
         if class_labels is not None and class_labels.ndim == 1:
             no_class = self.unet.config.num_class_embeds - 1
