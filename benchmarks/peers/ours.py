@@ -252,10 +252,21 @@ class BridgeEndToEnd(BridgeSystem):
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         Row.__init__(self, data, learning_rate)
-        phases = {"mode": "decoder", "joint_fraction": self.setting.autoencoder_fraction}
-        config = _config(E2EConfig, self, class_conditional=True, **phases, **self.setting.autoencoder_losses)
+        config = _config(E2EConfig, self, class_conditional=True, **self._mode(), **self.setting.autoencoder_losses)
         self.prior = ObjectiveLearner(config, data)
         self.prior.place_codebook(data.training.images)
 
+    def _mode(self) -> dict[str, Any]:
+        return {"mode": "decoder", "joint_fraction": self.setting.autoencoder_fraction}
+
     def phases(self) -> list[Phase]:
         return [Phase(self.prior, self._images, self.learning_rate)]
+
+
+class BridgeStable(BridgeEndToEnd):
+    """Encoder, decoder, codebook and prior together (`--mode stable`), in the phases of the preset."""
+
+    title = "bridge, all together"
+
+    def _mode(self) -> dict[str, Any]:
+        return {"mode": "stable"}

@@ -8,7 +8,7 @@ from diffusion_bridge_vq import __version__
 
 from .code_priors import GPT, MaskedTransformer
 from .latent_priors import DDPM, FlowMatching
-from .ours import Bridge, BridgeEndToEnd, BridgeSystem, PixelCNN, Student
+from .ours import Bridge, BridgeEndToEnd, BridgeStable, BridgeSystem, PixelCNN, Student
 from .row import Row
 from .systems import LatentDiffusion, Monai, PixelDDPM
 
@@ -25,6 +25,7 @@ ROWS: dict[str, dict[str, type[Row]]] = {
     "B": {
         "system": BridgeSystem,
         "e2e": BridgeEndToEnd,
+        "stable": BridgeStable,
         "pixel-ddpm": PixelDDPM,
         "ldm": LatentDiffusion,
         "monai": Monai,
