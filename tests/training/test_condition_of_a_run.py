@@ -126,7 +126,8 @@ def test_a_fraction_is_learned_without_condition_and_class(tmp_path):
 
 def test_losses_depend_on_the_condition(tmp_path):
     """What is made of the images may be given, too."""
-    objective = make_objective(tmp_path, None, mode="decoder", joint_fraction=0.0).eval()
+    objective = make_objective(tmp_path, None, mode="decoder", joint_fraction=0.5).eval()
+    objective.set_step(7)
     images, other = torch.rand(2, 4, 1, 8, 8) * 2 - 1
 
     def loss(condition):

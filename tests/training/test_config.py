@@ -80,6 +80,15 @@ def test_every_phase_has_a_loss(tmp_path):
             assert terms
 
 
+def test_mode_decoder_needs_an_encoder_that_was_trained(tmp_path):
+    """Its encoder is frozen when the prior joins: without a step before that, codes would be those of random weights."""
+    settings = {"mode": "decoder", "joint_fraction": 0.1, "max_train_steps": 4}
+    with pytest.raises(ValueError, match=r"`joint_fraction` 0\.1 of 4 steps leaves none for the encoder"):
+        tiny_config(E2EConfig, tmp_path, **settings)
+    for enough in ({"joint_fraction": 0.25}, {"vqvae_from": tmp_path}, {"init_from": tmp_path}, {"mode": "stable"}):
+        tiny_config(E2EConfig, tmp_path, **settings | enough)
+
+
 def test_a_preset_of_1024_codes_differs_in_nothing_else():
     for cls in (VQConfig, PriorConfig, PixelCNNConfig, E2EConfig):
         wide, more = (

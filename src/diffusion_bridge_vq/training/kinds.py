@@ -327,6 +327,12 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
                 "autoencoder: take more, or give one that is trained as `vqvae_from`."
             )
 
+        if self.mode == "decoder" and round(self.joint_fraction * self.max_train_steps) == 0 and not started:
+            raise ValueError(
+                f"`joint_fraction` {self.joint_fraction} of {self.max_train_steps} steps leaves none for the encoder, "
+                "which mode 'decoder' freezes once the prior joins: take more, or give a trained one as `vqvae_from`."
+            )
+
     @property
     def autoencoder_steps(self) -> int:
         return round(self.freeze_fraction * self.max_train_steps) if self.mode == "stable" else self.max_train_steps
