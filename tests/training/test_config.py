@@ -81,7 +81,7 @@ def test_every_phase_has_a_loss(tmp_path):
 
 
 def test_mode_decoder_needs_an_encoder_that_was_trained(tmp_path):
-    """Its encoder is frozen when the prior joins: without a step before that, codes would be those of random weights."""
+    """The prior freezes its encoder when it joins: without a step before, codes would be those of random weights."""
     settings = {"mode": "decoder", "joint_fraction": 0.1, "max_train_steps": 4}
     with pytest.raises(ValueError, match=r"`joint_fraction` 0\.1 of 4 steps leaves none for the encoder"):
         tiny_config(E2EConfig, tmp_path, **settings)
