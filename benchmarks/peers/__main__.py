@@ -23,7 +23,7 @@ from diffusion_bridge_vq.evaluation import EXTRACTORS
 from .data import Data
 from .measure import Figures
 from .report import write_report
-from .results import RowFolder, run_row, seconds_of
+from .results import RowFolder, run_row, seconds_of, seeds_of
 from .rows import ROWS, check_packages
 from .settings import SETTINGS
 
@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in args.seeds:
             for name in names:
                 run_row(folder(name, seed), data, figures, args.tune_fraction, args.max_steps)
-    written = write_report([folder(name, seed) for name in everything for seed in args.seeds], args.output_dir)
+    seeds = sorted({*args.seeds, *seeds_of(args.output_dir / args.data)})
+    written = write_report([folder(name, seed) for name in everything for seed in seeds], args.output_dir)
     print(f"Written: {', '.join(map(str, written))}")
 
 

@@ -173,6 +173,11 @@ def first_samples(folder: RowFolder) -> torch.Tensor | None:
     return _read_samples(folder)[0][:_SHEET_IMAGES] if folder.samples.is_file() else None
 
 
+def seeds_of(folder: Path) -> set[int]:
+    """The seeds of the rows in a folder."""
+    return {int(path.name.rpartition("-seed")[2]) for path in folder.glob("*-seed*") if path.name[-1].isdigit()}
+
+
 def seconds_of(name: str, setting: Setting, budget: float | None) -> float:
     """CPU seconds of training of a row."""
     return budget or setting.seconds[table_of(name)]

@@ -1,6 +1,7 @@
 """benchmarks/peers: every row trains, draws and is measured, with tiny networks; rows resume; errors are one line."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -110,6 +111,16 @@ def test_rows_that_were_not_run_say_so(tmp_path):
     (written,) = write_report(folders, tmp_path)
     lines = written.read_text().splitlines()
     assert all(f"| {rows.row_class(name).title} | not run |" in " ".join(lines) for name in NAMES)
+
+
+def test_another_seed_joins_the_table(output, tmp_path, capsys):
+    """The mean of both and their range; rows of the first seed stay."""
+    folder = shutil.copytree(output / "digits", tmp_path / "digits")
+    main([*QUICK, "--rows", "pixelcnn", "--seeds", "1", "--output-dir", str(tmp_path)])
+    values = [json.loads((folder / f"pixelcnn-seed{k}/figures.json").read_text())["frechet_real"] for k in (0, 1)]
+    table = capsys.readouterr().out
+    assert f"| {sum(values) / 2:.3g} ({min(values):.3g} to {max(values):.3g}) |" in table
+    assert ("not run" in table) == (len(HERE) < len(NAMES))
 
 
 def test_an_interrupted_row_continues_with_what_it_lacks(output, capsys):
