@@ -101,12 +101,18 @@ def test_the_next_command_works_as_it_is(teacher, tmp_path, monkeypatch, capsys)
     options = ["--num-trajectories", "128", "--num-inference-steps", "2", "--output-dir", str(tmp_path / "new")]
     monkeypatch.setattr(sys, "argv", ["dbvq draw-trajectories", str(teacher), *options])
     draw_trajectories_command.main()
-    line = capsys.readouterr().out.split("Next:\n")[1].partition("  #")[0]
+    said, line = capsys.readouterr().out.split("Next:\n")
+    assert "guidance scale 1, since the teacher has no default: its student will draw with that and no other" in said
+    line = line.partition("  #")[0]
     command, verb, *arguments = shlex.split(line)
     assert (command, verb) == ("dbvq", "distill")
     monkeypatch.setattr(sys, "argv", ["dbvq distill", *arguments, "--dry-run"])
     distill_command.main()
     assert str(tmp_path / "new-student") in arguments and not (tmp_path / "new-student" / "checkpoints").exists()
+    options = [*options[:-1], str(tmp_path / "guided"), "--guidance-scale", "2"]
+    monkeypatch.setattr(sys, "argv", ["dbvq draw-trajectories", str(teacher), *options])
+    draw_trajectories_command.main()
+    assert "no default" not in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------------------- students

@@ -85,14 +85,19 @@ def main() -> None:
                 f"{args.dataset} has {len(texts)} different texts, so {args.num_trajectories} trajectories leave some "
                 "out; take more `--num-trajectories`."
             )
-    scale = args.guidance_scale
+    scale = pipe.config.get("default_guidance_scale", 1.0) if args.guidance_scale is None else args.guidance_scale
+    if args.guidance_scale is None and scale == 1 and pipe.unet.config.num_class_embeds:
+        accelerator.print(
+            "guidance scale 1, since the teacher has no default: its student will draw with that and no other. For "
+            "images that show their class clearly, stop and give --guidance-scale, such as 2.5."
+        )
     encoding = draw_trajectories(
         **pipe.components,
         folder=args.output_dir,
         accelerator=accelerator,
         num_trajectories=args.num_trajectories,
         num_inference_steps=args.num_inference_steps,
-        guidance_scale=pipe.config.get("default_guidance_scale", 1.0) if scale is None else scale,
+        guidance_scale=scale,
         class_dropout=args.class_dropout,
         seed=args.seed,
         precision=args.precision,
