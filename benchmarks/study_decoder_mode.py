@@ -59,6 +59,10 @@ def main() -> None:
     parser.add_argument("--output-dir", type=local_path, default=Path("outputs/decoder-mode"))
     args = parser.parse_args()
     check_output_folder(args.output_dir)
+    arms = [arm for arm in ARMS if arm in args.arms]
+    missing = [seed for seed in args.seeds if not (args.output_dir / f"prior-{seed}" / "pipeline").is_dir()]
+    if "prior" not in arms and missing and any(ARMS[arm][0] is VQConfig for arm in arms):
+        raise ValueError("A decoder is trained after the arm prior: add it to --arms.")
     steps: dict[str, int] = {}
     for seed in args.seeds:
         autoencoder = args.output_dir / f"vq-{seed}"
@@ -68,7 +72,7 @@ def main() -> None:
                 "digits", output_dir=autoencoder, max_train_steps=args.autoencoder_steps, **shared
             )
             save_trained(train(vq) or {}, RunFolder(autoencoder))
-        for arm in args.arms:
+        for arm in arms:
             folder = args.output_dir / f"{arm}-{seed}"
             start = args.output_dir / f"prior-{seed}" if ARMS[arm][0] is VQConfig else autoencoder
             if not steps and not (folder / "pipeline").is_dir():

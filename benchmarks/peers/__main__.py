@@ -65,8 +65,10 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in args.seeds:
             for name in names:
                 run_row(folder(name, seed), data, figures, args.tune_fraction, args.max_steps)
-    seeds = sorted({*args.seeds, *seeds_of(args.output_dir / args.data)})
-    written = write_report([folder(name, seed) for name in everything for seed in seeds], args.output_dir)
+    others = seeds_of(args.output_dir / args.data) - set(args.seeds)
+    folders = [folder(name, seed) for name in everything for seed in sorted({*args.seeds, *others})]
+    folders = [each for each in folders if each.settings["seed"] in args.seeds or each.is_alike()]
+    written = write_report(folders, args.output_dir)
     print(f"Written: {', '.join(map(str, written))}")
 
 

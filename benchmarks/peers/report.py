@@ -45,7 +45,7 @@ def write_report(folders: Sequence[RowFolder], output_dir: Path) -> list[Path]:
     written[0].write_text(text, encoding="utf-8")
     print(text)
     for table in ROWS:
-        seed = folders[0].settings["seed"]
+        seed = min((f.settings["seed"] for f in folders if f.name in ROWS[table] and f.samples.is_file()), default=0)
         rows = [f for f in folders if f.name in ROWS[table] and f.settings["seed"] == seed]
         sheets = {ROWS[table][f.name].title: images for f in rows if (images := first_samples(f)) is not None}
         if sheets:

@@ -5,6 +5,7 @@ training.json, samples.safetensors, figures.json. A row that was interrupted con
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ class RowFolder:
                     f"{self.path} has {key} {had.get(key)}, not {value}: give the same again, or another --output-dir."
                 )
         return found
+
+    def is_alike(self) -> bool:
+        """Whether it is finished, with all the same settings."""
+        try:
+            return self.read(self.training) is not None and self.read(self.figures) is not None
+        except ValueError:
+            return False
 
     def write(self, path: Path, found: dict[str, Any]) -> None:
         temporary = path.with_suffix(".partial")
@@ -175,7 +183,8 @@ def first_samples(folder: RowFolder) -> torch.Tensor | None:
 
 def seeds_of(folder: Path) -> set[int]:
     """The seeds of the rows in a folder."""
-    return {int(path.name.rpartition("-seed")[2]) for path in folder.glob("*-seed*") if path.name[-1].isdigit()}
+    found = (re.fullmatch(r".+-seed([0-9]+)", path.name) for path in folder.glob("*-seed*"))
+    return {int(match[1]) for match in found if match}
 
 
 def seconds_of(name: str, setting: Setting, budget: float | None) -> float:

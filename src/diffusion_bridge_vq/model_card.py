@@ -317,7 +317,8 @@ def _describe_cost(run: RunFiles) -> str:
     machine = run.config.get("machine")  # of runs that write it
     if isinstance(machine, dict):
         parts += [f"{key} {value}" for key, value in machine.items()]
-    return ", ".join(parts) + "."
+    of_part = " Of the decoder alone: encoder, codebook and prior are an earlier model's."
+    return ", ".join(parts) + "." + (of_part if run.config.get("decoder_only") else "")
 
 
 def _last_metrics(metrics: list[dict[str, float]]) -> str:

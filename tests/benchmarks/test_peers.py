@@ -121,6 +121,10 @@ def test_another_seed_joins_the_table(output, tmp_path, capsys):
     table = capsys.readouterr().out
     assert f"| {sum(values) / 2:.3g} ({min(values):.3g} to {max(values):.3g}) |" in table
     assert ("not run" in table) == (len(HERE) < len(NAMES))
+    (folder / "pixelcnn-seed1-copy").mkdir()  # no seed
+    main([*QUICK[:3], "1", *QUICK[4:], "--rows", "pixelcnn", "--seeds", "2", "--output-dir", str(tmp_path)])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| PixelCNN |")]
+    assert " to " not in line  # the others had two steps
 
 
 def test_an_interrupted_row_continues_with_what_it_lacks(output, capsys):

@@ -89,4 +89,20 @@ def test_a_prior_that_cannot_be_loaded_costs_no_decoder(start, tmp_path, caplog)
         weights.write_bytes(b"cut off")
     with caplog.at_level("WARNING"):
         assert save_trained(trained, run) == [run.autoencoder]
-    assert "saved alone, since the prior can't be loaded" in caplog.text
+    assert "saved alone, without the model in" in caplog.text
+
+
+def test_a_prior_on_other_codes_gets_no_decoder(start, tmp_path, caplog):
+    """The folder that a run started from may hold another model when it ends."""
+    run = RunFolder(tmp_path / "run")
+    trained = train(config(run.path, init_from=start))
+    pipe = load_pipeline(start)
+    with torch.no_grad():
+        pipe.vqvae.quantize.embedding.weight[0] += 1
+    pipe.save_pretrained(start)
+    with caplog.at_level("WARNING"):
+        assert save_trained(trained, run) == [run.autoencoder]
+    assert "its prior is one on other codes" in caplog.text
+    pipe.vqvae = trained["vqvae"]
+    pipe.save_pretrained(start)
+    assert save_trained(trained, run) == [run.pipeline] and not run.autoencoder.exists()

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+from ..models import GumbelVQModel
 from ..run_folder import RunFolder
 from .pipeline_diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from .pipeline_pixelcnn_vq import PixelCNNVQPipeline
@@ -106,15 +108,41 @@ def save_trained(
     Raises:
         ValueError: see [`build_pipeline`].
     """
-    folder, settings = folder or run, run.read_config()
+    folder = folder or run
+    settings = run.read_config() if run.config.is_file() else {}
     if settings.get("decoder_only"):
         before = RunFolder(Path(start or settings["init_from"]))
         if any(before.find_component(name) for name in ("unet", "prior")):
             try:
-                return [_save_whole(load_pipeline(before.path, **components), folder.pipeline)]
+                whole = _with_decoder(before.path, components["vqvae"])
             except (OSError, ValueError) as error:  # what was trained is kept
-                logger.warning(f"The autoencoder is saved alone, since the prior can't be loaded: {error}")
+                logger.warning(f"The autoencoder is saved alone, without the model in {before.path}: {error}")
+            else:
+                saved = [_save_whole(whole, folder.pipeline)]
+                shutil.rmtree(folder.autoencoder, ignore_errors=True)  # of an earlier end, without the prior
+                return saved
     return save_components(components, folder, **run.read_pipeline_settings())
+
+
+def _with_decoder(folder: Path, vqvae: GumbelVQModel) -> DiffusionPipeline:
+    """
+    A saved pipeline with another autoencoder that has the same codes.
+
+    Raises:
+        ValueError: it has other codes; see [`load_pipeline`].
+    """
+    pipe, new = load_pipeline(folder), _encoder_weights(vqvae)
+    old = _encoder_weights(pipe.vqvae)
+    if old.keys() != new.keys() or any(not torch.equal(old[name], new[name].to(old[name])) for name in old):
+        raise ValueError("its prior is one on other codes.")
+    pipe.register_modules(vqvae=vqvae)
+    return pipe
+
+
+def _encoder_weights(vqvae: GumbelVQModel) -> dict[str, torch.Tensor]:
+    """All but those of the decoder: what codes depend on."""
+    weights = vqvae.state_dict()
+    return {name: weights[name] for name in weights if not name.startswith(("decoder.", "post_quant_conv."))}
 
 
 def _save_whole(saved: Any, folder: Path) -> Path:
