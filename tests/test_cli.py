@@ -67,11 +67,16 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
         (["--lr-schedule", "cosin"], "`lr_schedule` must be one of linear, cosine, "),
         (["--lr-schedule", "piecewise_constant"], "`lr_schedule` must be one of"),  # has rules that no option gives
         (["--evaluate-extractor", "vgg"], "'vgg'"),
-        (["--joint-fraction", "0.6"], "`joint_fraction` must be at most `freeze_fraction`, got 0.6 and 0.5"),
-        (["--joint-fraction", "1", "--freeze-fraction", "1"], "`joint_fraction` of 1 would never train the prior"),
+        (["--mode=stable", "--joint-fraction=0.6"], "`joint_fraction` must be at most `freeze_fraction`, got 0.6 and"),
+        (["--joint-fraction", "1"], "`joint_fraction` of 1 would never train the prior"),
         (["--class-dropout", "1", "--class-conditional"], "`class_dropout` of 1 would never show a class"),
-        (["--adversarial-weight", "1"], "join after step 600, but the autoencoder is trained for 600 steps"),
-        (["--joint-fraction", "0", "--freeze-fraction", "0"], "`freeze_fraction` 0.0 of 1200 steps leaves none for"),
+        (["--mode=stable", "--adversarial-weight=1"], "after step 600, but the autoencoder is trained for 600 steps"),
+        (["--mode=stable", "--joint-fraction=0", "--freeze-fraction=0"], "`freeze_fraction` 0.0 of 1200 steps leaves"),
+        (["--joint-fraction", "0"], "`joint_fraction` 0.0 of 1200 steps leaves none for the encoder"),
+        (["--freeze-fraction=0.5"], "Mode 'decoder' doesn't use `freeze_fraction` (got 0.5): leave it out, or take"),
+        (["--mode=stable", "--decoder-noise=0.5"], "doesn't use `decoder_noise` (got 0.5)"),
+        (["--mode=paper", "--ramp-fraction=0.5"], "doesn't use `ramp_fraction` (got 0.5)"),
+        (["--regularization", "none"], "or take mode 'stable' or 'paper'."),
     ],
 )
 def test_bad_values_end_with_one_line(arguments, words, capsys):

@@ -130,7 +130,8 @@ class Comparison:
             "vq": (VQConfig, {}),
             "bridge": (PriorConfig, {"init_from": autoencoder, "cache_latents": True}),
             "pixelcnn": (PixelCNNConfig, {"init_from": autoencoder}),
-            "bridge-e2e": (E2EConfig, {"init_from": autoencoder, "joint_fraction": 0.0}),
+            # "stable" is what pays from an autoencoder of a short run
+            "bridge-e2e": (E2EConfig, {"init_from": autoencoder, "mode": "stable", "joint_fraction": 0.0}),
         }
         cls, own = kinds[stage]
         return cls.from_preset(

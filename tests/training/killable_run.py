@@ -35,6 +35,7 @@ def config(folder: Path, **overrides: Any) -> E2EConfig:
         "lr_warmup_steps": 5,
         "random_flip": True,
         "joint_fraction": JOINT_FROM / STEPS,
+        "mode": "stable",
         "freeze_fraction": FREEZE_FROM / STEPS,
         "ema_decay": 0.9,
         "log_every": 1,

@@ -146,7 +146,7 @@ def configure(kind: str, folder: Path, **overrides: Any) -> RunConfig:
     settings |= {
         "vq": {},
         "prior": bridge,
-        "e2e": bridge | {"joint_fraction": 0.25, "freeze_fraction": 0.75},
+        "e2e": bridge | {"mode": "stable", "joint_fraction": 0.25, "freeze_fraction": 0.75},
         "pixelcnn": {
             "prior": {"width": 8, "num_layers": 2, "dropout": 0.5},
             "class_conditional": True,

@@ -62,7 +62,7 @@ def test_every_phase_has_a_loss(tmp_path):
     thirds = (0.0, 0.33, 0.66, 1.0)
     images = torch.zeros(1, 1, 8, 8)
     for joint, freeze in itertools.product(thirds, thirds):
-        settings = {"joint_fraction": joint, "freeze_fraction": freeze, "max_train_steps": 3}
+        settings = {"mode": "stable", "joint_fraction": joint, "freeze_fraction": freeze, "max_train_steps": 3}
         if joint > freeze or joint == 1:
             with pytest.raises(ValueError, match="`joint_fraction`"):
                 tiny_config(E2EConfig, tmp_path, **settings)
@@ -82,7 +82,7 @@ def test_every_phase_has_a_loss(tmp_path):
 
 def test_mode_decoder_needs_an_encoder_that_was_trained(tmp_path):
     """The prior freezes its encoder when it joins: without a step before, codes would be those of random weights."""
-    settings = {"mode": "decoder", "joint_fraction": 0.1, "max_train_steps": 4}
+    settings = {"joint_fraction": 0.1, "max_train_steps": 4}
     with pytest.raises(ValueError, match=r"`joint_fraction` 0\.1 of 4 steps leaves none for the encoder"):
         tiny_config(E2EConfig, tmp_path, **settings)
     for enough in ({"joint_fraction": 0.25}, {"vqvae_from": tmp_path}, {"init_from": tmp_path}, {"mode": "stable"}):
@@ -106,5 +106,5 @@ def test_paper_mode_is_algorithm_1_unless_told_otherwise():
         "cifar10", dataset="x", mode="paper", weighting="simple", vqvae={"quantizer_type": "ste"}
     )
     assert (changed.weighting, changed.vqvae["quantizer_type"], changed.l1_weight) == ("simple", "ste", 0.0)
-    stable = E2EConfig.from_preset("cifar10", dataset="x")
-    assert (stable.weighting, stable.vqvae["quantizer_type"]) == ("simple", "ema")
+    default = E2EConfig.from_preset("cifar10", dataset="x")
+    assert (default.mode, default.weighting, default.vqvae["quantizer_type"]) == ("decoder", "simple", "ema")

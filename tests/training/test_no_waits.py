@@ -20,13 +20,14 @@ def test_a_training_step_has_none(monkeypatch):
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
     }
     for kind in ("gumbel", "ema"):
-        for mode in ("stable", "paper"):
+        for mode in ("decoder", "stable", "paper"):
             with torch.device("meta"):
                 vqvae = make_autoencoder(in_channels=1, out_channels=1, quantizer_type=kind)
                 unet = make_unet(**attention)
             scheduler = OUBridgeScheduler(z_star=[0.1] * 3)
-            freeze_from = 1 if mode == "stable" else None  # the second step is the frozen phase's
-            objective = E2EObjective(vqvae, unet, scheduler, mode, weighting="elbo", freeze_from=freeze_from)
+            # the last step is that of the next phase
+            phase = {"decoder": {}, "stable": {"freeze_from": 1}, "paper": {}}[mode]
+            objective = E2EObjective(vqvae, unet, scheduler, mode, weighting="elbo", **phase)
             objective.train().to("meta")
             averaged = AveragedWeights(unet, 0.9)
             # autocast knows no meta device; it is off in these blocks anyway

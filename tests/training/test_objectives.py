@@ -250,5 +250,5 @@ def test_labels():
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="stable, decoder or paper"):
+    with pytest.raises(ValueError, match="decoder, stable or paper"):
         e2e("naive")

@@ -9,7 +9,7 @@ from diffusion_bridge_vq.training import E2EConfig, VQConfig, build_objective, t
 from diffusion_bridge_vq.training.monitoring import progress, screen
 from diffusion_bridge_vq.training.monitoring.quantities import duration, number_of_weights, size
 
-PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
+PHASES = {"mode": "stable", "joint_fraction": 0.25, "freeze_fraction": 0.75}
 
 
 class Clock:
@@ -63,22 +63,23 @@ def test_without_a_terminal_there_are_lines(tmp_path, capsys, monkeypatch):
 def test_what_a_run_takes(tmp_path, limit, steps, words):
     """Grids at steps 30, 60, ...; samples from 40 % on: step 40 of 100, 20 of the 50 that fit into 100 s."""
     settings = {"max_train_steps": steps, "max_train_time": limit, "image_every": 30, "joint_fraction": 0.4}
-    run = config(E2EConfig, tmp_path, freeze_fraction=1.0, **settings)
+    run = config(E2EConfig, tmp_path, **settings)
     assert words in screen.describe_estimate(run, build_objective(run), 2.0, 1024**3)
 
 
 def test_phases_of_end_to_end_training(tmp_path):
-    settings = {"max_train_steps": 100, "joint_fraction": 0.2, "freeze_fraction": 0.8, "adversarial_weight": 0.1}
-    run = config(E2EConfig, tmp_path, adversarial_fraction=0.5, **settings)
-    assert build_objective(run).phases() == {
+    settings = {"max_train_steps": 100, "joint_fraction": 0.2}
+    adversarial = {"adversarial_weight": 0.1, "adversarial_fraction": 0.5}
+    stable = config(E2EConfig, tmp_path, mode="stable", freeze_fraction=0.8, **settings, **adversarial)
+    assert build_objective(stable).phases() == {
         0: "vqvae",
         20: "vqvae and unet",
         50: "vqvae and discriminator and unet",
         80: "unet",
     }
-    decoder = config(E2EConfig, tmp_path, mode="decoder", **settings | {"adversarial_weight": 0.0})
+    decoder = config(E2EConfig, tmp_path, **settings)
     assert build_objective(decoder).phases() == {0: "vqvae", 20: "decoder and unet"}
-    paper = config(E2EConfig, tmp_path, mode="paper", **settings | {"adversarial_weight": 0.0})
+    paper = config(E2EConfig, tmp_path, mode="paper", **settings)
     assert build_objective(paper).phases() == {0: "vqvae and unet"}
 
 

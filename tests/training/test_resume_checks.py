@@ -7,7 +7,7 @@ import pytest
 from tiny_run import small_config as config
 
 from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training import VQConfig, train
+from diffusion_bridge_vq.training import E2EConfig, VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance import run_state
 
 
@@ -40,6 +40,20 @@ def test_another_order_of_the_data_is_refused(run, change, words):
     with pytest.raises(ValueError, match=rf"{words}.*skipped or repeated.*`init_from`"):
         train(config(VQConfig, run, resume=True, **change))
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_another_mode_is_refused(tmp_path, monkeypatch, named):
+    """Also by checkpoints of 0.1.0, whose settings don't name it: the file of the last start does."""
+    fixed = run_state.fixed_settings
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            run_state, "fixed_settings", lambda c: {k: v for k, v in fixed(c).items() if named or k != "mode"}
+        )
+        train(config(E2EConfig, tmp_path, mode="stable", max_train_steps=4))
+    with pytest.raises(ValueError, match=r"mode: stable then, decoder now.*the `mode` would change.*`init_from`"):
+        train(config(E2EConfig, tmp_path, resume=True, max_train_steps=5))
+    assert train(config(E2EConfig, tmp_path, mode="stable", resume=True, max_train_steps=5)) is not None
 
 
 def test_other_networks_are_refused_with_the_settings_that_changed(run):

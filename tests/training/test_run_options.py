@@ -21,7 +21,7 @@ from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
 
-PHASES = {"joint_fraction": 0.25, "freeze_fraction": 0.75}
+PHASES = {"mode": "stable", "joint_fraction": 0.25, "freeze_fraction": 0.75}
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_gradient_checkpointing_gives_the_same_run_from_less_memory(tmp_path):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            overrides = {"max_train_steps": 4, "joint_fraction": 0.0}
+            overrides = {"max_train_steps": 4, "mode": "stable", "joint_fraction": 0.0}
             train(config(E2EConfig, tmp_path / str(on), gradient_checkpointing=on, **overrides))
         saved_bytes[on] = count[0]
     assert saved_bytes[True] < 0.7 * saved_bytes[False]

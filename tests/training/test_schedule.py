@@ -15,7 +15,8 @@ from diffusion_bridge_vq.training import E2EConfig, VQConfig, build_objective, t
 from diffusion_bridge_vq.training.fault_tolerance import signals
 from diffusion_bridge_vq.training.schedule import Schedule
 
-LIMITED = {"max_train_steps": 1500, "max_train_time": 420, "joint_fraction": 0.3, "freeze_fraction": 0.5}
+LIMITED = {"max_train_steps": 1500, "max_train_time": 420}
+PHASES = {"mode": "stable", "joint_fraction": 0.3, "freeze_fraction": 0.5}
 LIMITED |= {"lr_warmup_steps": 100, "log_every": 1, "checkpoint_every": 0, "batch_size": 64}
 
 
@@ -37,7 +38,7 @@ def records(folder: Path) -> list[dict]:
 def test_phases_follow_the_time_that_there_is(tmp_path, clock):
     """25 steps of 17 s instead of 1,500: the prior joins after 30 % of the time, the autoencoder ends after 50 %."""
     clock(17.0)
-    run = config(E2EConfig, tmp_path, **LIMITED)
+    run = config(E2EConfig, tmp_path, **LIMITED, **PHASES)
     components = train(run)
     logged = records(tmp_path)
     assert [r["step"] for r in logged] == list(range(1, 26))
@@ -53,7 +54,7 @@ def test_phases_follow_the_time_that_there_is(tmp_path, clock):
 
 def test_the_learning_rate_follows_the_time_that_there_is(tmp_path, clock):
     clock(17.0)
-    train(config(VQConfig, tmp_path, **{k: v for k, v in LIMITED.items() if "fraction" not in k}))
+    train(config(VQConfig, tmp_path, **LIMITED))
     for record in records(tmp_path):
         place = min(1500.0, 1500 * 17 * record["step"] / 420)
         rate = place / 100 if place < 100 else 0.5 * (1 + math.cos(math.pi * (place - 100) / 1400))
@@ -85,7 +86,7 @@ def test_seconds_add_up_over_all_starts(tmp_path, clock):
 
 def test_steps_too_few_for_a_phase_are_refused_at_once(tmp_path):
     with pytest.raises(ValueError, match=r"`joint_fraction` 0\.96 of 10 steps leaves none for the prior"):
-        build_objective(config(E2EConfig, tmp_path, joint_fraction=0.96, freeze_fraction=1.0, max_train_steps=10))
+        build_objective(config(E2EConfig, tmp_path, joint_fraction=0.96, max_train_steps=10))
 
 
 def test_the_limit_that_will_end_the_run_counts(tmp_path):

@@ -13,7 +13,7 @@ from tiny_run import state
 from diffusion_bridge_vq.training import E2EConfig, Trainer, VQConfig, train
 
 RUN = {"gradient_accumulation_steps": 2, "random_flip": True, "max_train_steps": 6, "checkpoint_every": 6}
-RUN |= {"joint_fraction": 0.25, "freeze_fraction": 0.75}
+RUN |= {"mode": "stable", "joint_fraction": 0.25, "freeze_fraction": 0.75}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

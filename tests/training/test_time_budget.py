@@ -40,6 +40,7 @@ def test_steps_are_seconds_over_cost(costs, tmp_path):
 def test_phases_of_an_end_to_end_run_count_by_their_share(costs, tmp_path):
     """Frozen from the middle on: half of the steps cost 4, half 1."""
     settings = TINY | {"unet": unet_settings(sample_size=8), "freeze_fraction": 0.5, "joint_fraction": 0.0}
+    settings["mode"] = "stable"
     config = E2EConfig.from_preset("digits", output_dir=tmp_path, max_train_steps=600, **settings)
     assert time_budget.steps_within(config, 250) == 100
     assert set(costs) == {1.0, 4.0}

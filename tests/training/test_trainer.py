@@ -23,7 +23,7 @@ from diffusion_bridge_vq.training.fault_tolerance.endings import Endings
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(tmp_path, accumulation, monkeypatch):
     """Stopped after step 4 or 5, in the middle of an epoch, through the joint and the frozen phase, with flips."""
     overrides = {"gradient_accumulation_steps": accumulation, "random_flip": True, "joint_fraction": 0.25}
-    overrides |= {"freeze_fraction": 0.75, "max_train_steps": 10, "checkpoint_every": 5}
+    overrides |= {"mode": "stable", "freeze_fraction": 0.75, "max_train_steps": 10, "checkpoint_every": 5}
     train(config(E2EConfig, tmp_path / "whole", **overrides))
 
     with stopped_at_a_checkpoint(monkeypatch):
@@ -161,7 +161,13 @@ def test_engines_that_would_split_what_must_be_whole_are_refused(
 
 def test_a_dry_run_tries_all_phases_and_writes_nothing(tmp_path, capsys):
     """What takes most memory, or can't be done, may come late."""
-    phases = {"joint_fraction": 0.4, "freeze_fraction": 0.6, "perceptual_weight": 0.0, "adversarial_weight": 0.1}
+    phases = {
+        "mode": "stable",
+        "joint_fraction": 0.4,
+        "freeze_fraction": 0.6,
+        "perceptual_weight": 0.0,
+        "adversarial_weight": 0.1,
+    }
     assert train(config(E2EConfig, tmp_path / "dry", dry_run=True, **phases)) is None
     out = capsys.readouterr().out
     terms = out.rpartition("gave ")[2]

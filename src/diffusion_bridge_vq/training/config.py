@@ -188,13 +188,15 @@ class RunConfig:
         values: dict[str, Any] = {"preset": preset}
         start = [overrides.get(name) for name in ("init_from", "vqvae_from")]
         loaded = [name for name in cls.starts_with if find_start(cls, name, *start) is not None]
-        names = {f.name for f in dataclasses.fields(cls)}.difference(loaded)
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        mode = overrides.get("mode", fields["mode"].default if "mode" in fields else None)
+        names = {name for name, f in fields.items() if mode in (f.metadata.get("modes") or (mode,))}.difference(loaded)
         values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
         if "unet" in loaded:
             values |= fine_tuning_values(values)
         elif "vqvae" in loaded and "unet" in values:  # the latents' channels are then the autoencoder's
             values["unet"] = {k: v for k, v in values["unet"].items() if k not in ("in_channels", "out_channels")}
-        paper = {k: v for k, v in PAPER_MODE.items() if k in names} if overrides.get("mode") == "paper" else {}
+        paper = {k: v for k, v in PAPER_MODE.items() if k in names} if mode == "paper" else {}
         for changes in (paper, overrides):
             for key, value in changes.items():
                 values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value

@@ -12,6 +12,7 @@ from .options import (
     POSITIVE_FRACTION,
     PROPER_FRACTION,
     at_least,
+    check_modes,
     option,
 )
 
@@ -286,33 +287,45 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
 
     kind = "e2e"
 
-    mode: Literal["stable", "decoder", "paper"] = option(
-        "stable",
-        "what trains together: 'stable' all, the encoder by a fraction of the prior's gradient; 'decoder' prior and "
-        "decoder, on frozen codes; 'paper' is Algorithm 1: all, every gradient in full",
+    mode: Literal["decoder", "stable", "paper"] = option(
+        "decoder",
+        "what trains together: 'decoder' first the autoencoder, then prior and decoder on frozen codes; 'stable' all, "
+        "the encoder by a fraction of the prior's gradient; 'paper' is Algorithm 1: all, every gradient in full",
+        fixed=True,
     )
     reconstruction_weight: float = option(1.0, "weight of L_rec against the terms per latent coordinate", at_least(0))
-    regularization: Regularization = option("gamma", "form of L_t^reg: appendix 8, eq. 5, or none")
-    regularization_weight: float = option(0.01, "weight of L_t^reg", at_least(0))
-    encoder_gradient_weight: float = option(
-        0.1, "fraction of the prior's gradient that reaches the encoder (stable)", at_least(0)
+    regularization: Regularization = option(
+        "gamma", "form of L_t^reg: appendix 8, eq. 5, or none (stable, paper)", modes=("stable", "paper")
     )
-    ramp_fraction: float = option(0.1, "fraction of the run over which that one rises from 0 (stable)", FRACTION)
-    joint_fraction: float = option(0.0, "fraction of the run before the prior joins (stable, decoder)", FRACTION)
+    regularization_weight: float = option(
+        0.01, "weight of L_t^reg (stable, paper)", at_least(0), modes=("stable", "paper")
+    )
+    encoder_gradient_weight: float = option(
+        0.1, "fraction of the prior's gradient that reaches the encoder (stable)", at_least(0), modes=("stable",)
+    )
+    ramp_fraction: float = option(
+        0.1, "fraction of the run over which that one rises from 0 (stable)", FRACTION, modes=("stable",)
+    )
+    joint_fraction: float = option(0.3, "fraction of the run before the prior joins (decoder, stable)", FRACTION)
     freeze_fraction: float = option(
-        1.0, "fraction of the run after which the autoencoder is frozen (stable)", FRACTION
+        1.0, "fraction of the run after which the autoencoder is frozen (stable)", FRACTION, modes=("stable",)
     )
     decoder_fraction: float = option(
-        0.2, "fraction of each batch that trains the decoder once the prior has joined (decoder)", POSITIVE_FRACTION
+        0.2,
+        "fraction of each batch that trains the decoder once the prior has joined (decoder)",
+        POSITIVE_FRACTION,
+        modes=("decoder",),
     )
     decoder_noise: float = option(
         0.0,
         "noise level, as a fraction of T, up to which the prior predicts codes for the decoder (decoder)",
         FRACTION,
+        modes=("decoder",),
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_modes(self)
         if self.mode == "stable" and self.joint_fraction > self.freeze_fraction:
             raise ValueError(
                 f"`joint_fraction` must be at most `freeze_fraction`, got {self.joint_fraction} and "
@@ -330,7 +343,8 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
         if self.mode == "decoder" and round(self.joint_fraction * self.max_train_steps) == 0 and not started:
             raise ValueError(
                 f"`joint_fraction` {self.joint_fraction} of {self.max_train_steps} steps leaves none for the encoder, "
-                "which mode 'decoder' freezes once the prior joins: take more, or give a trained one as `vqvae_from`."
+                "which mode 'decoder' freezes once the prior joins: take more of either, or give a trained one as "
+                "`vqvae_from`."
             )
 
     @property

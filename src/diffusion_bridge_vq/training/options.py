@@ -36,7 +36,9 @@ def one_of(*choices: Any) -> Bound:
     return Bound(lambda value: value in choices, f"be one of {', '.join(map(str, choices))}")
 
 
-def option(default: Any, text: str, bound: Bound | None = None, *, fixed: bool = False) -> Any:
+def option(
+    default: Any, text: str, bound: Bound | None = None, *, fixed: bool = False, modes: tuple[str, ...] = ()
+) -> Any:
     """
     A field of a configuration.
 
@@ -45,9 +47,11 @@ def option(default: Any, text: str, bound: Bound | None = None, *, fixed: bool =
         text (`str`): its help text.
         bound ([`Bound`], *optional*): checked by [`check_options`].
         fixed (`bool`, *optional*, defaults to `False`): whether a resumed run must have the value of its first start,
-            because the order of the data follows from it.
+            because the order of the data, or what was learned so far, depends on it.
+        modes (`tuple[str, ...]`, *optional*): the values of `mode` that use it, all if empty. With another mode
+            presets leave it out, and [`check_modes`] refuses it.
     """
-    metadata = {"help": text, "bound": bound, "fixed": fixed}
+    metadata = {"help": text, "bound": bound, "fixed": fixed, "modes": modes}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -88,6 +92,22 @@ def check_options(config: Any) -> None:
         bound: Bound | None = f.metadata.get("bound")
         if bound is not None and not bound.holds(value):
             raise ValueError(f"`{name}` must {bound.words}, got {value!r}.")
+
+
+def check_modes(config: Any) -> None:
+    """
+    Refuse a changed option that the `mode` of a configuration has no use for.
+
+    Raises:
+        ValueError: an option of another mode that differs from its default.
+    """
+    for f in dataclasses.fields(config):
+        modes, value = f.metadata.get("modes"), getattr(config, f.name)
+        if modes and config.mode not in modes and value != f.default:
+            raise ValueError(
+                f"Mode {config.mode!r} doesn't use `{f.name}` (got {value!r}): leave it out, or take mode "
+                f"{' or '.join(map(repr, modes))}."
+            )
 
 
 def expand_paths(config: Any) -> None:

@@ -113,16 +113,17 @@ def check_settings(checkpoint: Path, before: dict[str, Any], now: RunConfig) -> 
         now (`RunConfig`): those of this start.
 
     Raises:
-        ValueError: the order of the data would be another one: images of the epoch would be skipped or repeated.
+        ValueError: the run wouldn't go on as it began: in another mode, or with images of the epoch skipped or
+            repeated.
     """
     fixed = {name: value for name, value in fixed_settings(now).items() if name not in _DIVISION}
     then = {"balance_classes": False} | before  # older checkpoints don't name it
     different = [f"{k}: {then[k]} then, {value} now" for k, value in fixed.items() if then.get(k, value) != value]
     if different:
         raise ValueError(
-            f"{checkpoint} was written with other settings ({'; '.join(different)}). With these images of the epoch "
-            "would be skipped or repeated. Resume with the settings of then, or start a new run from these weights "
-            "with `init_from`."
+            f"{checkpoint} was written with other settings ({'; '.join(different)}). With these the run wouldn't go "
+            "on as it began: the `mode` would change, or images of the epoch would be skipped or repeated. Resume "
+            "with the settings of then, or start a new run from these weights with `init_from`."
         )
 
 

@@ -82,7 +82,7 @@ class RunState:
             said = f" Changed since the last start: {'; '.join(settings)}." if settings else ""
             raise ValueError(f"{error}{said}") from error
         check_data(found, state["data"], self.data)
-        check_settings(found, state.get("settings", last), self.config)
+        check_settings(found, last | state.get("settings", {}), self.config)
         changes = self._load_position(found, {"settings": last} | state)
         done: int = state["step"]
         if done > self.config.max_train_steps:

@@ -29,20 +29,20 @@ class E2EObjective(BridgeObjective):
       draws one of t = 0..T. Here it is one of the T steps of the bridge; L_T and L_0^reg, the terms without a step,
       are added every time with weight 1 / T. Latents keep the scale they came with (the normalizer is frozen). The
       sum can be made small by shrinking the latents.
-    - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
-      prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
-      `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
     - "decoder": no loss of the prior moves it. From `joint_from` on encoder and codebook are frozen, so the prior's
       target doesn't move, and the decoder learns on with the prior: from the codes of a fraction `decoder_fraction` of
       each batch. With `decoder_noise` every second of these images is decoded from the codes that the prior predicts
       from z_t, in one step from a random t below `decoder_noise` T (the likelihood of an image given a z_e^0 that the
       diffusion reconstructed, appendix 10); on digits that made samples worse.
+    - "stable": latents have unit variance, batch by batch. The prior's gradient reaches the encoder through frozen
+      prior weights, times `encoder_gradient_weight`, which rises linearly from 0 over the joint phase's first
+      `ramp_steps`. Until `joint_from` the autoencoder learns alone; from `freeze_from` on only the prior does.
 
     Args:
         vqvae ([`GumbelVQModel`]): trained.
         unet (`UNet2DModel`): trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
-        mode (`str`, *optional*, defaults to `"stable"`): "stable", "decoder" or "paper".
+        mode (`str`, *optional*, defaults to `"decoder"`): "decoder", "stable" or "paper".
         weighting (`str`, *optional*, defaults to `"simple"`): weight of L_t, see [`prior_loss`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class.
         reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
@@ -70,7 +70,7 @@ class E2EObjective(BridgeObjective):
         vqvae: GumbelVQModel,
         unet: UNet2DModel,
         scheduler: OUBridgeScheduler,
-        mode: Literal["stable", "decoder", "paper"] = "stable",
+        mode: Literal["decoder", "stable", "paper"] = "decoder",
         weighting: Weighting = "simple",
         class_dropout: float = 0.1,
         reconstruction_weight: float = 1.0,
@@ -85,8 +85,8 @@ class E2EObjective(BridgeObjective):
         decoder_noise: float = 0.0,
     ):
         super().__init__(vqvae, unet, scheduler, weighting, class_dropout)
-        if mode not in ("stable", "decoder", "paper"):
-            raise ValueError(f"`mode` must be stable, decoder or paper, got {mode!r}.")
+        if mode not in ("decoder", "stable", "paper"):
+            raise ValueError(f"`mode` must be decoder, stable or paper, got {mode!r}.")
         self.mode, self.reconstruction_weight = mode, reconstruction_weight
         self.reconstruction = reconstruction or ReconstructionLoss()
         self.discriminator = self.reconstruction.discriminator
