@@ -1,4 +1,4 @@
-"""Train encoder, decoder, codebook and prior end-to-end (Algorithm 1), and save a pipeline."""
+"""Train autoencoder and prior in one run, and save a pipeline. `--mode paper` is Algorithm 1 of the paper."""
 
 from ..cli import train_command
 from ..training import E2EConfig

@@ -283,7 +283,7 @@ class PixelCNNConfig(FrozenAutoencoderConfig):
 
 @dataclass(frozen=True)
 class E2EConfig(BridgeConfig, AutoencoderConfig):
-    """Algorithm 1, `E2EObjective`."""
+    """Autoencoder and prior in one run; mode "paper" is Algorithm 1. `E2EObjective`."""
 
     kind = "e2e"
 
