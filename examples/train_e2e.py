@@ -1,4 +1,4 @@
-"""Train encoder, decoder, codebook and prior end-to-end (Algorithm 1), and save a pipeline."""
+"""Train encoder, decoder, codebook and prior in one run (--mode paper: Algorithm 1), and save a pipeline."""
 
 from diffusion_bridge_vq.commands.train_e2e import main
 

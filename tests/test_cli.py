@@ -73,10 +73,24 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
         (["--mode=stable", "--adversarial-weight=1"], "after step 600, but the autoencoder is trained for 600 steps"),
         (["--mode=stable", "--joint-fraction=0", "--freeze-fraction=0"], "`freeze_fraction` 0.0 of 1200 steps leaves"),
         (["--joint-fraction", "0"], "`joint_fraction` 0.0 of 1200 steps leaves none for the encoder"),
-        (["--freeze-fraction=0.5"], "Mode 'decoder' doesn't use `freeze_fraction` (got 0.5): leave it out, or take"),
-        (["--mode=stable", "--decoder-noise=0.5"], "doesn't use `decoder_noise` (got 0.5)"),
-        (["--mode=paper", "--ramp-fraction=0.5"], "doesn't use `ramp_fraction` (got 0.5)"),
-        (["--regularization", "none"], "or take mode 'stable' or 'paper'."),
+        (
+            ["--freeze-fraction=0.5"],
+            "`freeze_fraction` 0.5 is for mode 'stable', and `mode` is 'decoder': leave it out",
+        ),
+        (
+            ["--mode=stable", "--decoder-noise=0.5"],
+            "`decoder_noise` 0.5 is for mode 'decoder', and `mode` is",
+        ),
+        (["--mode=paper", "--joint-fraction=0.5"], "`joint_fraction` 0.5 is for mode 'decoder' or 'stable'"),
+        (["--regularization", "none"], "`regularization` 'none' is for mode 'stable' or 'paper'"),
+        (["--adversarial-fraction=0.1"], "`adversarial_fraction` 0.1 does nothing without `adversarial_weight`"),
+        (["--perceptual-features=lpips"], "does nothing without `perceptual_weight`"),
+        (["--class-dropout=0.9"], "does nothing without `class_conditional`"),
+        (["--condition-dropout=0.9"], "does nothing without `condition`"),
+        (["--validate-every=7"], "does nothing without `validation_split`"),
+        (["--evaluate-images=7"], "does nothing without `evaluate_every`"),
+        (["--shuffle-buffer=7"], "does nothing without `streaming`"),
+        (["--lr-schedule=constant"], "'constant' has no warm-up, and `lr_warmup_steps` is 50"),
     ],
 )
 def test_bad_values_end_with_one_line(arguments, words, capsys):
@@ -157,6 +171,49 @@ def test_the_settings_that_a_run_saves_start_the_same_run(tmp_path):
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_json() | {"machine": {"device": "cpu"}}))
     assert parse_config(E2EConfig, ["--config", str(file)]) == dataclasses.replace(config, dataset_name="digits")
+
+
+def test_what_a_run_saved_and_its_mode_has_no_use_for_is_left_out(tmp_path, capsys):
+    """As runs of 0.1.0 saved it; of settings that somebody wrote it is refused."""
+    file, written = tmp_path / "config.json", tmp_path / "run.yaml"
+    config = parse_config(E2EConfig, ["--preset", "digits"])
+    settings = config.to_json() | {"freeze_fraction": 0.5}
+    file.write_text(json.dumps(settings | {"machine": {"device": "cpu"}}))
+    assert parse_config(E2EConfig, ["--config", str(file)]) == dataclasses.replace(config, dataset_name="digits")
+    written.write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(E2EConfig, ["--config", str(written)])
+    assert "`freeze_fraction` 0.5 is for mode 'stable'" in capsys.readouterr().err
+
+
+def test_settings_of_one_mode_are_not_those_of_another(tmp_path, capsys):
+    """A saved "decoder" run has weights of terms that Algorithm 1 hasn't."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(parse_config(E2EConfig, ["--preset", "digits"]).to_json()))
+    for mode in ("paper", "stable"):
+        with pytest.raises(SystemExit, match="2"):
+            parse_config(E2EConfig, ["--config", str(file), "--mode", mode])
+        assert f"has settings for mode 'decoder', not '{mode}'" in capsys.readouterr().err
+    assert parse_config(E2EConfig, ["--config", str(file), "--mode", "decoder"]).mode == "decoder"
+    file.write_text("batch_size: 7")
+    assert parse_config(E2EConfig, ["--config", str(file), "--mode", "paper"]).weighting == "elbo"
+
+
+@pytest.mark.parametrize(
+    ("options", "flag", "default"),
+    [
+        ([], "--freeze-fraction", "1.0"),
+        (["--mode=stable"], "--freeze-fraction", "0.5"),
+        (["--mode=stable"], "--l1-weight", "0.1"),
+        (["--mode=paper"], "--l1-weight", "0.0"),
+        (["--mode=paper"], "--weighting", "elbo"),
+    ],
+)
+def test_help_shows_the_values_of_the_mode(options, flag, default, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse_config(E2EConfig, [*options, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.split(f"{flag} ", 1)[1].split("(default: ", 1)[1].startswith(f"{default})")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ _VERBS = {
     "train-vqvae": "train encoder, decoder and codebook (stage 1)",
     "train-prior": "train a diffusion prior on the latents of a frozen autoencoder (stage 2)",
     "train-pixelcnn": "train a PixelCNN on the codes of a frozen autoencoder (the baseline)",
-    "train-e2e": "train encoder, decoder, codebook and diffusion prior together (Algorithm 1)",
+    "train-e2e": "train autoencoder and prior in one run",
     "draw-trajectories": "write trajectories of a trained bridge, to distill a student from",
     "distill": "train a student that draws in one to four steps",
     "fit-timesteps": "place few sampling steps where they lose least for one bridge",

@@ -88,6 +88,14 @@ def test_exact_denoiser_follows_the_enumerated_conditional_law_with_resampling()
     assert 0.55 < valid_share(plain).successes / 2000 < 0.75
 
 
+def test_end_to_end_moves_the_codes_and_the_regularization_has_a_say():
+    settings = {"end_to_end": True, "max_train_steps": 5, "batch_size": 16}
+    models = [train_toy(ToyConfig(regularization=form, **settings), seed=0) for form in ("gamma", "none")]
+    moved = [model.vqvae.quantize.embedding.weight - model.initial_codebook for model in models]
+    assert all(way.any() for way in moved)
+    assert not torch.equal(*moved)
+
+
 @pytest.mark.slow
 def test_end_to_end_places_every_code():
     """From random codes, of which several share the nearest true point, each true point gets one of its own."""

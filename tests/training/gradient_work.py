@@ -30,7 +30,9 @@ def _vqvae(quantizer_type: str = "ema") -> GumbelVQModel:
 
 def _e2e(quantizer_type: str = "ema", classes: bool = False, **kwargs: Any) -> E2EObjective:
     unet = UNet2DModel(**UNET, num_class_embeds=4 if classes else None)
-    return E2EObjective(_vqvae(quantizer_type), unet, OUBridgeScheduler(), class_dropout=0.5, **kwargs)
+    return E2EObjective(
+        _vqvae(quantizer_type), unet, OUBridgeScheduler(), **{"mode": "stable", "class_dropout": 0.5} | kwargs
+    )
 
 
 OBJECTIVES: dict[str, Callable[[], Objective]] = {

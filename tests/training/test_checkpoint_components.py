@@ -106,6 +106,14 @@ def test_one_from_before_the_prior_was_trained_is_refused(tmp_path):
     assert load_components(tmp_path / "checkpoints" / "step-00000004")[0].keys() == {"vqvae", "unet", "scheduler"}
 
 
+def test_settings_that_do_nothing_are_left_out(prior_run, tmp_path):
+    """As 0.1.0 saved them; a new run with them is refused."""
+    shutil.copytree(prior_run, tmp_path / "run")
+    settings = json.loads((prior_run / "config.json").read_text()) | {"condition_dropout": 0.9}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    assert_same(load_components(tmp_path / "run")[0], load_components(prior_run)[0])
+
+
 def test_a_run_from_before_its_kind_was_saved(prior_run, tmp_path):
     shutil.copytree(prior_run, tmp_path / "run")
     settings = json.loads((prior_run / "config.json").read_text())

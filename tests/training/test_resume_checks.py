@@ -51,9 +51,20 @@ def test_another_mode_is_refused(tmp_path, monkeypatch, named):
             run_state, "fixed_settings", lambda c: {k: v for k, v in fixed(c).items() if named or k != "mode"}
         )
         train(config(E2EConfig, tmp_path, mode="stable", max_train_steps=4))
-    with pytest.raises(ValueError, match=r"mode: stable then, decoder now.*the `mode` would change.*`init_from`"):
+    with pytest.raises(
+        ValueError,
+        match=r"mode: stable then, decoder now\)\. With these another objective would.*weights\. Resume.*`init_from`",
+    ):
         train(config(E2EConfig, tmp_path, resume=True, max_train_steps=5))
+    with pytest.raises(ValueError, match="mode: stable then, decoder now"):
+        train(config(E2EConfig, tmp_path, resume=True, dry_run=True, max_train_steps=5))
     assert train(config(E2EConfig, tmp_path, mode="stable", resume=True, max_train_steps=5)) is not None
+
+
+def test_a_dry_run_that_resumes_changes_nothing(run, capsys):
+    before = contents(run)
+    assert train(config(VQConfig, run, resume=True, dry_run=True, max_train_steps=6)) is None
+    assert "resumed from" in capsys.readouterr().out and contents(run) == before
 
 
 def test_other_networks_are_refused_with_the_settings_that_changed(run):

@@ -12,7 +12,7 @@ from tiny_run import small_config as config
 from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, VQConfig, build_objective, train
-from diffusion_bridge_vq.training.fault_tolerance import signals
+from diffusion_bridge_vq.training.fault_tolerance import run_state, signals
 from diffusion_bridge_vq.training.schedule import Schedule
 
 LIMITED = {"max_train_steps": 1500, "max_train_time": 420}
@@ -70,6 +70,29 @@ def test_a_run_that_ends_before_the_prior_was_trained_has_no_result(tmp_path, cl
     clock(100.0)
     more = LIMITED | {"max_train_time": 1000, "resume": True}
     assert train(config(E2EConfig, tmp_path, **more)).keys() == {"vqvae", "unet", "scheduler"}
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_higher_limit_takes_nothing_back(tmp_path, monkeypatch, capsys, saved):
+    """The prior joined at step 2 of 8. In 64 it would join at step 16: encoder and codebook once went on learning."""
+    run = {"joint_fraction": 0.25, "log_every": 1}
+    with monkeypatch.context() as patch:
+        if not saved:  # as checkpoints of 0.1.0, which don't say how far the phases were
+            save = run_state.save_checkpoint
+            patch.setattr(
+                run_state,
+                "save_checkpoint",
+                lambda *args: save(*args[:4], {k: v for k, v in args[4].items() if k != "reached"}, *args[5:]),
+            )
+        train(config(E2EConfig, tmp_path, max_train_steps=8, **run))
+    before = state(tmp_path, 8, "model")
+    train(config(E2EConfig, tmp_path, resume=True, max_train_steps=64, max_train_time=1e-9, **run))
+    train(config(E2EConfig, tmp_path, resume=True, max_train_steps=64, checkpoint_every=10, **run))
+    assert "what has joined or is frozen stays so" in capsys.readouterr().out
+    assert all(("loss/prior" in record) == (record["step"] > 2) for record in records(tmp_path))
+    after = state(tmp_path, 64, "model")
+    moved = {name.split(".")[1] for name, value in after.items() if not torch.equal(value, before[name])}
+    assert "decoder" in moved and not moved & {"encoder", "quantize", "quant_conv", "normalizer"}
 
 
 def test_seconds_add_up_over_all_starts(tmp_path, clock):

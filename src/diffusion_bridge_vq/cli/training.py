@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..run_folder import RunFolder
 from ..training.config import Config
-from ..training.presets import PRESETS, preset_values
+from ..training.presets import PRESETS
 from .next_steps import after_training, print_next
 from .parser import OneLineParser, errors_as_lines, json_object, local_path, new_parser
 
@@ -100,6 +100,12 @@ def parse_run(
     parser = new_parser(description)
     known, _ = _first_options().parse_known_args(arguments)
     saved = _read_settings(known.config, cls, parser) if known.config else {}
+    mode = known.mode or saved.get("mode")
+    if mode != saved.get("mode", mode):
+        parser.error(
+            f"--config: {known.config} has settings for mode {saved['mode']!r}, not {mode!r}: leave out --mode, or "
+            "give --preset and other flags instead of --config."
+        )
     preset = known.preset or saved.get("preset", cls.preset)
     chosen = known.preset is not None or "preset" in saved
     groups = {title: parser.add_argument_group(title) for title in _GROUPS}
@@ -109,7 +115,7 @@ def parse_run(
         default=argparse.SUPPRESS,
         help="YAML or JSON file of settings, such as the config.json of a run",
     )
-    shown = _preset_defaults(cls, preset) | saved
+    shown = _preset_defaults(cls, preset, mode) | saved
     hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
     for title, names in _sort_into_groups(list(fields)).items():
         for name in names:
@@ -146,14 +152,15 @@ def _first_options() -> argparse.ArgumentParser:
     """What decides about the defaults of all other options."""
     parser = OneLineParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset")
+    parser.add_argument("--mode")
     parser.add_argument("--config", type=local_path)
     return parser
 
 
-def _preset_defaults(cls: type[Config], preset: str) -> dict[str, Any]:
+def _preset_defaults(cls: type[Config], preset: str, mode: str | None) -> dict[str, Any]:
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
     try:
-        values = preset_values(preset, cls.kind)
+        values = cls.preset_settings(preset, mode)
     except ValueError:  # parsing will say it
         values = {}
     return defaults | {name: value for name, value in values.items() if name in defaults} | {"preset": preset}
@@ -173,6 +180,7 @@ def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParse
         parser.error(f"--config: {path} can't be read: {' '.join(str(error).split())}")
     if not isinstance(content, Mapping):
         parser.error(f"--config: {path} must hold settings by name, got {type(content).__name__}.")
+    saved_by_a_run = not content.keys().isdisjoint(_NO_SETTINGS)
     content = {str(name).replace("-", "_"): value for name, value in content.items() if name not in _NO_SETTINGS}
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
@@ -182,7 +190,7 @@ def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParse
                 content[name] = float(value)
     if unknown := sorted(set(content) - fields):
         parser.error(f"--config: {path} has {', '.join(unknown)}, which a {cls.kind} run doesn't have.")
-    return content
+    return cls.used(content) if saved_by_a_run else content
 
 
 def _sort_into_groups(names: list[str]) -> dict[str, list[str]]:

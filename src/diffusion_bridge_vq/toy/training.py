@@ -107,7 +107,7 @@ def train_toy(config: ToyConfig, seed: int = 0) -> ToyModel:
     objective: Objective
     if config.end_to_end:
         objective = E2EObjective(
-            vqvae, unet, scheduler, regularization=config.regularization, regularization_weight=0.1
+            vqvae, unet, scheduler, "stable", regularization=config.regularization, regularization_weight=0.1
         )
     else:
         objective = PriorObjective(vqvae, unet, scheduler)

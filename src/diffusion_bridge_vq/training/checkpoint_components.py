@@ -83,7 +83,7 @@ def _read_config(run: RunFolder, start: Path | None) -> RunConfig:
             f"{run.config} has kind {kind!r}, expected {', '.join(classes)}: was it written by this version?"
         )
     cls = classes[kind]
-    known = {field.name: settings[field.name] for field in dataclasses.fields(cls) if field.name in settings}
+    known = cls.used({name: settings[name] for name in _names(cls) if name in settings})
     known["output_dir"] = run.path
     for name in ("init_from", "vqvae_from"):
         if known.get(name) is None:

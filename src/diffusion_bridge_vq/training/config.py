@@ -13,7 +13,9 @@ from .options import (
     at_least,
     between,
     check_options,
+    check_unused,
     expand_paths,
+    find_unused,
     one_of,
     option,
 )
@@ -56,7 +58,11 @@ class RunConfig:
     validation_split: str | None = option(None, "split whose losses are logged, too, with the averaged weights")
     streaming: bool = option(False, "read the data while training instead of before: Hub id, parquet or tar shards")
     shuffle_buffer: int = option(
-        10_000, "images among which a stream is shuffled; see docs/how-to/large-data.md", at_least(1), fixed=True
+        10_000,
+        "images among which a stream is shuffled; see docs/how-to/large-data.md",
+        at_least(1),
+        fixed=True,
+        needs="streaming",
     )
     image_column: str | None = option(None, "column with the images, if there are several")
     label_column: str | None = option(
@@ -104,7 +110,9 @@ class RunConfig:
     image_every: int = option(
         2000, "steps between grids of reconstructions and samples; 0 for the end only", at_least(0)
     )
-    validate_every: int = option(500, "steps between losses of validation_split", at_least(1))
+    validate_every: int = option(
+        500, "steps between losses of validation_split", at_least(1), needs="validation_split"
+    )
     num_inference_steps: int = option(50, "reverse steps of the sample grids", at_least(1))
     checkpoint_every: int = option(1000, "steps between checkpoints; 0 for none", at_least(0))
     keep_checkpoints: int = option(2, "checkpoints that are kept", at_least(1))
@@ -122,9 +130,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         check_options(self)
+        check_unused(self)
         if self.init_from is not None and self.vqvae_from is not None:
             raise ValueError(
                 "`init_from` takes the autoencoder, too: give either it or `vqvae_from`, which takes nothing else."
+            )
+        if self.lr_schedule == "constant" and self.lr_warmup_steps:
+            raise ValueError(
+                f"`lr_schedule` 'constant' has no warm-up, and `lr_warmup_steps` is {self.lr_warmup_steps}: take "
+                "'constant_with_warmup', or 0."
             )
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
@@ -179,28 +193,46 @@ class RunConfig:
         return 0
 
     @classmethod
+    def preset_settings(cls, preset: str, mode: str | None = None) -> dict[str, Any]:
+        """
+        What a preset gives to this kind of run: nothing for another mode, and in mode "paper" Algorithm 1 as printed.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        if mode is None and "mode" in fields:
+            mode = str(fields["mode"].default)
+        names = {name for name, f in fields.items() if mode in (f.metadata["modes"] or (mode,))}
+        values = {name: value for name, value in preset_values(preset, cls.kind).items() if name in names}
+        for name, value in (PAPER_MODE if mode == "paper" else {}).items():
+            values[name] = values.get(name, {}) | value if isinstance(value, dict) else value
+        return values
+
+    @classmethod
     def from_preset(cls: type[Config], preset: str, **overrides: Any) -> Config:
         """
         A preset's settings with some changed; dicts of component arguments are merged, not replaced. Components that
         the run starts from have settings of their own, so the preset's are left out, and a U-Net that goes on gets a
         lower learning rate and a shorter warm-up.
         """
-        values: dict[str, Any] = {"preset": preset}
         start = [overrides.get(name) for name in ("init_from", "vqvae_from")]
         loaded = [name for name in cls.starts_with if find_start(cls, name, *start) is not None]
-        fields = {f.name: f for f in dataclasses.fields(cls)}
-        mode = overrides.get("mode", fields["mode"].default if "mode" in fields else None)
-        names = {name for name, f in fields.items() if mode in (f.metadata.get("modes") or (mode,))}.difference(loaded)
-        values |= {k: v for k, v in preset_values(preset, cls.kind).items() if k in names}
+        settings = cls.preset_settings(preset, overrides.get("mode"))
+        values = {"preset": preset} | {name: value for name, value in settings.items() if name not in loaded}
         if "unet" in loaded:
             values |= fine_tuning_values(values)
         elif "vqvae" in loaded and "unet" in values:  # the latents' channels are then the autoencoder's
             values["unet"] = {k: v for k, v in values["unet"].items() if k not in ("in_channels", "out_channels")}
-        paper = {k: v for k, v in PAPER_MODE.items() if k in names} if mode == "paper" else {}
-        for changes in (paper, overrides):
-            for key, value in changes.items():
-                values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+        for key, value in overrides.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
         return cls(**values)
+
+    @classmethod
+    def used(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a run that was saved, without those that do nothing; version 0.1.0 saved them, too."""
+        unused = find_unused(cls, settings)
+        return {name: value for name, value in settings.items() if name not in unused}
 
     def spread_steps(self) -> list[int]:
         """Six steps spread evenly over the run: the phases of end-to-end training differ in terms and cost."""

@@ -12,7 +12,6 @@ from .options import (
     POSITIVE_FRACTION,
     PROPER_FRACTION,
     at_least,
-    check_modes,
     option,
 )
 
@@ -32,9 +31,12 @@ class AutoencoderConfig(RunConfig):
         "efficientnet-lite0",
         "whose features; 'lpips' is VGG-16 and needs torchvision and a download. Evaluate with another network, and "
         "let tables name both",
+        needs="perceptual_weight",
     )
     adversarial_weight: float = option(0.0, "weight of the adversarial loss of decoded images", at_least(0))
-    adversarial_fraction: float = option(0.5, "fraction of the run before the discriminator joins", FRACTION)
+    adversarial_fraction: float = option(
+        0.5, "fraction of the run before the discriminator joins", FRACTION, needs="adversarial_weight"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +83,16 @@ class PriorRunConfig(RunConfig):
     """What runs that train a prior share."""
 
     class_conditional: bool = option(False, "train on the labels too, with a null class for guidance")
-    class_dropout: float = option(0.1, "fraction of labels replaced by the null class", FRACTION)
+    class_dropout: float = option(
+        0.1, "fraction of labels replaced by the null class", FRACTION, needs="class_conditional"
+    )
     evaluate_every: int = option(0, "steps between evaluations against validation_split; 0 for none", at_least(0))
-    evaluate_images: int = option(5000, "samples, and validation images, of an evaluation", at_least(1))
-    evaluate_extractor: Extractor = option("inception", "features of its Frechet distance; see examples/evaluate.py")
+    evaluate_images: int = option(
+        5000, "samples, and validation images, of an evaluation", at_least(1), needs="evaluate_every"
+    )
+    evaluate_extractor: Extractor = option(
+        "inception", "features of its Frechet distance; see examples/evaluate.py", needs="evaluate_every"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +153,10 @@ class BridgeConfig(PriorRunConfig):
         fixed=True,
     )
     condition_dropout: float = option(
-        0.1, "fraction of images that are learned without condition and class, for guidance", FRACTION
+        0.1,
+        "fraction of images that are learned without condition and class, for guidance",
+        FRACTION,
+        needs="condition",
     )
 
     def __post_init__(self) -> None:
@@ -306,7 +317,9 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
     ramp_fraction: float = option(
         0.1, "fraction of the run over which that one rises from 0 (stable)", FRACTION, modes=("stable",)
     )
-    joint_fraction: float = option(0.3, "fraction of the run before the prior joins (decoder, stable)", FRACTION)
+    joint_fraction: float = option(
+        0.3, "fraction of the run before the prior joins (decoder, stable)", FRACTION, modes=("decoder", "stable")
+    )
     freeze_fraction: float = option(
         1.0, "fraction of the run after which the autoencoder is frozen (stable)", FRACTION, modes=("stable",)
     )
@@ -325,13 +338,12 @@ class E2EConfig(BridgeConfig, AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_modes(self)
         if self.mode == "stable" and self.joint_fraction > self.freeze_fraction:
             raise ValueError(
                 f"`joint_fraction` must be at most `freeze_fraction`, got {self.joint_fraction} and "
                 f"{self.freeze_fraction}: in between nothing would be trained. Give both."
             )
-        if self.joint_fraction == 1:
+        if self.mode != "paper" and self.joint_fraction == 1:
             raise ValueError("`joint_fraction` of 1 would never train the prior; take less, or train_vqvae.")
         started = self.init_from is not None or self.vqvae_from is not None or self.resume
         if self.autoencoder_steps == 0 and not started:

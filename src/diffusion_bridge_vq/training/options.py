@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,13 @@ def one_of(*choices: Any) -> Bound:
 
 
 def option(
-    default: Any, text: str, bound: Bound | None = None, *, fixed: bool = False, modes: tuple[str, ...] = ()
+    default: Any,
+    text: str,
+    bound: Bound | None = None,
+    *,
+    fixed: bool = False,
+    modes: tuple[str, ...] = (),
+    needs: str = "",
 ) -> Any:
     """
     A field of a configuration.
@@ -48,10 +54,10 @@ def option(
         bound ([`Bound`], *optional*): checked by [`check_options`].
         fixed (`bool`, *optional*, defaults to `False`): whether a resumed run must have the value of its first start,
             because the order of the data, or what was learned so far, depends on it.
-        modes (`tuple[str, ...]`, *optional*): the values of `mode` that use it, all if empty. With another mode
-            presets leave it out, and [`check_modes`] refuses it.
+        modes (`tuple[str, ...]`, *optional*): the values of `mode` that use it, all if empty.
+        needs (`str`, *optional*): an option without which it does nothing.
     """
-    metadata = {"help": text, "bound": bound, "fixed": fixed, "modes": modes}
+    metadata = {"help": text, "bound": bound, "fixed": fixed, "modes": modes, "needs": needs}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -94,20 +100,39 @@ def check_options(config: Any) -> None:
             raise ValueError(f"`{name}` must {bound.words}, got {value!r}.")
 
 
-def check_modes(config: Any) -> None:
+def find_unused(cls: type, values: Mapping[str, Any]) -> dict[str, str]:
     """
-    Refuse a changed option that the `mode` of a configuration has no use for.
+    The changed options that the others leave without effect, and why.
 
-    Raises:
-        ValueError: an option of another mode that differs from its default.
+    Args:
+        cls (`type`): a configuration.
+        values (`Mapping[str, Any]`): options by name; those that are missing have their defaults.
     """
-    for f in dataclasses.fields(config):
-        modes, value = f.metadata.get("modes"), getattr(config, f.name)
-        if modes and config.mode not in modes and value != f.default:
-            raise ValueError(
-                f"Mode {config.mode!r} doesn't use `{f.name}` (got {value!r}): leave it out, or take mode "
-                f"{' or '.join(map(repr, modes))}."
-            )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+
+    def value_of(name: str) -> Any:
+        return values.get(name, fields[name].default)
+
+    found = {}
+    for name, value in values.items():
+        if name not in fields or value == fields[name].default:
+            continue
+        modes, needs = fields[name].metadata["modes"], fields[name].metadata["needs"]
+        if modes and value_of("mode") not in modes:
+            found[name] = f"is for mode {' or '.join(map(repr, modes))}, and `mode` is {value_of('mode')!r}"
+        elif needs and not value_of(needs):
+            found[name] = f"does nothing without `{needs}`"
+    return found
+
+
+def check_unused(config: Any) -> None:
+    """
+    Raises:
+        ValueError: an option was changed that does nothing.
+    """
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for name, why in find_unused(type(config), values).items():
+        raise ValueError(f"`{name}` {values[name]!r} {why}: leave it out, or change that.")
 
 
 def expand_paths(config: Any) -> None:

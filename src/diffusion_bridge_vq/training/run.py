@@ -82,6 +82,8 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         trainer = Trainer(config, accelerator, objective, images, evaluate)
         accelerator.print(on_main_process(accelerator, lambda: check_disk(config, trainer.state.modules)))
         if config.dry_run:
+            if config.resume:
+                trainer.state.load()
             try_phases(trainer)
             return None
         if folder_is_new:  # not before, so that a run that is refused leaves no folder

@@ -18,6 +18,7 @@ class Schedule:
     def __init__(self, config: RunConfig):
         self.config = config
         self.seconds = 0.0  # used, over all starts of the run
+        self._reached = 0.0
 
     def place(self, done: int) -> float:
         """After `done` steps; an integer without a time limit."""
@@ -26,6 +27,24 @@ class Schedule:
             return done
         used = min(1.0, self.seconds / config.max_train_time) * config.max_train_steps
         return max(done, used)
+
+    def phase(self, done: int) -> float:
+        """
+        As `place`, for what joins or is frozen during a run. It never goes back: a run with a higher limit is at a
+        smaller fraction than before, but what was frozen stays frozen.
+        """
+        return max(self.place(done), self._reached)
+
+    def reached(self, done: int) -> float:
+        """`phase` as a fraction of the run."""
+        return self.phase(done) / self.config.max_train_steps
+
+    def stay_at(self, fraction: float, done: int) -> bool:
+        """Keep `phase` at a fraction of the run or later, after `done` steps; returns whether `place` is earlier."""
+        wanted, place = fraction * self.config.max_train_steps, self.place(done)
+        if before := wanted > place + 1e-6 * self.config.max_train_steps:  # not by rounding
+            self._reached = wanted
+        return before
 
     def ended(self, done: int) -> bool:
         """Whether nothing is left to train after `done` steps."""

@@ -116,7 +116,7 @@ def load_unet(
     gives_codes = found == CodeUNet2DModel.__name__
     if gives_codes and not config.keeps_codes:
         raise ValueError(
-            f"The U-Net in {folder} needs codes that don't change, but end-to-end training changes them: "
+            f"The U-Net in {folder} needs codes that don't change, but end-to-end training may change them: "
             "start from its autoencoder alone, with `vqvae_from`, or from a prior without `code_posterior`."
         )
     if not gives_codes and config.wants_code_unet:

@@ -113,17 +113,19 @@ def check_settings(checkpoint: Path, before: dict[str, Any], now: RunConfig) -> 
         now (`RunConfig`): those of this start.
 
     Raises:
-        ValueError: the run wouldn't go on as it began: in another mode, or with images of the epoch skipped or
+        ValueError: the run wouldn't go on as it began: with another objective, or with images of the epoch skipped or
             repeated.
     """
     fixed = {name: value for name, value in fixed_settings(now).items() if name not in _DIVISION}
     then = {"balance_classes": False} | before  # older checkpoints don't name it
-    different = [f"{k}: {then[k]} then, {value} now" for k, value in fixed.items() if then.get(k, value) != value]
+    different = {k: f"{k}: {then[k]} then, {value} now" for k, value in fixed.items() if then.get(k, value) != value}
     if different:
+        other = "another objective would go on with these weights" if "mode" in different else ""
+        order = "images of the epoch would be skipped or repeated" if different.keys() - {"mode"} else ""
         raise ValueError(
-            f"{checkpoint} was written with other settings ({'; '.join(different)}). With these the run wouldn't go "
-            "on as it began: the `mode` would change, or images of the epoch would be skipped or repeated. Resume "
-            "with the settings of then, or start a new run from these weights with `init_from`."
+            f"{checkpoint} was written with other settings ({'; '.join(different.values())}). With these "
+            f"{' and '.join(filter(None, (other, order)))}. Resume with the settings of then, or start a new run from "
+            "these weights with `init_from`."
         )
 
 

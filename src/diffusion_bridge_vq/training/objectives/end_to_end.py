@@ -1,4 +1,4 @@
-"""Algorithm 1: autoencoder and diffusion prior at once."""
+"""Autoencoder and diffusion prior in one run: Algorithm 1, and two ways that don't collapse."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 @trains(E2EConfig)
 class E2EObjective(BridgeObjective):
     r"""
-    Algorithm 1: encoder, decoder, codebook and prior at once, L_rec + L_t + L_t^reg with one t per sample.
+    Encoder, decoder, codebook and prior in one run: L_rec + L_t + L_t^reg with one t per sample (Algorithm 1).
 
     `mode` decides what may move the encoder:
 
@@ -42,7 +42,8 @@ class E2EObjective(BridgeObjective):
         vqvae ([`GumbelVQModel`]): trained.
         unet (`UNet2DModel`): trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
-        mode (`str`, *optional*, defaults to `"decoder"`): "decoder", "stable" or "paper".
+        mode (`str`): "decoder", "stable" or "paper". "decoder" with a `joint_from` of 0 is for a trained autoencoder:
+            its encoder and codebook stay as they are.
         weighting (`str`, *optional*, defaults to `"simple"`): weight of L_t, see [`prior_loss`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class.
         reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
@@ -70,7 +71,7 @@ class E2EObjective(BridgeObjective):
         vqvae: GumbelVQModel,
         unet: UNet2DModel,
         scheduler: OUBridgeScheduler,
-        mode: Literal["decoder", "stable", "paper"] = "decoder",
+        mode: Literal["decoder", "stable", "paper"],
         weighting: Weighting = "simple",
         class_dropout: float = 0.1,
         reconstruction_weight: float = 1.0,
