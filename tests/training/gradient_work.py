@@ -49,6 +49,7 @@ OBJECTIVES: dict[str, Callable[[], Objective]] = {
     "e2e, joining": lambda: _e2e(classes=True, joint_from=1, ramp_steps=2),
     "e2e, joint": lambda: _e2e("gumbel", weighting="min_snr"),
     "e2e, frozen": lambda: _e2e(classes=True, freeze_from=1),
+    "e2e, decoder": lambda: _e2e(classes=True, mode="decoder", joint_from=1, decoder_fraction=1.0),  # of all images
     "e2e, paper": lambda: _e2e("gumbel", mode="paper", weighting="elbo"),
     "e2e, paper, eq. 5": lambda: _e2e("gumbel", mode="paper", weighting="elbo", regularization="kl"),
     "pixelcnn": lambda: PixelCNNObjective(

@@ -54,8 +54,8 @@ def option(
         bound ([`Bound`], *optional*): checked by [`check_options`].
         fixed (`bool`, *optional*, defaults to `False`): whether a resumed run must have the value of its first start,
             because the order of the data, or what was learned so far, depends on it.
-        modes (`tuple[str, ...]`, *optional*): the values of `mode` that use it, all if empty.
-        needs (`str`, *optional*): an option without which it does nothing.
+        modes (`tuple[str, ...]`, *optional*, defaults to `()`): values of `mode` that use it; all, if it is empty.
+        needs (`str`, *optional*, defaults to `""`): an option without which it does nothing.
     """
     metadata = {"help": text, "bound": bound, "fixed": fixed, "modes": modes, "needs": needs}
     if isinstance(default, dict):
