@@ -24,7 +24,7 @@ from .data import Data
 from .measure import Figures
 from .report import write_report
 from .results import RowFolder, run_row, seconds_of, seeds_of
-from .rows import ROWS, check_packages
+from .rows import ROWS, check_packages, row_class
 from .settings import SETTINGS
 
 
@@ -52,12 +52,13 @@ def main(arguments: list[str] | None = None) -> None:
         "num_images": args.num_images or setting.num_images,
         "search_images": setting.search_images if args.search_images is None else args.search_images,
         "tune_fraction": args.tune_fraction,
-        "autoencoder_fraction": args.autoencoder_fraction,
         "max_steps": args.max_steps,
     }
 
     def folder(name: str, seed: int) -> RowFolder:
         own = {"seed": seed, "seconds": seconds_of(name, setting, args.seconds)}
+        changed = setting.autoencoder_fraction != SETTINGS[args.data].autoencoder_fraction
+        own["autoencoder_fraction"] = setting.autoencoder_fraction if changed and row_class(name).splits_time else None
         return RowFolder(args.output_dir, name, shared | own)
 
     if not args.report_only:

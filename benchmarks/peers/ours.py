@@ -199,6 +199,7 @@ class BridgeSystem(Row):
     title = "bridge, two stages"
     search = Bridge.search
     tuned = False
+    splits_time = True
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
@@ -267,6 +268,7 @@ class BridgeStable(BridgeEndToEnd):
     """Encoder, decoder, codebook and prior together (`--mode stable`), in the phases of the preset."""
 
     title = "bridge, all together"
+    splits_time = False  # phases of the preset
 
     def _mode(self) -> dict[str, Any]:
         return {"mode": "stable"}

@@ -56,12 +56,14 @@ class Row(ABC):
         search (`dict[str, tuple]`): sampling options that are tried, one after the other, in this order. The first
             value of each holds until it is searched. Of "steps", network calls, the fewest that lose nothing win.
         tuned (`bool`): whether its learning rate is searched.
+        splits_time (`bool`): whether the setting's `autoencoder_fraction` divides its time.
     """
 
     title: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ("diffusion-bridge-vq",)
     search: ClassVar[Mapping[str, Sequence[Any]]] = {}
     tuned: ClassVar[bool] = True
+    splits_time: ClassVar[bool] = False
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         self.data, self.setting = data, data.setting

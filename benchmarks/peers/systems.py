@@ -101,6 +101,7 @@ class LatentDiffusion(Row):
     packages = ("diffusers",)
     search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 12, 50)}
     tuned = False
+    splits_time = True
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
@@ -174,6 +175,7 @@ class Monai(Row):
     packages = ("monai", "einops")
     search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 50)}
     tuned = False
+    splits_time = True
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate or 5e-4)

@@ -161,6 +161,10 @@ def test_other_settings_are_refused(output, capsys):
     assert "gpt-seed0 has search_images 0, not 51: give the same again, or another --output-dir" in line
     line = fails(capsys, *QUICK, "--rows", "system", "--autoencoder-fraction", "0.5", "--output-dir", output)
     assert "system-seed0 has autoencoder_fraction None, not 0.5" in line
+    usual = str(SETTINGS["digits"].autoencoder_fraction)
+    main([*QUICK, "--rows", "system", "--autoencoder-fraction", usual, "--output-dir", str(output)])
+    main([*QUICK, "--rows", "gpt", "stable", "--autoencoder-fraction", "0.5", "--output-dir", str(output)])
+    assert capsys.readouterr().out.count("done before") == 3
 
 
 def test_damaged_files_are_named(output, capsys):
