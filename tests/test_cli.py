@@ -89,7 +89,6 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
         (["--condition-dropout=0.9"], "does nothing without `condition`"),
         (["--validate-every=7"], "does nothing without `validation_split`"),
         (["--evaluate-images=7"], "does nothing without `evaluate_every`"),
-        (["--shuffle-buffer=7"], "does nothing without `streaming`"),
         (["--lr-schedule=constant"], "'constant' has no warm-up, and `lr_warmup_steps` is 50"),
     ],
 )

@@ -101,7 +101,9 @@ def sections(scripts):
 def test_all_training_steps_learn_the_same(scripts, tmp_path):
     """From the same weights, latents and draws: the losses of three steps."""
     training = scripts("benchmark_training")
-    settings = config(PriorConfig, tmp_path, init_from=Path("none"), batch_size=50, lr_schedule="constant")
+    settings = config(
+        PriorConfig, tmp_path, init_from=Path("none"), batch_size=50, lr_schedule="constant", lr_warmup_steps=0
+    )
     accelerator = Accelerator(cpu=True)
     bridge = OUBridgeScheduler(prediction_type="sample", eta=3.0)
     ddpm = bridge.to_diffusers(DDPMScheduler)

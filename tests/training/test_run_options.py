@@ -173,7 +173,7 @@ def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monk
 
 def test_a_resumed_run_has_the_options_of_its_own_start(tmp_path, monkeypatch):
     """With next to no learning rate all that moves a weight is the decay, by a tenth of it a step."""
-    settings = {"lr_schedule": "constant", "log_every": 1}
+    settings = {"lr_schedule": "constant", "lr_warmup_steps": 0, "log_every": 1}
     train(config(VQConfig, tmp_path, max_train_steps=4, **settings))
     train(config(VQConfig, tmp_path, resume=True, learning_rate=1e-30, weight_decay=1e29, **settings))
     before, after = (state(tmp_path, step, "model")["vqvae.encoder.conv_in.weight"] for step in (4, 8))

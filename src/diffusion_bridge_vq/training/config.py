@@ -62,7 +62,6 @@ class RunConfig:
         "images among which a stream is shuffled; see docs/how-to/large-data.md",
         at_least(1),
         fixed=True,
-        needs="streaming",
     )
     image_column: str | None = option(None, "column with the images, if there are several")
     label_column: str | None = option(

@@ -18,7 +18,8 @@ class Schedule:
     def __init__(self, config: RunConfig):
         self.config = config
         self.seconds = 0.0  # used, over all starts of the run
-        self._reached = 0.0
+        self.reached = 0.0  # fraction of the run at which the last step began
+        self._earliest = 0.0
 
     def place(self, done: int) -> float:
         """After `done` steps; an integer without a time limit."""
@@ -28,22 +29,21 @@ class Schedule:
         used = min(1.0, self.seconds / config.max_train_time) * config.max_train_steps
         return max(done, used)
 
-    def phase(self, done: int) -> float:
+    def begin(self, done: int) -> float:
         """
-        As `place`, for what joins or is frozen during a run. It never goes back: a run with a higher limit is at a
-        smaller fraction than before, but what was frozen stays frozen.
+        The place of the step that begins after `done` others, for what joins or is frozen during a run. It never goes
+        back: with a higher limit the run is at a smaller fraction than before, but what was frozen stays frozen.
         """
-        return max(self.place(done), self._reached)
+        place = max(self.place(done), self._earliest)
+        self.reached = place / self.config.max_train_steps
+        return place
 
-    def reached(self, done: int) -> float:
-        """`phase` as a fraction of the run."""
-        return self.phase(done) / self.config.max_train_steps
-
-    def stay_at(self, fraction: float, done: int) -> bool:
-        """Keep `phase` at a fraction of the run or later, after `done` steps; returns whether `place` is earlier."""
-        wanted, place = fraction * self.config.max_train_steps, self.place(done)
+    def stay_at(self, reached: float, done: int) -> bool:
+        """Let no step begin before the fraction `reached` of the run; returns whether the next one would have."""
+        wanted, place = reached * self.config.max_train_steps, self.place(done)
+        self.reached = reached
         if before := wanted > place + 1e-6 * self.config.max_train_steps:  # not by rounding
-            self._reached = wanted
+            self._earliest = wanted
         return before
 
     def ended(self, done: int) -> bool:

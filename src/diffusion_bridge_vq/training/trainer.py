@@ -216,7 +216,7 @@ class Trainer:
 
     def step(self, batch: Batch, step: int) -> None:
         """One batch; an optimizer step when enough of them are gathered."""
-        self.objective.set_step(self.schedule.phase(step))
+        self.objective.set_step(self.schedule.begin(step))
         with self.accelerator.accumulate(self.synchronized):
             with self.accelerator.autocast():
                 output = self.model(**self.inputs(batch))

@@ -63,7 +63,7 @@ class RunState:
             "settings": fixed_settings(self.config),
             "division": asdict(self.division),
             "epoch_images": self.batches.epoch_images,
-            "reached": self.schedule.reached(done),
+            "reached": self.schedule.reached,
         }
         state |= self.usage.state()
         if self.config.max_train_time is not None:
@@ -93,7 +93,7 @@ class RunState:
             )
         self.schedule.seconds = state.get("seconds", on_main_process(self.accelerator, lambda: self._logged(done)))
         config = self.config
-        reached = state.get("reached", done / last.get("max_train_steps", done))  # older checkpoints don't have it
+        reached = state.get("reached", (done - 1) / last.get("max_train_steps", done))  # older ones don't have it
         if self.schedule.stay_at(reached, done):
             changes.append("with the phases where they were: what has joined or is frozen stays so")
         self.lr_scheduler.load_state_dict(state["lr_scheduler"] | {"base_lrs": [config.learning_rate]})
