@@ -95,16 +95,15 @@ def unet_1d() -> UNet1DModel:
     )
 
 
-@pytest.mark.parametrize(
-    ("make", "kind"), [(unet_1d, "prior"), (SequenceDenoiser, "prior"), (SequenceDenoiser, "e2e")]
-)
-def test_one_dimensional_networks_run_through_the_objectives(make, kind):
+@pytest.mark.parametrize(("make", "mode"), [(unet_1d, None), (SequenceDenoiser, None), (SequenceDenoiser, "stable")])
+def test_one_dimensional_networks_run_through_the_objectives(make, mode):
     """diffusers' 1-D U-Net and the toy's network learn: the loss falls, and the sampling loop takes (B, d, N)."""
     network, vqvae = make(), SequenceVQModel()
     with torch.no_grad():
         vqvae.quantize.embedding.weight.copy_(toy_codebook())
     scheduler = OUBridgeScheduler(**BRIDGE, prediction_type="sample")
-    objective = (PriorObjective if kind == "prior" else E2EObjective)(vqvae, network, scheduler)
+    parts = (vqvae, network, scheduler)
+    objective = PriorObjective(*parts) if mode is None else E2EObjective(*parts, mode)
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(40):

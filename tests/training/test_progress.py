@@ -79,7 +79,7 @@ def test_phases_of_end_to_end_training(tmp_path):
     }
     decoder = config(E2EConfig, tmp_path, **settings)
     assert build_objective(decoder).phases() == {0: "vqvae", 20: "decoder and unet"}
-    paper = config(E2EConfig, tmp_path, mode="paper", **settings)
+    paper = config(E2EConfig, tmp_path, mode="paper", max_train_steps=100)
     assert build_objective(paper).phases() == {0: "vqvae and unet"}
 
 
