@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not args.report_only:
         figures = Figures(data, features, shared["num_images"], args.output_dir / args.data / "features")
+        if shared["search_images"]:
+            figures.check_count("--search-images", shared["search_images"])
         for seed in args.seeds:
             for name in names:
                 run_row(folder(name, seed), data, figures, args.tune_fraction, args.max_steps)

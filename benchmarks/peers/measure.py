@@ -45,7 +45,7 @@ class Figures:
             command share them.
 
     Raises:
-        ValueError: an extractor that can't be loaded.
+        ValueError: an extractor that can't be loaded; fewer images than a distance of its features needs.
     """
 
     def __init__(self, data: Data, features: str, num_images: int, store: Path):
@@ -57,9 +57,20 @@ class Figures:
         other = data.test if split is data.train else data.train
         self.reference, self.others = evenly(split.images, num_images), evenly(other.images, num_images)
         self.real = self.kept(self.reference)
+        self.check_count("num_images", num_images)
         enough = len(self.others) > self.real.shape[1]
         self.floor = frechet_distance(self.kept(self.others), self.real) if enough else None
         self._facts: dict[str, Any] = {}
+
+    def check_count(self, name: str, count: int) -> None:
+        """
+        Raises:
+            ValueError: a Frechet distance of these features needs more images.
+        """
+        if count <= (dimensions := self.real.shape[1]):
+            raise ValueError(
+                f"{name} {count} is too few for a distance of {dimensions} features: give more than {dimensions}."
+            )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Features (n, d)."""

@@ -78,7 +78,10 @@ def _bridge_samples(pipe: Any, labels: torch.Tensor, steps: int, guidance_scale:
 
 class Bridge(TokenizerRow):
     title = "bridge prior"
-    search = {"guidance_scale": (1.0, 1.5, 2.5), "steps": (20, 8, 12, 50)}
+
+    @property
+    def search(self) -> dict[str, tuple[Any, ...]]:
+        return {"guidance_scale": (1.0, 1.5, 2.5), "steps": self.setting.bridge_steps}
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)

@@ -61,7 +61,7 @@ class Row(ABC):
 
     title: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ("diffusion-bridge-vq",)
-    search: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    search: Mapping[str, Sequence[Any]] = {}
     tuned: ClassVar[bool] = True
     splits_time: ClassVar[bool] = False
 

@@ -22,6 +22,7 @@ class Setting:
         reference (`str`): split that samples are compared with.
         num_images (`int`): samples of a row, and real images.
         search_images (`int`): samples for each sampling setting that is tried.
+        bridge_steps (`tuple[int, ...]`): numbers of sampling steps that the rows of a bridge try.
         transformer (`Mapping[str, int]`): `width`, `layers` and `heads` of the networks over codes.
         pixelcnn (`Mapping[str, Any]`): arguments of `PixelCNNPrior`.
         pixel_unet (`Mapping[str, Any]`): arguments of the `UNet2DModel` on pixels.
@@ -39,6 +40,7 @@ class Setting:
     reference: str
     num_images: int
     search_images: int
+    bridge_steps: tuple[int, ...]
     transformer: Mapping[str, int]
     pixelcnn: Mapping[str, Any]
     pixel_unet: Mapping[str, Any]
@@ -60,6 +62,7 @@ SETTINGS = {
             reference="train",  # the test split has 297 images
             num_images=1500,
             search_images=500,
+            bridge_steps=(20, 8, 12, 50),
             transformer={"width": 256, "layers": 6, "heads": 4},
             pixelcnn={"width": 176, "num_layers": 6, "kernel_size": 7, "dropout": 0.5},
             pixel_unet={
@@ -82,7 +85,8 @@ SETTINGS = {
             features="efficientnet-lite2",
             reference="test",
             num_images=5000,
-            search_images=500,
+            search_images=1500,
+            bridge_steps=(12,),  # more gain nothing there: docs/reports/2026-11-sampling-steps.md
             transformer={"width": 320, "layers": 6, "heads": 5},
             pixelcnn={"width": 192, "num_layers": 8, "kernel_size": 7, "dropout": 0.1},
             pixel_unet={

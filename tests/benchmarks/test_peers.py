@@ -57,12 +57,14 @@ def tiny(tmp_path_factory):
         pixelcnn={"width": 8, "num_layers": 2, "kernel_size": 3},
         pixel_unet=pixels,
         trajectories=16,
+        bridge_steps=(3, 2),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny-peers", PRESETS["digits"] | {"common": common})
         patch.setitem(SETTINGS, "digits", setting)
         patch.setattr(measure, "_TIMED", {1: 1, 32: 1})
-        for cls in {cls for table in rows.ROWS.values() for cls in table.values()}:
+        classes = {cls for table in rows.ROWS.values() for cls in table.values()}
+        for cls in {cls for cls in classes if isinstance(cls.search, dict)}:  # the others' is of the setting
             quick = {name: tuple(v for v in values if v != 50)[:2] for name, values in cls.search.items()}
             patch.setattr(cls, "search", quick | ({"steps": (3, 2)} if "steps" in quick else {}))
         yield
@@ -161,6 +163,8 @@ def test_other_settings_are_refused(output, capsys):
     assert "gpt-seed0 has search_images 0, not 51: give the same again, or another --output-dir" in line
     line = fails(capsys, *QUICK, "--rows", "system", "--autoencoder-fraction", "0.5", "--output-dir", output)
     assert "system-seed0 has autoencoder_fraction None, not 0.5" in line
+    line = fails(capsys, *QUICK[:-1], "48", "--rows", "gpt", "--output-dir", output)
+    assert "--search-images 48 is too few for a distance of 48 features" in line
     usual = str(SETTINGS["digits"].autoencoder_fraction)
     main([*QUICK, "--rows", "system", "--autoencoder-fraction", usual, "--output-dir", str(output)])
     main([*QUICK, "--rows", "gpt", "stable", "--autoencoder-fraction", "0.5", "--output-dir", str(output)])
