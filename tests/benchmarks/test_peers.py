@@ -2,77 +2,31 @@
 
 import json
 import shutil
-import sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from safetensors.torch import load, load_file
-from tiny_models import autoencoder_settings, make_autoencoder, unet_settings, with_running_statistics
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler, PixelCNNPrior
-from diffusion_bridge_vq.training.presets import PRESETS, preset_values
+from benchmarks.peers import measure, rows
+from benchmarks.peers.__main__ import main
+from benchmarks.peers.data import Split
+from benchmarks.peers.report import write_report
+from benchmarks.peers.results import RowFolder
+from benchmarks.peers.row import LossOf, Phase, Row, guided
+from benchmarks.peers.settings import SETTINGS
+from benchmarks.peers.training import train_row
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior
+from diffusion_bridge_vq.training.presets import preset_values
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # `python -m benchmarks.peers` is run there
-from benchmarks import study_alignment  # noqa: E402
-from benchmarks.peers import measure, rows  # noqa: E402
-from benchmarks.peers.__main__ import main  # noqa: E402
-from benchmarks.peers.data import Data, Split  # noqa: E402
-from benchmarks.peers.report import write_report  # noqa: E402
-from benchmarks.peers.results import RowFolder  # noqa: E402
-from benchmarks.peers.row import LossOf, Phase, Row, guided  # noqa: E402
-from benchmarks.peers.settings import SETTINGS  # noqa: E402
-from benchmarks.peers.training import train_row  # noqa: E402
-
 REAL = dict(SETTINGS)
 NAMES = [name for table in rows.ROWS.values() for name in table]
 HERE = [name for name in NAMES if name != "monai" or (find_spec("monai") and find_spec("einops"))]
 QUICK = ["--seconds", "60", "--max-steps", "2", "--tune-fraction", "0", "--num-images", "60", "--search-images", "0"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny(tmp_path_factory):
-    """The digits with tiny networks, 4 x 4 latents of 3 channels and 16 codes; a tokenizer with random weights."""
-    torch.manual_seed(0)
-    checkpoint = tmp_path_factory.mktemp("checkpoint")
-    sizes = autoencoder_settings(3, latent_channels=3)
-    vqvae = with_running_statistics(make_autoencoder(3, in_channels=1, out_channels=1, quantizer_type="ema"))
-    unet = UNet2DModel(**unet_settings(attention_head_dim=4, sample_size=4))
-    scheduler = OUBridgeScheduler(**PRESETS["digits"]["common"]["scheduler"])
-    DiffusionBridgeVQPipeline(vqvae, unet, scheduler).save_pretrained(checkpoint)
-    common = PRESETS["digits"]["common"] | {"vqvae": sizes | {"layers_per_block": 1, "quantizer_type": "ema"}}
-    common |= {"unet": unet_settings(attention_head_dim=4), "batch_size": 64}
-    pixels = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
-    pixels |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    setting = replace(
-        SETTINGS["digits"],
-        preset="tiny-peers",
-        checkpoint=checkpoint,
-        transformer={"width": 16, "layers": 1, "heads": 2},
-        pixelcnn={"width": 8, "num_layers": 2, "kernel_size": 3},
-        pixel_unet=pixels,
-        trajectories=16,
-        bridge_steps=(3, 2),
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "tiny-peers", PRESETS["digits"] | {"common": common})
-        patch.setitem(SETTINGS, "digits", setting)
-        patch.setattr(measure, "_TIMED", {1: 1, 32: 1})
-        classes = {cls for table in rows.ROWS.values() for cls in table.values()}
-        for cls in {cls for cls in classes if isinstance(cls.search, dict)}:  # the others' is of the setting
-            quick = {name: tuple(v for v in values if v != 50)[:2] for name, values in cls.search.items()}
-            patch.setattr(cls, "search", quick | ({"steps": (3, 2)} if "steps" in quick else {}))
-        yield
-
-
-@pytest.fixture(scope="module")
-def data(tiny) -> Data:
-    return Data(SETTINGS["digits"], "digits")
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def test_nothing_but_the_tokenizer_comes_from_the_checkpoint(data):
@@ -389,63 +343,3 @@ def test_the_bridge_has_the_network_of_its_rivals(output):
         for name in ("bridge", "flow")
     }
     assert len(weights) == 1
-
-
-def test_alignment_compares_the_codes_with_the_features_of_their_positions(data, monkeypatch):
-    """Latents on codes that are far apart are assigned to them alone."""
-    row = study_alignment.Aligned(data)
-    vqvae, images = row.prior.objective.vqvae, data.train.images[:2]
-    codebook = 9 * torch.randn(16, 3)
-    monkeypatch.setattr(vqvae.quantize, "float_codebook", lambda: codebook)
-    codes = torch.randint(16, (2, 4, 4))
-    row._latents_seen = codebook[codes].permute(0, 3, 1, 2).requires_grad_()
-    found = row.prior.projection(codebook[codes].permute(0, 3, 1, 2))
-    wanted = row._features._features(images.float() / 127.5 - 1)[row._level]
-    assert found.shape == wanted.shape == (2, 40, 4, 4)
-    loss = row._alignment(images)
-    cosine = (found / found.norm(dim=1, keepdim=True) * wanted / wanted.norm(dim=1, keepdim=True)).sum(1)
-    assert torch.allclose(loss, 1 - cosine.mean(), atol=1e-5)
-    row._latents_seen = torch.randn(2, 3, 4, 4, requires_grad=True)
-    row._alignment(images).backward()
-    assert row._latents_seen.grad.abs().max() > 0
-
-
-def test_images_are_moved_as_their_latents_are(data, monkeypatch):
-    row = study_alignment.Equivariant(data)
-    latents = torch.randn(2, 3, 4, 4)
-    images = latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    for quarters in range(4):
-        row._turn = (quarters, 1.0)
-        assert torch.equal(row._moved(images)[..., ::4, ::4], row._moved(latents))
-        row._turn = (quarters, 0.5)
-        assert [row._moved(x).shape[-1] for x in (images, latents)] == [8, 2]
-    seen = []
-    objective = row.prior.objective.train()
-    monkeypatch.setattr(
-        type(objective.reconstruction), "forward", lambda self, real, made: seen.append((real, made.shape)) or {}
-    )
-    batch, labels = data.train.images[:2], data.train.labels[:2]
-    for _ in range(20):
-        objective(batch.float() / 127.5 - 1, labels)
-    assert {shape[-1] for _, shape in seen} == {8, 12, 16} and all(real.shape == shape for real, shape in seen)
-    objective.set_step(999)  # the prior has joined
-    seen.clear()
-    objective(batch.float() / 127.5 - 1, labels)
-    (real, _), *_ = seen
-    assert torch.equal(real[0], batch[0].float() / 127.5 - 1)
-
-
-def test_the_study_of_alignment_continues_and_refuses_other_settings(tiny, tmp_path, monkeypatch, capsys):
-    def study(*options: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["study", "--num-images", "60", "--output-dir", str(tmp_path), *options])
-        study_alignment.main()
-
-    study("--steps", "4")
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(study_alignment.ARMS)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    study("--steps", "4")
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    with pytest.raises(SystemExit, match="2"):
-        study("--steps", "5")
-    assert "'steps': 4" in capsys.readouterr().err
