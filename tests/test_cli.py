@@ -89,6 +89,7 @@ def test_the_home_folder_is_expanded(monkeypatch, tmp_path):
         (["--condition-dropout=0.9"], "does nothing without `condition`"),
         (["--validate-every=7"], "does nothing without `validation_split`"),
         (["--evaluate-images=7"], "does nothing without `evaluate_every`"),
+        (["--shuffle-buffer=7"], "does nothing without `streaming`"),
         (["--lr-schedule=constant"], "'constant' has no warm-up, and `lr_warmup_steps` is 50"),
     ],
 )
@@ -97,6 +98,22 @@ def test_bad_values_end_with_one_line(arguments, words, capsys):
         parse_config(E2EConfig, arguments)
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    "option", [["--dataset=photos"], ["--split=test"], ["--image-column=image"], ["--label-column=style"]]
+)
+def test_how_to_read_images_is_refused_of_a_run_that_reads_none(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_config(PriorConfig, ["--preset=digits", "--vqvae-from=vq", "--latents=encoded", *option])
+    value = option[0].split("=")[1]
+    assert f"{value!r} isn't read: the run is trained on what is encoded in encoded" in capsys.readouterr().err
+
+
+def test_validation_images_are_read_next_to_encoded_ones():
+    given = ["--preset=digits", "--vqvae-from=vq", "--latents=encoded", "--validation-split=test"]
+    assert parse_config(PriorConfig, [*given, "--dataset=photos", "--label-column=style"]).dataset == "photos"
+    assert parse_config(PriorConfig, ["--preset=cifar10-tiny", *given[1:]]).dataset == "uoft-cs/cifar10"
 
 
 def test_a_prior_needs_an_autoencoder(capsys):

@@ -62,6 +62,7 @@ class RunConfig:
         "images among which a stream is shuffled; see docs/how-to/large-data.md",
         at_least(1),
         fixed=True,
+        needs="streaming",
     )
     image_column: str | None = option(None, "column with the images, if there are several")
     label_column: str | None = option(
@@ -143,6 +144,8 @@ class RunConfig:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
         if not self.dataset and self.encoded_data is None:
             raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
+        if self.encoded_data is not None:
+            self._check_unread(self.encoded_data)
         if self.balance_classes and (self.streaming or self.uses_words):
             what = "a stream, whose classes aren't counted" if self.streaming else "labels of several words"
             raise ValueError(f"`balance_classes` doesn't work with {what}: drop it.")
@@ -151,6 +154,21 @@ class RunConfig:
             raise ValueError(
                 f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}."
             )
+
+    def _check_unread(self, folder: Path) -> None:
+        """
+        Raises:
+            ValueError: an option says how to read images that the run doesn't read: those of `folder` are encoded.
+        """
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        expected = {name: (fields[name],) for name in ("split", "dataset", "image_column", "label_column")}
+        expected["dataset"] += (self.preset_settings(self.preset).get("dataset"),)
+        for name, values in expected.items():
+            if getattr(self, name) not in values and (name == "split" or self.validation_split is None):
+                raise ValueError(
+                    f"`{name}` {getattr(self, name)!r} isn't read: the run is trained on what is encoded in {folder}. "
+                    "Leave it out."
+                )
 
     @property
     def autoencoder_from(self) -> Path | None:

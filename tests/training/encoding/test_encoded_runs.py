@@ -71,7 +71,7 @@ def test_a_prior_learns_the_same_from_either(autoencoder, latents, tmp_path):
     """The same images and mirror images in the same order; with classes, whose names the folder has."""
     options = {"class_conditional": True, "max_train_steps": 4}
     train(prior(tmp_path / "cached", autoencoder, cache_latents=True, **options))
-    trained = train(prior(tmp_path / "given", autoencoder, latents=latents, dataset="not/needed", **options))
+    trained = train(prior(tmp_path / "given", autoencoder, latents=latents, **options))
     assert logged(tmp_path / "given", "loss/prior") == pytest.approx(
         logged(tmp_path / "cached", "loss/prior"), rel=1e-6
     )
