@@ -16,7 +16,7 @@ from diffusion_bridge_vq.commands import distill as distill_command
 from diffusion_bridge_vq.commands import draw_trajectories as draw_trajectories_command
 from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.sampling import sample_latents
-from diffusion_bridge_vq.training import build_objective
+from diffusion_bridge_vq.training import build_objective, trajectories
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,28 @@ def test_a_part_that_is_drawn_again_is_the_same_in_other_batches(teacher_of_word
     one, other = (EncodedImages(tmp_path / name).__getitems__(list(range(40))) for name in ("one", "other"))
     assert torch.equal(one["labels"], other["labels"])
     torch.testing.assert_close(one["trajectories"], other["trajectories"], atol=1e-5, rtol=1e-5)
+
+
+def test_interrupted_drawing_of_texts_goes_on_and_ends_equal(teacher_of_words, tmp_path, monkeypatch):
+    options = {"num_trajectories": 600, "texts": ["two", "zero one"], "num_inference_steps": 1, "batch_size": 50}
+    draw(teacher_of_words, tmp_path / "whole", **options)
+    batches = 0
+
+    def stop_in_the_second_shard(*arguments, **named):
+        nonlocal batches
+        batches += 1
+        if batches == 12:
+            raise KeyboardInterrupt
+        return walk(*arguments, **named)
+
+    walk = trajectories.sample_latents
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trajectories, "sample_latents", stop_in_the_second_shard)
+        draw(teacher_of_words, tmp_path / "parts", **options)
+    assert len(list((tmp_path / "parts").rglob("*.parquet"))) == 1
+    draw(teacher_of_words, tmp_path / "parts", **options)
+    whole, parts = (sorted((tmp_path / name).rglob("*.parquet")) for name in ("whole", "parts"))
+    assert [file.read_bytes() for file in parts] == [file.read_bytes() for file in whole] and len(whole) == 2
 
 
 def test_names_of_the_teacher_that_have_changed(teacher, teacher_of_words, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
-from tiny_run import config
+from tiny_run import assert_same_state, config, stopped_at_a_checkpoint
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.data.tables import read_labels
@@ -72,6 +72,15 @@ def test_from_a_run_to_calls_by_words(photos, tmp_path):
         draw("-")
     with pytest.raises(ValueError, match=r"1 texts or one, or numbers of words in 0\.\.3"):
         draw(4)
+
+
+def test_a_resumed_run_of_words_ends_bit_for_bit_where_the_whole_one_does(photos, tmp_path, monkeypatch):
+    options = {"dataset": photos, **SHORT, "max_train_steps": 4, "checkpoint_every": 2}
+    train(config(E2EConfig, tmp_path / "whole", **options))
+    with stopped_at_a_checkpoint(monkeypatch):
+        train(config(E2EConfig, tmp_path / "parts", **options))
+    train(config(E2EConfig, tmp_path / "parts", resume=True, **options))
+    assert_same_state(tmp_path / "parts", tmp_path / "whole", 4, ("model", "ema", "optimizer"))
 
 
 def test_names_that_a_pipeline_cannot_hold_are_refused_before_training(photos, tmp_path, monkeypatch):
