@@ -107,13 +107,21 @@ def test_how_to_read_images_is_refused_of_a_run_that_reads_none(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         parse_config(PriorConfig, ["--preset=digits", "--vqvae-from=vq", "--latents=encoded", *option])
     value = option[0].split("=")[1]
-    assert f"{value!r} isn't read: the run is trained on what is encoded in encoded" in capsys.readouterr().err
+    assert f"{value!r} isn't read, since the run is trained on what is encoded in encoded" in capsys.readouterr().err
 
 
 def test_validation_images_are_read_next_to_encoded_ones():
     given = ["--preset=digits", "--vqvae-from=vq", "--latents=encoded", "--validation-split=test"]
     assert parse_config(PriorConfig, [*given, "--dataset=photos", "--label-column=style"]).dataset == "photos"
     assert parse_config(PriorConfig, ["--preset=cifar10-tiny", *given[1:]]).dataset == "uoft-cs/cifar10"
+    evaluated = parse_config(PriorConfig, [*given, "--split=training", "--evaluate-every=9"])
+    assert evaluated.split == "training"  # whose images an evaluation reads
+
+
+def test_settings_of_a_saved_run_that_do_nothing_are_left_out():
+    saved = {"preset": "digits", "vqvae_from": "vq", "latents": "encoded", "dataset": "photos", "split": "all"}
+    assert PriorConfig.used(saved) == {"preset": "digits", "vqvae_from": "vq", "latents": "encoded"}
+    assert PriorConfig.used(saved | {"latents": None}) == saved | {"latents": None}
 
 
 def test_a_prior_needs_an_autoencoder(capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_run import small_config as config
 
+from diffusion_bridge_vq import pretrained
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training.checkpoint_components import load_components
 
@@ -80,6 +81,17 @@ def test_an_autoencoder_that_was_moved(prior_run, autoencoder, tmp_path):
         load_components(tmp_path / "run")
     components, _ = load_components(tmp_path / "run", start=autoencoder)
     assert_same(components, load_components(prior_run)[0])
+
+
+def test_an_autoencoder_of_the_hub(prior_run, autoencoder, tmp_path, monkeypatch):
+    settings = json.loads((prior_run / "config.json").read_text())
+    shutil.copytree(prior_run, tmp_path / "run")
+    settings |= {"init_from": None, "vqvae_from": "user/model"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    asked = []
+    monkeypatch.setattr(pretrained, "fetch_autoencoder", lambda name: asked.append(name) or autoencoder)
+    assert_same(load_components(tmp_path / "run")[0], load_components(prior_run)[0])
+    assert set(asked) == {"user/model"}
 
 
 def test_what_is_no_checkpoint(prior_run, tmp_path):

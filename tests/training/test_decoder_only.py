@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import make_autoencoder, make_pipeline, with_running_statistics
+from diffusers import VQModel
+from tiny_models import autoencoder_settings, make_autoencoder, make_pipeline, with_running_statistics
 from tiny_run import SETTINGS
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior, PixelCNNVQPipeline
@@ -12,7 +13,7 @@ from diffusion_bridge_vq.commands import export_checkpoint
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.pipelines import load_pipeline, save_trained
 from diffusion_bridge_vq.run_folder import RunFolder
-from diffusion_bridge_vq.training import VQConfig, train
+from diffusion_bridge_vq.training import VQConfig, load_autoencoder, train
 
 DECODER = {"decoder", "post_quant_conv"}
 
@@ -39,6 +40,17 @@ def test_a_decoder_that_is_trained_on_keeps_all_codes(quantizer, tmp_path):
     images = load_images("digits", resolution=8, channels=1).__getitems__(range(64)).tensors["images"] / 127.5 - 1
     errors = [(model(images).sample - images).square().mean().item() for model in (trained, saved)]
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("option", ["init_from", "vqvae_from"])
+def test_the_encoder_may_be_that_of_a_stock_model(option, tmp_path):
+    torch.manual_seed(0)
+    sizes = autoencoder_settings(latent_channels=4, num_vq_embeddings=8, in_channels=1, out_channels=1, sample_size=8)
+    VQModel(**sizes).save_pretrained(tmp_path / "stock" / "vqvae")
+    trained = train(config(tmp_path / "run", max_train_steps=2, lr_warmup_steps=0, **{option: tmp_path / "stock"}))
+    run = RunFolder(tmp_path / "run")
+    assert moved_weights(load_autoencoder(run.calibrated), trained["vqvae"]) == DECODER
+    assert save_trained(trained, run) == [run.autoencoder]
 
 
 def test_a_decoder_alone_needs_an_encoder(tmp_path):

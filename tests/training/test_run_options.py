@@ -17,7 +17,7 @@ from torch import nn
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.evaluation import during_training, evaluation_of, read_results, real_images
 from diffusion_bridge_vq.models import LatentNormalizer, blockwise
-from diffusion_bridge_vq.training import E2EConfig, PriorConfig, VQConfig, train
+from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig, train
 from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.monitoring.profiling import profile_steps
 
@@ -67,12 +67,21 @@ def test_validation_draws_the_same_noise_each_time(tmp_path):
     train(config(PriorConfig, tmp_path / "with", validation_split="test", validate_every=2, **still))
     found = records(tmp_path / "with", "validation/")
     assert len(found) == 4 and len({r["validation/prior"] for r in found}) == 1
+    assert all(0 < r["train/learning_rate"] <= 1e-30 for r in records(tmp_path / "with", "train/learning_rate")[:-1])
     train(config(PriorConfig, tmp_path / "without", **still))
     assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
+@pytest.fixture
+def mean_colors(monkeypatch):
+    """Four mean colors, in place of features that have to be downloaded."""
+    features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
+    for module in (real_images, during_training):
+        monkeypatch.setattr(module, "load_extractor", lambda *_: lambda images: features(images.float()))
+
+
 @pytest.mark.parametrize("condition", [None, "low-resolution:4"])
-def test_evaluation_at_an_interval(condition, tmp_path, monkeypatch):
+def test_evaluation_at_an_interval(condition, tmp_path, mean_colors):
     larger = {"resolution": 16, "max_train_steps": 4}  # SSIM has a window of 11
     train(config(VQConfig, tmp_path / "vq", **larger))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
     larger["unet"] = {**TINY["unet"], "sample_size": 8}
@@ -81,10 +90,6 @@ def test_evaluation_at_an_interval(condition, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="validation_split"):
         config(PriorConfig, tmp_path / "no", init_from=tmp_path / "vq", evaluate_every=4)
     assert evaluation_of(config(PriorConfig, tmp_path / "no", **overrides)) is None
-    # four mean colours, in place of features that have to be downloaded
-    features = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten())
-    for module in (real_images, during_training):
-        monkeypatch.setattr(module, "load_extractor", lambda *_: lambda images: features(images.float()))
     too_few = config(PriorConfig, tmp_path / "few", evaluate_every=3, evaluate_images=4, **overrides)
     with pytest.raises(ValueError, match="4, but the Frechet distance of 4 features by inception needs 5"):
         evaluation_of(too_few)
@@ -99,6 +104,28 @@ def test_evaluation_at_an_interval(condition, tmp_path, monkeypatch):
     assert all(found[-1][f"evaluation/{name}"] == pytest.approx(value, abs=1e-6) for name, value in last.items())
     train(config(PriorConfig, tmp_path / "without", init_from=tmp_path / "vq", **larger))
     assert_same_run(tmp_path / "with", tmp_path / "without", 4)
+
+
+def test_evaluation_of_a_pixelcnn_at_an_interval(tmp_path, mean_colors):
+    larger = {"resolution": 16, "max_train_steps": 4}
+    train(config(VQConfig, tmp_path / "vq", **larger))["vqvae"].save_pretrained(tmp_path / "vq" / "vqvae")
+    own = {"prior": {"width": 8, "num_layers": 2}, "init_from": tmp_path / "vq", "validation_split": "test"}
+    evaluated = {"evaluate_every": 3, "evaluate_images": 32, "log_every": 2, "checkpoint_every": 0, "image_every": 0}
+    options = {"split": "test", "batch_size": 80, "report_to": "none", **larger, **own, **evaluated}
+    run = PixelCNNConfig.from_preset("digits", output_dir=tmp_path / "run", **options)
+    train(run, evaluation_of(run))
+    assert [r["step"] for r in records(tmp_path / "run", "evaluation/")] == [3, 4]
+
+
+def test_only_the_main_process_reads_the_images_of_an_evaluation(tmp_path, mean_colors, monkeypatch):
+    own = {"init_from": tmp_path, "validation_split": "test", "evaluate_every": 3, "evaluate_images": 32}
+    run = config(PriorConfig, tmp_path / "run", **own)
+    monkeypatch.setattr(during_training, "load_images", None)
+    monkeypatch.setenv("RANK", "1")
+    assert evaluation_of(run)({}, 3) == {}
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(TypeError, match="not callable"):
+        evaluation_of(run)
 
 
 def test_gradient_checkpointing_gives_the_same_run_from_less_memory(tmp_path):

@@ -4,6 +4,7 @@ import functools
 import multiprocessing
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 import torch
@@ -11,9 +12,20 @@ from tiny_run import small_config as config
 from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, Trainer, VQConfig, train
+from diffusion_bridge_vq.training.fault_tolerance.signals import StopRequest
 
 RUN = {"gradient_accumulation_steps": 2, "random_flip": True, "max_train_steps": 6, "checkpoint_every": 6}
 RUN |= {"mode": "stable", "joint_fraction": 0.25, "freeze_fraction": 0.75}
+
+
+def test_processes_wait_for_each_other_as_long_as_the_run_says(monkeypatch):
+    """In the group in which they agree, too: the others wait there while the main one evaluates."""
+    asked = []
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda value=value: value)
+    monkeypatch.setattr("torch.distributed.new_group", lambda **options: asked.append(options["timeout"]))
+    StopRequest(timeout=7200)
+    assert asked == [timedelta(hours=2)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .encoded_shards import CONDITION, MANIFEST_NAME, Encoding, read_shard
 from .images import IN_MEMORY_BYTES
+from .paths import looks_local
 
 
 def find_encoded(folder: Path) -> Path:
@@ -22,7 +23,7 @@ def find_encoded(folder: Path) -> Path:
         ValueError: there is neither.
         OSError: the Hub can't be reached.
     """
-    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+    if looks_local(folder) or len(folder.parts) != 2:
         return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

@@ -18,6 +18,7 @@ import numpy as np
 
 from .conditions import ImageCondition
 from .images import short_hash
+from .paths import suggest_path
 from .shards import check_shards
 
 MANIFEST_NAME = "encoding.json"
@@ -128,7 +129,10 @@ class Encoding:
             read = cls(**content)
             valid = read._is_sound()
         except OSError as error:
-            raise ValueError(f"{str(folder)!r} holds no encoded images: {file.name} can't be read: {error}") from error
+            raise ValueError(
+                f"{str(folder)!r} holds no encoded images: {file.name} can't be read: {error}. "
+                f"{suggest_path(folder, MANIFEST_NAME)}".rstrip()
+            ) from error
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"{str(file)!r} doesn't describe encoded images: {error}") from error
         if not valid:

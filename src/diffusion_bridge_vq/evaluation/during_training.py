@@ -26,21 +26,22 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
     What a run with `config.evaluate_every` passes to `train`: a function of components by name and the step. It
     appends Frechet distances, precision, recall, KL map, PSNR and SSIM of `config.evaluate_images` samples and
     validation images to output_dir/evaluation/results.json, with the step, and returns them by name. None without
-    `evaluate_every`, and for runs that don't have it.
+    `evaluate_every`, and for runs that don't have it. Only on the main process anything is read and measured.
 
     Raises:
         ValueError: fewer images than the Frechet distance needs, or an extractor that can't be loaded.
     """
     if not config.evaluation_interval:
         return None
+    if os.environ.get("RANK", "0") != "0":
+        return lambda components, step: {}  # the main process evaluates, and reads the images
     real = _real_images(config)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one process downloads the weights, and finds the number of features
-        (one,) = extract(load_extractor(config.evaluate_extractor), real.test[:1])
-        if config.evaluate_images <= len(one):
-            raise ValueError(
-                f"`evaluate_images` is {config.evaluate_images}, but the Frechet distance of {len(one)} features by "
-                f"{config.evaluate_extractor} needs {len(one) + 1} at least."
-            )
+    (one,) = extract(load_extractor(config.evaluate_extractor), real.test[:1])
+    if config.evaluate_images <= len(one):
+        raise ValueError(
+            f"`evaluate_images` is {config.evaluate_images}, but the Frechet distance of {len(one)} features by "
+            f"{config.evaluate_extractor} needs {len(one) + 1} at least."
+        )
     folder = RunFolder(config.output_dir).evaluation
 
     def evaluate(components: Mapping[str, Any], step: int) -> dict[str, float]:
@@ -54,7 +55,8 @@ def evaluation_of(config: "PriorRunConfig") -> Callable[[Mapping[str, Any], int]
             seed=config.seed,
         )
         store = SampleStore(folder / STORE_FILE)
-        pipe = build_pipeline(components, condition=config.image_condition)
+        own = {} if config.image_condition is None else {"condition": config.image_condition}
+        pipe = build_pipeline(components, None, **own)
         outputs = ModelOutputs(config.kind, pipe, real, store, settings)
         run_metrics(_METRICS, outputs, folder, step=step)
         results = read_results(folder / RESULTS_FILE)
@@ -74,6 +76,7 @@ def _real_images(config: "PriorRunConfig") -> RealImages:
             image_column=config.image_column,
             label_column=config.label_column,
             condition_column=config.condition_column,
+            in_memory=False,  # `evaluate_images` of them are read
         )
         for split in (config.split, config.validation_split)
     )

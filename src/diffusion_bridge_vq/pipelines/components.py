@@ -110,7 +110,7 @@ def save_trained(
     """
     folder = folder or run
     settings = run.read_config() if run.config.is_file() else {}
-    if settings.get("decoder_only"):
+    if settings.get("decoder_only") and settings.get("init_from"):
         before = RunFolder(Path(start or settings["init_from"]))
         if any(before.find_component(name) for name in ("unet", "prior")):
             try:

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ..data.paths import looks_local
 from ..run_folder import RunFolder
 from .config import RunConfig
 from .ema import AveragedWeights
@@ -89,7 +90,7 @@ def _read_config(run: RunFolder, start: Path | None) -> RunConfig:
         if known.get(name) is None:
             continue
         known[name] = Path(known[name]) if start is None else start
-        if not known[name].is_dir():
+        if not known[name].is_dir() and (name == "init_from" or looks_local(known[name])):
             raise ValueError(
                 f"The run started from {known[name]}, which isn't there: call this in the folder where the run was "
                 f"started, or say where it is now with `{name}`."

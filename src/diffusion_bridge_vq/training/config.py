@@ -1,6 +1,7 @@
 """Settings that all kinds of run share, and how presets and starting points fill them in."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -13,7 +14,6 @@ from .options import (
     at_least,
     between,
     check_options,
-    check_unused,
     expand_paths,
     find_unused,
     one_of,
@@ -46,6 +46,7 @@ class RunConfig:
 
     kind: ClassVar[str]
     starts_with: ClassVar[tuple[str, ...]] = ("vqvae",)  # what it takes of `init_from`, if it is there
+    encoded_option: ClassVar[str] = ""  # names a folder of encoded images to train on, instead of images
 
     preset: str = option("digits", f"settings to start from: {', '.join(PRESETS)}")
     dataset: str = option(
@@ -130,7 +131,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         expand_paths(self)
         check_options(self)
-        check_unused(self)
+        self._check_unused()
         if self.init_from is not None and self.vqvae_from is not None:
             raise ValueError(
                 "`init_from` takes the autoencoder, too: give either it or `vqvae_from`, which takes nothing else."
@@ -144,8 +145,6 @@ class RunConfig:
             raise ValueError("`ema_decay` of 1 would never leave the initial weights; take less, e.g. 0.999.")
         if not self.dataset and self.encoded_data is None:
             raise ValueError(f"The preset {self.preset!r} has no data set of its own: give `dataset`.")
-        if self.encoded_data is not None:
-            self._check_unread(self.encoded_data)
         if self.balance_classes and (self.streaming or self.uses_words):
             what = "a stream, whose classes aren't counted" if self.streaming else "labels of several words"
             raise ValueError(f"`balance_classes` doesn't work with {what}: drop it.")
@@ -155,20 +154,10 @@ class RunConfig:
                 f"`resolution` must be divisible by {factor} for this autoencoder, got {self.resolution}."
             )
 
-    def _check_unread(self, folder: Path) -> None:
-        """
-        Raises:
-            ValueError: an option says how to read images that the run doesn't read: those of `folder` are encoded.
-        """
-        fields = {f.name: f.default for f in dataclasses.fields(self)}
-        expected = {name: (fields[name],) for name in ("split", "dataset", "image_column", "label_column")}
-        expected["dataset"] += (self.preset_settings(self.preset).get("dataset"),)
-        for name, values in expected.items():
-            if getattr(self, name) not in values and (name == "split" or self.validation_split is None):
-                raise ValueError(
-                    f"`{name}` {getattr(self, name)!r} isn't read: the run is trained on what is encoded in {folder}. "
-                    "Leave it out."
-                )
+    def _check_unused(self) -> None:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, why in self.find_unused(values).items():
+            raise ValueError(f"`{name}` {values[name]!r} {why}: leave it out, or change that.")
 
     @property
     def autoencoder_from(self) -> Path | None:
@@ -202,7 +191,7 @@ class RunConfig:
     @property
     def encoded_data(self) -> Path | None:
         """A folder of encoded images to train on, instead of images."""
-        return None
+        return getattr(self, self.encoded_option) if self.encoded_option else None
 
     @property
     def evaluation_interval(self) -> int:
@@ -248,8 +237,28 @@ class RunConfig:
     @classmethod
     def used(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings of a run that was saved, without those that do nothing; version 0.1.0 saved them, too."""
-        unused = find_unused(cls, settings)
+        unused = cls.find_unused(settings)
         return {name: value for name, value in settings.items() if name not in unused}
+
+    @classmethod
+    def find_unused(cls, settings: Mapping[str, Any]) -> dict[str, str]:
+        """
+        The changed options that the others leave without effect, and why: also those that say how to read images, of
+        a run that reads encoded ones.
+        """
+        found, encoded = find_unused(cls, settings), settings.get(cls.encoded_option)
+        if encoded is None:
+            return found
+        unread = [] if settings.get("evaluate_every") else ["split"]
+        if settings.get("validation_split") is None:
+            unread += ["dataset", "image_column", "label_column"]
+        defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.name in unread}
+        preset = settings.get("preset", cls.preset)
+        own = cls.preset_settings(preset) if preset in PRESETS else {}
+        for name, default in defaults.items():
+            if settings.get(name, default) not in (default, own.get(name)):
+                found[name] = f"isn't read, since the run is trained on what is encoded in {encoded}"
+        return found
 
     def spread_steps(self) -> list[int]:
         """Six steps spread evenly over the run: the phases of end-to-end training differ in terms and cost."""

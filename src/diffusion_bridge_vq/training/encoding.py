@@ -22,6 +22,7 @@ from ..data.images import short_hash
 from ..data.pixels import to_pixels
 from ..models import GumbelVQModel
 from ..run_folder import RunFolder
+from ..sampling.arguments import check_count
 from .fault_tolerance.disk import existing_place
 from .fault_tolerance.run_lock import run_lock
 from .monitoring.quantities import duration
@@ -74,6 +75,9 @@ def encode_images(
             without the column of the condition.
         OSError: the disk is full, or the images can't be read. Shards that are complete stay.
     """
+    if encode is None and what not in ("latents", "codes"):
+        raise ValueError(f"`what` must be 'latents' or 'codes', or give `encode`; got {what!r}.")
+    check_count("batch_size", batch_size)
     vqvae = vqvae.to(accelerator.device).eval()
     encoding = _describe(vqvae, images, split, what, precision, mirrored, condition)
     encode = encode or (_encode_codes(vqvae) if what == "codes" else lambda pixels: vqvae.encode(pixels).latents)

@@ -71,10 +71,10 @@ class VQConfig(AutoencoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.decoder_only and self.init_from is None:
+        if self.decoder_only and self.autoencoder_from is None:
             raise ValueError(
                 "`decoder_only` keeps the encoder of a trained autoencoder: give `init_from`, the folder of its run "
-                "or of a pipeline."
+                "or of a pipeline, or `vqvae_from`."
             )
 
 
@@ -86,7 +86,12 @@ class PriorRunConfig(RunConfig):
     class_dropout: float = option(
         0.1, "fraction of labels replaced by the null class", FRACTION, needs="class_conditional"
     )
-    evaluate_every: int = option(0, "steps between evaluations against validation_split; 0 for none", at_least(0))
+    evaluate_every: int = option(
+        0,
+        "steps between evaluations against validation_split; 0 for none. They read both splits from disk, also of a "
+        "stream",
+        at_least(0),
+    )
     evaluate_images: int = option(
         5000, "samples, and validation images, of an evaluation", at_least(1), needs="evaluate_every"
     )
@@ -114,6 +119,8 @@ class PriorRunConfig(RunConfig):
 class FrozenAutoencoderConfig(PriorRunConfig):
     """What runs that train a prior on a frozen autoencoder share."""
 
+    encoded_option = "latents"
+
     latents: Path | None = option(
         None, "train on this folder that examples/encode_dataset.py wrote, or its id on the Hub, instead of on images"
     )
@@ -127,10 +134,6 @@ class FrozenAutoencoderConfig(PriorRunConfig):
             )
         if self.latents is not None and self.streaming:
             raise ValueError("`latents` are read from disk as they are: drop `streaming`.")
-
-    @property
-    def encoded_data(self) -> Path | None:
-        return self.latents
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,7 @@ class DistillConfig(RunConfig):
     """A student of a trained bridge, which draws in one to four steps, `DistillObjective`."""
 
     kind = "distill"
+    encoded_option = "trajectories"
 
     trajectories: Path | None = option(None, "the folder that draw_trajectories.py wrote")
 
@@ -269,10 +273,6 @@ class DistillConfig(RunConfig):
 
         assert self.trajectories is not None
         return Encoding.read(self.trajectories)
-
-    @property
-    def encoded_data(self) -> Path | None:
-        return self.trajectories
 
 
 @dataclass(frozen=True)

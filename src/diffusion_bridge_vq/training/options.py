@@ -125,16 +125,6 @@ def find_unused(cls: type, values: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def check_unused(config: Any) -> None:
-    """
-    Raises:
-        ValueError: an option was changed that does nothing.
-    """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    for name, why in find_unused(type(config), values).items():
-        raise ValueError(f"`{name}` {values[name]!r} {why}: leave it out, or change that.")
-
-
 def expand_paths(config: Any) -> None:
     """Make `pathlib.Path` of every path that was given as text, with `~` expanded, in a frozen dataclass."""
     hints = typing.get_type_hints(type(config))

@@ -141,7 +141,7 @@ class Trainer:
         traces = RunFolder(config.output_dir).profile if config.profile and main else None
         profiling = profile_steps(traces, accelerator.device)
         with (
-            StopRequest(config.max_train_time, self.schedule.seconds) as self.request,
+            StopRequest(config.max_train_time, self.schedule.seconds, config.network_timeout) as self.request,
             profiling as profiler,
             closing(self.progress),
             self.endings.naming_lost_processes(),

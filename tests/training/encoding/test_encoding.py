@@ -53,6 +53,16 @@ def test_codes_have_the_smallest_integer_type(autoencoder, latents, tmp_path):
     assert {count: smallest_integer(count) for count in sizes} == sizes
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"what": "code"}, "'latents' or 'codes'.* got 'code'"), ({"batch_size": 0}, "`batch_size` must be")],
+)
+def test_what_cannot_be_encoded(wrong, message, autoencoder, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        encode(tmp_path / "new", autoencoder, **wrong)
+    assert not (tmp_path / "new").exists()
+
+
 def test_datasets_reads_the_folder(folder, latents):
     table = datasets.load_dataset(str(folder), split="train")
     assert len(table) == 2 * NUM_IMAGES and table.features["label"].names == list("0123456789")

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import pytest
 import torch
 from huggingface_hub import HfApi
 
@@ -53,3 +54,7 @@ def test_latents_come_from_the_hub_where_there_is_no_such_folder(copy, tmp_path,
     assert asked[0][0] == "user/latents" and asked[0][1]["repo_type"] == "dataset"
     (tmp_path / "user" / "latents").mkdir(parents=True)
     assert encoded_module.find_encoded(Path("user/latents")) == Path("user/latents") and len(asked) == 1
+    (tmp_path / "user" / "latents" / "encoding.json").touch()
+    with pytest.raises(ValueError, match=r"'user/latnets' holds no encoded images.* Did you mean 'user/latents'\?"):
+        EncodedImages(encoded_module.find_encoded(Path("user/latnets")))
+    assert len(asked) == 1

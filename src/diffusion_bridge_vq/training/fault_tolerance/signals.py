@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -20,16 +21,17 @@ class StopRequest:
     Args:
         max_seconds (`float`, *optional*): time limit; then `reason` says so.
         seconds (`float`, *optional*, defaults to 0): used before it is entered.
+        timeout (`float`, *optional*, defaults to 1800): seconds that a process waits for the others.
 
     Attributes:
         seconds (`float`): used at the last call of `reason`, the same on all processes.
     """
 
-    def __init__(self, max_seconds: float | None = None, seconds: float = 0.0):
+    def __init__(self, max_seconds: float | None = None, seconds: float = 0.0, timeout: float = 1800.0):
         self.max_seconds, self.seconds = max_seconds, seconds
         self._signal = 0
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo") if several else None
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if several else None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
