@@ -47,6 +47,13 @@ def measure(run: Path, name: str, value, **facts) -> None:
     append_result(path, name, value, **{"n": 9, "seed": 2, "dataset": "faces", "model": "e2e"} | facts)
 
 
+def test_names_of_classes_that_look_like_paths_stay_apart(tmp_path):
+    """Two of them became "PATH", and such a repository doesn't load."""
+    pipe, names = make_pipeline(classes=3), {0: "/r/cats", 1: "/r/dogs"}
+    DiffusionBridgeVQPipeline(pipe.vqvae, pipe.unet, pipe.scheduler, names).save_pretrained(tmp_path)
+    assert read_run(tmp_path).index["id2label"] == {"0": "/r/cats", "1": "/r/dogs"}
+
+
 # ------------------------------------------------------------------------------------------ the cards in model_cards
 
 

@@ -83,7 +83,9 @@ def read_run(folder: str | Path, dataset_name: str | None = None) -> RunFiles:
     elif (run.pipeline / INDEX_NAME).is_file():
         found.pipeline = run.pipeline
     if found.pipeline is not None:
-        found.index = redact(read_json(found.pipeline / INDEX_NAME))
+        index = read_json(found.pipeline / INDEX_NAME)
+        public_as_they_are = {name: index[name] for name in ("id2label", "label_examples") if name in index}
+        found.index = redact(index) | public_as_they_are  # changed names might be equal, or unknown to the model
     if found.pipeline == folder:
         return found
     if run.config.is_file():
@@ -279,7 +281,7 @@ def _count_weights(folder: Path) -> str:
         if name.endswith(".safetensors"):
             with safe_open(folder / name, framework="pt") as file:
                 count += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    return f"{count / 1e6:.2g}M numbers" if count < 1e8 else f"{count / 1e6:.0f}M numbers"
+    return f"{count / 1e6:.2g}M numbers" if count < 1e7 else f"{count / 1e6:.0f}M numbers"
 
 
 def _describe_data(config: dict[str, Any]) -> str:

@@ -214,6 +214,26 @@ def test_sampled_codes_follow_the_softmax(monkeypatch, temperature, block):
     assert not torch.equal(codes, q.sample_codes(z, temperature, torch.Generator().manual_seed(2)))
 
 
+@pytest.mark.parametrize("temperature", [0.1, 10.0])
+def test_training_draws_from_the_softmax_at_temperature_1_whatever_its_own(temperature):
+    """Two codes at squared distances 0 and 1: 1 / (1 + e) of the draws are the far one."""
+    q = with_codebook(torch.tensor([[0.0], [1.0]]))
+    q.temperature = temperature
+    _, _, (_, _, codes) = q.train()(torch.zeros(1, 1, 40_000))
+    drawn = q.sample_codes(torch.zeros(1, 1, 40_000))
+    for found in (codes, drawn):
+        assert found.float().mean().item() == pytest.approx(1 / (1 + np.e), abs=0.01)  # standard deviation 0.002
+
+
+def test_a_generator_per_sample_draws_as_one_by_one():
+    q, z = with_codebook(torch.randn(8, 3)), torch.zeros(3, 3, 6, 6)
+    single = torch.cat([q.sample_codes(z[:1], generator=torch.Generator().manual_seed(s)) for s in (3, 4, 5)])
+    generators = [torch.Generator().manual_seed(s) for s in (3, 4, 5)]
+    assert torch.equal(q.sample_codes(z, generator=generators), single) and len(single[0].unique()) > 3
+    with pytest.raises(ValueError, match="Got 3 generators for a batch of 2"):
+        q.sample_codes(z[:2], generator=generators)
+
+
 # --------------------------------------------------------------------------------------- codes, interface, errors
 
 

@@ -237,6 +237,16 @@ def test_resampling_walks_again():
     assert steps == [0, 1] * 3 + [2, 3] * 3
 
 
+def test_an_autoencoder_in_training_mode_is_refused():
+    """Its normalizer would learn from the images of the call."""
+    pipe = make()
+    pipe.vqvae.train()
+    before = pipe.vqvae.normalizer.running_mean.clone()
+    with pytest.raises(ValueError, match=r"call `pipe\.vqvae\.eval\(\)`"):
+        run(pipe)
+    assert torch.equal(pipe.vqvae.normalizer.running_mean, before)
+
+
 # ------------------------------------------------------------------------------------------------------- chain
 
 

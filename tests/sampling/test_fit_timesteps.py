@@ -37,6 +37,11 @@ def test_more_steps_than_the_reference_are_refused():
         fit_timesteps(torch.nn.Identity(), OUBridgeScheduler(), torch.randn(1, 2, 5), [8], num_reference_steps=8)
 
 
+def test_one_step_has_nothing_to_fit():
+    with pytest.raises(ValueError, match="one step can only begin at noise"):
+        fit_timesteps(torch.nn.Identity(), OUBridgeScheduler(), torch.randn(1, 2, 5), [4, 1])
+
+
 def test_a_student_keeps_its_own():
     student = OUBridgeScheduler(prediction_type="sample", few_step_timesteps={1: [999]}, distilled_guidance_scale=1.0)
     with pytest.raises(ValueError, match="knows its own steps only: fit those of its teacher"):

@@ -102,10 +102,21 @@ def test_the_law_holds_for_every_spacing_and_for_steps_that_do_not_divide_the_le
             z = draw(bridge, scheduler, steps)
         except ValueError as error:
             assert scheduler.config.timestep_spacing == "leading" and steps == 130
-            assert "Take a number of steps that divides 1000" in str(error)
+            assert "a number of steps above 1 that divides 1000" in str(error)
         else:
             mean, std = errors(z)
             assert mean < 0.03 + 0.8 / steps and std < 0.03 + 3 / steps, (steps, mean, std)
+
+
+@pytest.mark.parametrize("cls", [None, DDIMScheduler, DDPMScheduler])
+@pytest.mark.parametrize("steps", [1, 130, 501])
+def test_leading_steps_that_begin_far_from_noise_are_refused_of_every_scheduler(cls, steps):
+    """One would begin at level 0 and give the noise back, 501 at level 500."""
+    bridge = make_bridge(timestep_spacing="leading")
+    scheduler = bridge if cls is None else bridge.to_diffusers(cls)
+    options = {"solver": "ancestral"} if cls is None else {}
+    with pytest.raises(ValueError, match=rf"would begin its {steps} steps at noise level \d+ of 1000"):
+        sample_latents(GaussianDenoiser(bridge), scheduler, (2, 1, 4), steps, **options)
 
 
 def test_compatibles_are_those_that_work():

@@ -63,6 +63,14 @@ def test_timesteps_that_are_not_whole(timestep):
         OUBridgeScheduler().add_noise(Z, Z, timestep)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_timesteps_of_every_integer_type_mean_the_same(dtype):
+    scheduler, t = OUBridgeScheduler(), torch.tensor([0, 127])
+    z, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for call in (scheduler.signal_to_noise, scheduler.elbo_weight, lambda t: scheduler.add_noise(z, noise, t)):
+        assert torch.equal(call(t.to(dtype)), call(t))
+
+
 def test_nearest_levels_are_found_without_a_table_of_all_pairs():
     """As many steps as levels, at the largest number of levels: a table would take 80 GB."""
     scheduler = OUBridgeScheduler(num_train_timesteps=100_000, beta_start=1e-6, beta_end=2e-4)

@@ -3,7 +3,8 @@ The terms of the objective (lemma 3.1), as losses to be minimised. Each is a mea
 
 The ELBO adds nats: L_rec over the D pixel values, L_t and L_t^reg over the N d latent coordinates. Here every term is
 divided by N d, except that the squared error stays a mean over pixel values with a weight w in front. Then w is
-for a Gaussian decoder of variance sigma^2 = D / (2 w N d).
+for a Gaussian decoder of variance sigma^2 = D / (2 w T N d), with `weighting="elbo"`: the loss has the mean of L_t
+over t where the ELBO has the sum, so everything else is divided by T, too. With the other weightings it is no bound.
 """
 
 import torch

@@ -193,8 +193,14 @@ class ReconstructionLoss(nn.Module):
         adversarial_weight: float = 0.0,
         adversarial_from: int = 0,
     ):
-        given = {name: value for name, value in locals().items() if name in _ARGUMENTS}
         super().__init__()
+        given = {
+            "channels": channels,
+            "l1_weight": l1_weight,
+            "perceptual_weight": perceptual_weight,
+            "adversarial_weight": adversarial_weight,
+            "adversarial_from": adversarial_from,
+        }
         check_arguments("ReconstructionLoss", given, _ARGUMENTS)
         choices = get_args(PerceptualFeatures)
         if perceptual_features not in choices:

@@ -191,9 +191,14 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
         return self.quantize.encode_codes(latents)
 
     @apply_forward_hook
-    def sample_codes(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """z_0 (B, d, h, w) -> codes (B, h, w) drawn from softmax(-||z_0 - e_k||^2 / temperature)."""
-        return self.quantize.sample_codes(latents, self.config.temperature, generator)
+    def sample_codes(
+        self, latents: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> torch.Tensor:
+        """
+        z_0 (B, d, h, w) -> codes (B, h, w) drawn from softmax(-||z_0 - e_k||^2), as those of training are. A list has
+        one generator per sample.
+        """
+        return self.quantize.sample_codes(latents, generator=generator)
 
     @apply_forward_hook
     def decode_codes(self, codes: torch.Tensor) -> torch.Tensor:

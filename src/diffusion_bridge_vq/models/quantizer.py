@@ -34,7 +34,8 @@ class VectorQuantizer(nn.Module):
     Args:
         n_e (`int`): K, the number of codes.
         vq_embed_dim (`int`): d, channels of the latents.
-        temperature (`float`, *optional*, defaults to 1.0): tau of draws in training, > 0.
+        temperature (`float`, *optional*, defaults to 1.0): tau of the soft assignment that carries the gradient of
+            Gumbel-softmax, > 0. Which code is drawn doesn't depend on it.
         commitment_weight (`float`, *optional*, defaults to 0.25): weight of the commitment term (beta of van den Oord
             et al. 2017), >= 0.
         ema_decay (`float`, *optional*, defaults to 0.99): decay of running codebook statistics, in [0, 1).
@@ -115,15 +116,31 @@ class VectorQuantizer(nn.Module):
         return choose_codes(self._rows(z), self.float_codebook()).reshape(z.shape[0], *z.shape[2:])
 
     def sample_codes(
-        self, z: torch.Tensor, temperature: float = 1.0, generator: torch.Generator | None = None
+        self,
+        z: torch.Tensor,
+        temperature: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """
         Codes drawn from softmax_k(-||z - e_k||^2 / temperature): z (B, d, ...) -> (B, ...), int64.
 
+        Args:
+            z (`torch.Tensor`): (B, d, h, w) or (B, d, N).
+            temperature (`float`, *optional*, defaults to 1.0): > 0. 1 is the law of training, whatever its tau.
+            generator (`torch.Generator` or a list with one per sample, *optional*): source of the draws.
+
         Raises:
-            ValueError: a temperature that isn't a positive number, or latents of another shape.
+            TypeError: not a generator.
+            ValueError: a temperature that isn't a positive number, latents of another shape, or another number of
+                generators.
         """
         check_arguments("sample_codes", {"temperature": temperature}, _QUANTIZER_RULES)
+        if isinstance(generator, list):
+            check_tensor("z", z)
+            if len(generator) != len(z):
+                raise ValueError(f"Got {len(generator)} generators for a batch of {len(z)}; give one per sample.")
+            drawn = [self.sample_codes(row[None], temperature, one) for row, one in zip(z, generator, strict=True)]
+            return torch.cat(drawn)
 
         def add_gumbel_noise(logits: torch.Tensor) -> torch.Tensor:
             return logits / temperature - exponential_noise(logits.shape, generator, logits.device).log_()

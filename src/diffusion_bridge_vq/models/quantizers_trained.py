@@ -15,7 +15,8 @@ _DEAD_FRACTION = 0.05
 
 class GumbelSoftmaxQuantizer(VectorQuantizer):
     """
-    In training k is drawn by straight-through Gumbel-softmax at temperature tau (Jang et al. 2017).
+    In training k is drawn from softmax(-||z_e - e_k||^2) by straight-through Gumbel-softmax (Jang et al. 2017), whose
+    gradient has the temperature tau.
 
     The gradient reaches z_e through the soft assignment and the codebook through the chosen code. The loss, times
     `commitment_weight`, is that of section 3.2 for T = 0:

@@ -136,14 +136,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             progress_bar=self._steps,
         )
         self._check_drawn(z_0)
-        codes = self._sample_codes(z_0, generator) if sample_codes else None
+        codes = self.vqvae.sample_codes(z_0, generator) if sample_codes else None
         images = self.decode_latents(z_0, output_type, codes)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _sample_codes(
-        self, z_0: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
-    ) -> torch.Tensor:
-        if isinstance(generator, list):
-            return torch.cat([self.vqvae.sample_codes(z[None], g) for z, g in zip(z_0, generator, strict=True)])
-        return self.vqvae.sample_codes(z_0, generator)

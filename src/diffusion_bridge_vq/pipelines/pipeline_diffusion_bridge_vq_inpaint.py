@@ -115,8 +115,11 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         Raises:
             ValueError: images of another size than the model's (they aren't resized), with other channels or values
                 outside [0, 1]; a mask of another size or number, an empty one, one with other values than black and
-                white; a number outside its range; and what [`DiffusionBridgeVQPipeline`] raises.
+                white; a number outside its range; an autoencoder in training mode; and what
+                [`DiffusionBridgeVQPipeline`] raises.
         """
+        if self.vqvae.training:  # its normalizer would learn from these images
+            raise ValueError("`vqvae` is in training mode: call `pipe.vqvae.eval()` before.")
         check_count("num_completions", num_completions)
         check_number("composite_strength", composite_strength, 0, 1)
         if composite_strength and output_type == "latent":

@@ -72,13 +72,16 @@ def check_labels(class_labels: Any, num_images: int, unet: Any) -> None:
         ValueError: not one whole number or vector over the classes per image, numbers out of range, none for a network
             that needs them, or some for a network without classes.
     """
-    num_embeds = getattr(getattr(unet, "config", None), "num_class_embeds", None)
+    config = getattr(unet, "config", None)
+    num_embeds = getattr(config, "num_class_embeds", None)
     if class_labels is None:
         if num_embeds is not None:
             raise ValueError(
                 f"The network has classes: give `class_labels`, one per image; {num_embeds - 1} is no class."
             )
         return
+    if config is not None and num_embeds is None:
+        raise ValueError("The network has no classes: leave out `class_labels`.")
     if not isinstance(class_labels, torch.Tensor):
         raise TypeError(f"`class_labels` must be a torch.Tensor, got {type(class_labels).__name__}.")
     if class_labels.is_floating_point() and tuple(class_labels.shape) == (num_images, num_embeds):
@@ -156,28 +159,38 @@ def check_scheduler(scheduler: SchedulerMixin) -> None:
     check_options(type(scheduler), config, stock.spacings)
 
 
-def check_steps(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+def check_steps(scheduler: SchedulerMixin, num_inference_steps: int, spacing: str | None = None) -> None:
     """
-    Refuse steps of a stock scheduler that coincide or begin far from noise.
+    Refuse steps that coincide or begin far from noise.
 
-    "leading" steps, at 0, T // n, 2 (T // n), ..., begin far below T where n doesn't divide it. Samples then keep too
-    much of the noise that they start from.
+    "leading" steps, at 0, T // n, 2 (T // n), ..., begin far below T where n is 1 or doesn't divide it. Samples then
+    keep too much of the noise that they start from.
+
+    Args:
+        scheduler (`SchedulerMixin`): its steps are set.
+        num_inference_steps (`int`): how many were asked for.
+        spacing (`str`, *optional*): where they lie; without it, as the scheduler's config says.
 
     Raises:
         ValueError: with what to take instead.
     """
     num_train, name = scheduler.config.num_train_timesteps, type(scheduler).__name__
-    spacing = scheduler.config.get("timestep_spacing")
+    spacing = scheduler.config.get("timestep_spacing") if spacing is None else spacing
     if len(scheduler.timesteps.unique()) < num_inference_steps:
         raise ValueError(
             f"{name} can't place {num_inference_steps} steps on the {num_train} noise levels with "
             f"timestep_spacing={spacing!r}: some would coincide. Take fewer."
         )
     first = int(scheduler.timesteps[0])
-    signal = float(scheduler.alphas_cumprod[first].sqrt())
-    if first + num_train // num_inference_steps < 0.95 * num_train and signal > 0.1:
+    if isinstance(scheduler, OUBridgeScheduler):
+        snr = scheduler.signal_to_noise(scheduler.timesteps[:1].cpu())
+        signal = float((snr / (1 + snr)).sqrt())
+    else:
+        signal = float(scheduler.alphas_cumprod[first].sqrt())
+    begins_early = first + num_train // num_inference_steps < 0.95 * num_train and signal > 0.1
+    if begins_early or signal > 0.9:  # one "leading" step begins at 0, and would give the noise back
         raise ValueError(
             f"{name} would begin its {num_inference_steps} steps at noise level {first} of {num_train}, where "
-            f"{signal:.0%} of z_0 is left, so its samples would be wrong. Take a number of steps that divides "
-            f"{num_train}, or make it with timestep_spacing='trailing'."
+            f"{signal:.0%} of z_0 is left, so its samples would be wrong. Take timestep_spacing='trailing', or a "
+            f"number of steps above 1 that divides {num_train}."
         )

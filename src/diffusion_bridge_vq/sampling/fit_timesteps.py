@@ -47,7 +47,7 @@ def fit_timesteps(
         unet (`nn.Module`): the network.
         scheduler ([`OUBridgeScheduler`]): its process.
         noise (`torch.Tensor`): standard normal, (B, d, h, w) or (B, d, N), to start from; 64 samples are enough.
-        numbers (`list[int]`): of steps.
+        numbers (`list[int]`): of steps, each at least 2: one step begins at noise alone.
         class_labels (`torch.Tensor`, *optional*): see [`sample_latents`].
         guidance_scale (`float`, *optional*, defaults to 1.0): see [`sample_latents`].
         num_reference_steps (`int`, *optional*, defaults to 32): the many steps.
@@ -56,13 +56,15 @@ def fit_timesteps(
         `dict[int, FittedTimesteps]`: by number.
 
     Raises:
-        ValueError: a number that isn't below `num_reference_steps`; a student, whose steps were found in training;
-            a guidance scale with which samples aren't finite; and as [`sample_latents`].
+        ValueError: 1, or a number that isn't below `num_reference_steps`; a student, whose steps were found in
+            training; a guidance scale with which samples aren't finite; and as [`sample_latents`].
     """
     if is_student(scheduler):
         raise ValueError("The network is a student, which knows its own steps only: fit those of its teacher.")
     for number in numbers:
         check_count("numbers", number, num_reference_steps - 1)
+        if number == 1:
+            raise ValueError("`numbers` has 1, and one step can only begin at noise: nothing is to fit. Leave it out.")
     plain = OUBridgeScheduler.from_config(scheduler.config, few_step_timesteps=None)
     log_snr = 0.5 * plain.signal_to_noise(torch.arange(len(plain))).log()  # falling
 

@@ -258,6 +258,7 @@ def make_stepper(
             scheduler.set_timesteps(timesteps=chosen)
         else:
             scheduler.set_timesteps(num_inference_steps, timestep_spacing=spacing)
+            check_steps(scheduler, num_inference_steps, spacing)
     elif solver is not None or timestep_spacing is not None:
         raise ValueError(
             f"`solver` and `timestep_spacing` are for an OUBridgeScheduler; {type(scheduler).__name__} is a solver "

@@ -25,9 +25,12 @@ class BridgeCoefficients:
         return self.config.eta / math.sqrt(2 * self.config.theta)
 
     def signal_to_noise(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, float64, in the shape of `timesteps`."""
+        """
+        abar_t / (s^2 (1 - abar_t)): the ratio for unit-variance latents, in the shape of `timesteps`, float64 (float32
+        where the device has no float64).
+        """
         self._check_timesteps(timesteps, lowest=0, tensor=True)
-        abar = self._table("abar", self._abar, timesteps.device)[timesteps + 1]
+        abar = self._table("abar", self._abar, timesteps.device)[timesteps.long() + 1]
         return abar / (self.stationary_std**2 * (1 - abar))
 
     def _bridge_coefficients(
@@ -65,7 +68,7 @@ class BridgeCoefficients:
             )
         if isinstance(timesteps, torch.Tensor) and (timesteps.ndim > 0 or timesteps.device.type != "cpu"):
             # reshaped first: an index without dimensions would be fetched from the device
-            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device).reshape(-1) + 1]
+            abar = self._table("abar", self._abar, sample.device)[timesteps.to(sample.device).reshape(-1).long() + 1]
             return abar.reshape(-1, *[1] * (sample.ndim - 1))
         return self._abar[int(timesteps) + 1]
 

@@ -221,6 +221,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             `torch.Tensor`: float64 (float32 where the device has no float64), the shape of `timesteps`.
         """
         self._check_timesteps(timesteps, lowest=0, tensor=True)
+        timesteps = timesteps.long()  # others would be taken for masks, or wrap around
         abar = self._table("abar", self._abar, timesteps.device)
         abar_t, abar_prev = abar[timesteps + 1], abar[timesteps]
         # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1 = 1 - abar_1, see above
@@ -375,7 +376,8 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
 
         Its `trained_betas` are those of abar' (see the class docstring); a last one of 1, from which most solvers make
         NaN, is 1 - 2^-24. Its config also says theta = 1, eta = sqrt(2) and z*: x + z* is the bridge with those
-        numbers. `sample_latents` and the pipelines read z* there and return z.
+        numbers. `sample_latents` and the pipelines read z* there and return z. The variance of stochastic steps is the
+        bridge's ("fixed_small"), whatever this scheduler's `variance_type`.
 
         Args:
             scheduler_class (`type`): `DDIMScheduler`, `DPMSolverMultistepScheduler`, `UniPCMultistepScheduler`, ...:

@@ -47,7 +47,7 @@ class E2EObjective(BridgeObjective):
         weighting (`str`, *optional*, defaults to `"simple"`): weight of L_t, see [`prior_loss`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class.
         reconstruction_weight (`float`, *optional*, defaults to 1.0): w of `losses`: a Gaussian decoder of variance
-            D / (2 w N d).
+            D / (2 w T N d) with `weighting="elbo"`.
         reconstruction ([`ReconstructionLoss`], *optional*): see [`VQObjective`].
         regularization (`str`, *optional*, defaults to `"gamma"`): form of L_t^reg, see [`regularization_loss`].
         regularization_weight (`float`, *optional*, defaults to 1.0): weight of L_t^reg.
