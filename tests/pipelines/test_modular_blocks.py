@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance
+from diffusers import ClassifierFreeGuidance, HeunDiscreteScheduler, KDPM2DiscreteScheduler
 from tiny_models import SKEWED, make_pipeline, rng
 
 from diffusion_bridge_vq import OUBridgeScheduler
@@ -27,12 +27,16 @@ def test_without_classes_they_are_the_pipeline(pipe):
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_guider_is_guidance(pipe, scale):
-    made = modular(pipe)
-    made.update_components(guider=ClassifierFreeGuidance(guidance_scale=scale))
-    call = {"batch_size": 2, "num_inference_steps": 3, "class_labels": [0, 2], "generator": rng()}
+@pytest.mark.parametrize("stock", [None, HeunDiscreteScheduler, KDPM2DiscreteScheduler])
+def test_a_guider_is_guidance(pipe, scale, stock):
+    """To the end, also of schedulers that take more steps than they are asked for."""
+    scheduler = pipe.scheduler if stock is None else pipe.scheduler.to_diffusers(stock)
+    same, made = type(pipe)(**pipe.components | {"scheduler": scheduler}), modular(pipe)
+    same.set_progress_bar_config(disable=True)
+    made.update_components(scheduler=scheduler, guider=ClassifierFreeGuidance(guidance_scale=scale))
+    call = {"batch_size": 2, "num_inference_steps": 4, "class_labels": [0, 2], "generator": rng()}
     found = made(**call, output="latents")
-    expected = pipe(2, 3, rng(), "latent", class_labels=[0, 2], guidance_scale=scale).images
+    expected = same(2, 4, rng(), "latent", class_labels=[0, 2], guidance_scale=scale).images
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ from diffusers.modular_pipelines import (
     OutputParam,
     SequentialPipelineBlocks,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models import GumbelVQModel, null_labels, refuse_image_condition
@@ -33,17 +34,19 @@ class GuidedUNet(nn.Module):
     Args:
         unet (`UNet2DModel`): with classes.
         guider (`BaseGuidance`): one whose only inputs are the predictions, such as `ClassifierFreeGuidance`.
-        num_inference_steps (`int`): of the call.
+        scheduler: of the call, with its timesteps when the first prediction is made.
     """
 
-    def __init__(self, unet: UNet2DModel, guider: BaseGuidance, num_inference_steps: int):
+    def __init__(self, unet: UNet2DModel, guider: BaseGuidance, scheduler: SchedulerMixin):
         super().__init__()
-        self.unet, self.guider, self.num_inference_steps = unet, guider, num_inference_steps
+        self.unet, self.guider, self.scheduler = unet, guider, scheduler
         self.config, self._step = unet.config, 0
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         """x_t (B, d, h, w), timestep, classes (B,) -> the guided prediction (B, d, h, w)."""
-        self.guider.set_state(step=self._step, num_inference_steps=self.num_inference_steps, timestep=timestep)
+        # some solvers take more steps than were asked for, and a guider counts those that there are
+        steps = len(self.scheduler.timesteps)
+        self.guider.set_state(step=self._step, num_inference_steps=steps, timestep=timestep)
         self._step += 1
         null = null_labels(class_labels, self.config.num_class_embeds)
         batches = self.guider.prepare_inputs({"class_labels": (class_labels, null)})
@@ -100,7 +103,7 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
             check_guidance(components.scheduler, getattr(components.guider, "guidance_scale", 1.0))
             guided = False
         block.latents = sample_latents(
-            GuidedUNet(unet, components.guider, block.num_inference_steps) if guided else unet,
+            GuidedUNet(unet, components.guider, components.scheduler) if guided else unet,
             components.scheduler,
             (block.batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
             block.num_inference_steps,
