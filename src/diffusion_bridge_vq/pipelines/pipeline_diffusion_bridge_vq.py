@@ -8,7 +8,7 @@ from diffusers.image_processor import PipelineImageInput
 
 from ..sampling.chain import sample_latents
 from ..sampling.steppers import Solver, Spacing
-from .bridge import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback, check_drawn
 from .class_labels import ClassLabels, count_images, split_first_argument
 
 
@@ -135,7 +135,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self._steps,
         )
-        self._check_drawn(z_0)
+        check_drawn(z_0)
         codes = self._sample_codes(z_0, generator) if sample_codes else None
         images = self.decode_latents(z_0, output_type, codes)
         self.maybe_free_model_hooks()

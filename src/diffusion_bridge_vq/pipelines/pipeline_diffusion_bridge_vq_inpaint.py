@@ -11,7 +11,7 @@ from ..models import bridge_start_latents
 from ..sampling.arguments import check_count, check_number
 from ..sampling.chain import inpaint_latents
 from ..sampling.steppers import Solver, Spacing
-from .bridge import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback, check_drawn
 from .class_labels import ClassLabels
 from .image_inputs import read_images, read_masks
 
@@ -151,7 +151,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self._steps,
         )
-        self._check_drawn(z_0)
+        check_drawn(z_0)
         if output_type == "latent":
             images: Any = z_0
         else:
