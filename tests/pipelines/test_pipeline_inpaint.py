@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
 from PIL import Image
 from tiny_models import STEPS, make_pipeline, rng
 
@@ -280,6 +287,24 @@ def test_chain_shows_the_latents_of_the_steps(cls):
             torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
         assert torch.equal(chain.images[2], expected)
         assert not torch.equal(chain.images[0], chain.images[1])
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "cls", [EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, LMSDiscreteScheduler]
+)
+def test_chain_of_schedulers_that_work_in_other_coordinates(cls, times):
+    """Their sample is x_0 + sigma eps; z_t is z* plus what the network sees next."""
+    pipe, seen = make(), []
+    pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    z_star = torch.tensor([0.3, -0.2, 0.5]).reshape(1, 3, 1, 1)
+    pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., :3, :3] + z_star))
+    chain = DenoisingChain([0, 1, -1], output_type="latent")
+    options = {"jump_length": STEPS, "jump_n_sample": times, "callback_on_step_end": chain}
+    z_0 = run(pipe, output_type="latent", **options)
+    last_walk = seen[-pipe.num_timesteps :]
+    for latents, expected in zip(chain.images, (last_walk[1], last_walk[2], z_0), strict=True):
+        torch.testing.assert_close(latents, expected)
 
 
 def test_chain_of_a_walk_with_jumps_keeps_the_last_walk():

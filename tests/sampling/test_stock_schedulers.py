@@ -4,6 +4,7 @@ law, the others are refused with a reason.
 """
 
 import inspect
+import itertools
 
 import diffusers
 import pytest
@@ -106,6 +107,25 @@ def test_the_law_holds_for_every_spacing_and_for_steps_that_do_not_divide_the_le
         else:
             mean, std = errors(z)
             assert mean < 0.03 + 0.8 / steps and std < 0.03 + 3 / steps, (steps, mean, std)
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_a_chain_that_ends_early_gives_what_the_network_would_see_next(name):
+    """In unit variance and around z*, whatever coordinates the scheduler works in; and the next chain is whole."""
+    bridge, seen = make_bridge(), []
+    scheduler, network = bridge.to_diffusers(scheduler_class(name)), GaussianDenoiser(bridge)
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def walk(calls: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        limit = {"progress_bar": lambda steps: itertools.islice(steps, calls)}
+        return sample_latents(network, scheduler, (500, 1, 1), 4, torch.Generator().manual_seed(0), **limit)
+
+    whole, inputs = walk(), tuple(seen)
+    assert len(inputs) == len(scheduler.timesteps)
+    for calls in range(len(inputs)):
+        torch.testing.assert_close(walk(calls), inputs[calls] + bridge.config.z_star)
+    assert torch.equal(walk(), whole)
 
 
 def test_compatibles_are_those_that_work():

@@ -14,8 +14,8 @@ class DenoisingChain:
     """
     A `callback_on_step_end` that keeps what the latents look like on the way: z_t -> nearest codes -> image.
 
-    Works with generation and inpainting, and with stock schedulers (whose sample is z* + x_t, see
-    `OUBridgeScheduler.to_diffusers`).
+    Works with generation and inpainting, and with stock schedulers, whatever coordinates they work in
+    ([`to_latents`]).
 
     Example:
 

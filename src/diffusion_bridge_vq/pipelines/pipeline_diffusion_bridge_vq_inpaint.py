@@ -102,8 +102,9 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 the paper's "ancestral", other than in [`DiffusionBridgeVQPipeline`]: its noise lets what is drawn
                 agree with what is known, where "dpmsolver++" and "ddim" follow the conditional law less closely.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
-                step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
-                the images are of what is drawn so far.
+                step; `latents` in the dict it returns are used. They are what the scheduler works in: z_t with an
+                [`OUBridgeScheduler`], `to_latents(pipe.scheduler, latents)` with a stock scheduler. After
+                `pipe._interrupt = True` no step follows, and the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
                 `kwargs`, from `_callback_tensor_inputs`.
             condition (`PIL.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*): one per image or one

@@ -59,8 +59,10 @@ def sample_latents(
         timestep_spacing (`str`, *optional*): see `OUBridgeScheduler.set_timesteps`; defaults to "logsnr" with
             "dpmsolver++" and "ddim", to the scheduler's own otherwise.
         callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
-            returns, if anything, replaces the latents.
-        progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`.
+            returns, if anything, replaces the latents. They are what the scheduler works in: [`to_latents`] makes z_t
+            of those of a stock scheduler.
+        progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`. If it
+            ends early, so does the chain, and z_t is returned.
 
     Returns:
         `torch.Tensor`: z_0 of the given shape.
