@@ -1,5 +1,7 @@
 """The inpainting pipeline against the encoder, the unconditional pipeline and itself in other forms of input."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -326,9 +328,28 @@ def test_chain_begins_anew_with_each_call():
     assert len(chain.images) == 1 and torch.equal(chain.images[0], stopped)
 
 
+@pytest.mark.parametrize(
+    ("number", "cls", "steps"),
+    [(1, None, [0]), (3, None, [0, 2, 3]), (9, None, [0, 1, 2, 3]), (3, HeunDiscreteScheduler, [0, 3, 6])],
+)
+def test_chain_of_a_number_of_steps(number, cls, steps):
+    """From the first to the last of those that there are, which Heun has 7 of when it is asked for 4."""
+    pipe = make()
+    if cls is not None:
+        pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    chain = DenoisingChain(number, output_type="pt")
+    images = run(pipe, callback_on_step_end=chain)
+    assert chain.image_steps == steps and len(chain.images) == len(steps)
+    named = DenoisingChain(steps, output_type="pt")
+    run(pipe, callback_on_step_end=named)
+    assert torch.equal(torch.stack(chain.images), torch.stack(named.images))
+    assert number == 1 or torch.equal(chain.images[-1], images)
+
+
 def test_chain_refuses_steps_that_there_are_not():
-    with pytest.raises(ValueError, match="empty"):
-        DenoisingChain([])
+    for steps in ([], 0):
+        with pytest.raises(ValueError, match=rf"not empty, or how many, got {re.escape(str(steps))}"):
+            DenoisingChain(steps)
     for steps in ([STEPS], [0, -STEPS - 1]):
         with pytest.raises(ValueError, match=r"must lie in -4\.\.3"):
             run(make(), callback_on_step_end=DenoisingChain(steps))
