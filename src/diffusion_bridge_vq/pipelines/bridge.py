@@ -143,6 +143,10 @@ class BridgePipeline(VQPipeline):
             batch_size (`int`, *optional*, defaults to 1): images per call; another number compiles again when it is
                 met. Guidance doubles it.
             **kwargs: of `torch.compile`, e.g. `mode="max-autotune"`.
+
+        Raises:
+            TypeError, RuntimeError: what `torch.compile` raises for arguments that it doesn't take.
+            ValueError: a batch size that isn't a whole number of at least 1.
         """
         check_count("batch_size", batch_size)
         # the decoder's results may be kept from call to call, which a replayed graph would overwrite; the sampling
@@ -156,10 +160,11 @@ class BridgePipeline(VQPipeline):
         wanted = self.image_condition
         given = None if wanted is None else torch.zeros(1, wanted.channels, wanted.side, wanted.side)
         unet = self._show(given, batch_size)
+        for module, own in modules:
+            module.compile(**{"dynamic": False} | own | kwargs)  # at the first call; here wrong arguments fail
         try:
-            for module, own in modules:
+            for module, _ in modules:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                module.compile(**{"dynamic": False} | own | kwargs)
             z_0 = sample_latents(
                 unet,
                 self.scheduler,
