@@ -38,6 +38,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         default_guidance_scale (`float`, *optional*): guidance scale of calls that give none.
         default_num_inference_steps (`int`, *optional*): is not used here, where the default is 50: it is meant for
             solvers without noise.
+        label_words (`bool`, *optional*), condition (`str`, *optional*), label_examples (`dict[int, str]`, *optional*):
+            see [`DiffusionBridgeVQPipeline`].
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook.
