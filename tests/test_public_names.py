@@ -2,12 +2,15 @@
 
 import ast
 import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
 
 import pytest
+
+from diffusion_bridge_vq import pipelines
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(
@@ -42,6 +45,19 @@ def test_the_reference_has_a_page(name):
     assert f"::: diffusion_bridge_vq.{name}" in (ROOT / "docs/reference/api" / f"{name}.md").read_text(
         encoding="utf-8"
     )
+
+
+@pytest.mark.parametrize("name", pipelines.__all__)
+def test_arguments_of_pipelines_are_documented(name):
+    """Those of a constructor, whichever class it is inherited from, and those of calls."""
+    found = getattr(pipelines, name)
+    for owner in (found, found.__call__):
+        text = (inspect.getdoc(owner) or "").partition("Args:")[2]
+        if owner is found or text:
+            missing = [
+                a for a in inspect.signature(owner).parameters if a != "self" and not re.search(rf"\b{a}\b", text)
+            ]
+            assert not missing, f"the docstring of {name} lacks {missing}"
 
 
 def documented_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef, str]]:

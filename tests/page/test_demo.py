@@ -7,6 +7,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 from PIL import Image
 from tiny_models import (
     make_conditioned_pipeline,
@@ -181,6 +182,22 @@ def test_chain_begins_with_noise_and_ends_with_the_picture(gray):
     assert frames[-1]["png"] == to_data_url(opened(picture["png"]))
     noise = torch.randn((1, 2, 4, 4), generator=rng(3)) * gray.pipe.scheduler.init_noise_sigma
     assert pixels(frames[0]["png"]).tolist() == np.asarray(gray.pipe.decode_latents(noise)[0]).tolist()
+
+
+@pytest.mark.parametrize(("cls", "calls"), [(EulerDiscreteScheduler, 4), (HeunDiscreteScheduler, 7)])
+def test_chain_of_a_scheduler_of_diffusers_ends_with_the_picture_too(cls, calls):
+    """Heun calls the network more often than it is asked to, and both start from noise times a large sigma."""
+    pipe = make_pipeline(z_star=[0.3, -0.2, 0.5])
+    pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    demo, seen = Demo(pipe, "tiny"), []
+    call = {"seed": 3, "num_inference_steps": 4}
+    (picture,) = demo.generate(lambda *step: seen.append(step), num_images=1, **call)["images"]
+    frames = demo.chain(lambda *step: seen.append(step), **call)["frames"]
+    assert [(frame["step"], frame["of"]) for frame in frames] == [(step, calls) for step in range(calls + 1)]
+    assert seen == [(step, calls) for step in range(1, calls + 1)] * 2
+    assert frames[-1]["png"] == to_data_url(opened(picture["png"]))
+    noise = torch.randn((1, 3, 3, 3), generator=rng(3)) + torch.tensor([0.3, -0.2, 0.5]).reshape(1, 3, 1, 1)
+    assert pixels(frames[0]["png"]).tolist() == np.asarray(pipe.decode_latents(noise)[0]).tolist()
 
 
 def test_chain_of_one_step(gray):

@@ -59,3 +59,20 @@ def test_what_cannot_be_compiled_goes_on_with_a_warning(caplog):
     logging.getLogger("diffusers").removeHandler(caplog.handler)
     assert "goes on as it was" in caplog.text and "no compiler here" in caplog.text
     assert torch.equal(run(pipe), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fulgraph": True}, "unexpected keyword argument 'fulgraph'"),
+        ({"mode": "fastest"}, "Unrecognized mode=fastest"),
+        ({"backend": "nope"}, "Invalid backend: 'nope'"),
+    ],
+)
+def test_wrong_arguments_are_no_failure_to_compile(wrong, message):
+    """They raise, and nothing is changed."""
+    pipe = make_pipeline()
+    expected = run(pipe)
+    with pytest.raises((TypeError, RuntimeError), match=message):
+        pipe.compile(**wrong)
+    assert pipe.unet.conv_in.weight.is_contiguous() and torch.equal(run(pipe), expected)

@@ -1,9 +1,18 @@
 """The inpainting pipeline against the encoder, the unconditional pipeline and itself in other forms of input."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
 from PIL import Image
 from tiny_models import STEPS, make_pipeline, rng
 
@@ -292,6 +301,24 @@ def test_chain_shows_the_latents_of_the_steps(cls):
         assert not torch.equal(chain.images[0], chain.images[1])
 
 
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "cls", [EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, LMSDiscreteScheduler]
+)
+def test_chain_of_schedulers_that_work_in_other_coordinates(cls, times):
+    """Their sample is x_0 + sigma eps; z_t is z* plus what the network sees next."""
+    pipe, seen = make(), []
+    pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    z_star = torch.tensor([0.3, -0.2, 0.5]).reshape(1, 3, 1, 1)
+    pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., :3, :3] + z_star))
+    chain = DenoisingChain([0, 1, -1], output_type="latent")
+    options = {"jump_length": STEPS, "jump_n_sample": times, "callback_on_step_end": chain}
+    z_0 = run(pipe, output_type="latent", **options)
+    last_walk = seen[-pipe.num_timesteps :]
+    for latents, expected in zip(chain.images, (last_walk[1], last_walk[2], z_0), strict=True):
+        torch.testing.assert_close(latents, expected)
+
+
 def test_chain_of_a_walk_with_jumps_keeps_the_last_walk():
     pipe = make()
     chain = DenoisingChain([-1], output_type="pt")
@@ -311,9 +338,28 @@ def test_chain_begins_anew_with_each_call():
     assert len(chain.images) == 1 and torch.equal(chain.images[0], stopped)
 
 
+@pytest.mark.parametrize(
+    ("number", "cls", "steps"),
+    [(1, None, [0]), (3, None, [0, 2, 3]), (9, None, [0, 1, 2, 3]), (3, HeunDiscreteScheduler, [0, 3, 6])],
+)
+def test_chain_of_a_number_of_steps(number, cls, steps):
+    """From the first to the last of those that there are, which Heun has 7 of when it is asked for 4."""
+    pipe = make()
+    if cls is not None:
+        pipe.scheduler = pipe.scheduler.to_diffusers(cls)
+    chain = DenoisingChain(number, output_type="pt")
+    images = run(pipe, callback_on_step_end=chain)
+    assert chain.image_steps == steps and len(chain.images) == len(steps)
+    named = DenoisingChain(steps, output_type="pt")
+    run(pipe, callback_on_step_end=named)
+    assert torch.equal(torch.stack(chain.images), torch.stack(named.images))
+    assert number == 1 or torch.equal(chain.images[-1], images)
+
+
 def test_chain_refuses_steps_that_there_are_not():
-    with pytest.raises(ValueError, match="empty"):
-        DenoisingChain([])
+    for steps in ([], 0):
+        with pytest.raises(ValueError, match=rf"not empty, or how many, got {re.escape(str(steps))}"):
+            DenoisingChain(steps)
     for steps in ([STEPS], [0, -STEPS - 1]):
         with pytest.raises(ValueError, match=r"must lie in -4\.\.3"):
             run(make(), callback_on_step_end=DenoisingChain(steps))

@@ -51,3 +51,45 @@ def test_second_order_is_nearer_to_the_solution_than_first():
     error = {(s, n): (solve(s, n) - solution).abs().median() for s in ("dpmsolver++", "ddim") for n in (12, 24)}
     assert error["dpmsolver++", 24] < 0.35 * error["dpmsolver++", 12] and error["ddim", 24] > 0.4 * error["ddim", 12]
     assert error["dpmsolver++", 24] < 0.3 * error["ddim", 24]
+
+
+class Half(torch.nn.Module):
+    """eps = w x, where x must be as the weight is."""
+
+    def __init__(self, weight: torch.Tensor | None):
+        super().__init__()
+        if weight is not None:
+            self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x, t):
+        return 0.5 * x if next(self.parameters(), None) is None else torch.einsum("bdn,de->ben", x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("of_latents", "of_weights", "given", "expected"),
+    [
+        (None, None, {}, torch.float32),
+        (None, torch.float64, {}, torch.float64),
+        (None, torch.bfloat16, {"device": "cpu"}, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16, {}, torch.bfloat16),
+        (torch.float64, None, {}, torch.float64),
+        (torch.float32, torch.float64, {"dtype": torch.float64}, torch.float64),
+    ],
+)
+def test_samples_are_as_the_latents_else_as_the_network(of_latents, of_weights, given, expected):
+    network = Half(None if of_weights is None else torch.eye(2, dtype=of_weights))
+    latents = None if of_latents is None else torch.ones(3, 2, 4, dtype=of_latents)
+    z_0 = sample_latents(network, OUBridgeScheduler(), (3, 2, 4), 2, latents=latents, **given)
+    assert z_0.dtype == expected and z_0.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [None, torch.eye(2)])
+def test_samples_stay_on_the_device_of_the_latents(weight):
+    """Here "meta", the only other one that there always is; weights that are offloaded to it say nothing."""
+    latents = torch.ones(3, 2, 4, device="meta")
+    network = Half(None if weight is None else weight.to("meta"))
+    assert sample_latents(network, OUBridgeScheduler(), latents.shape, 2, latents=latents).is_meta
+    assert not sample_latents(Half(None), OUBridgeScheduler(), latents.shape, 2).is_meta
+    if weight is not None:
+        network.register_forward_pre_hook(lambda module, args: setattr(module, "weight", torch.nn.Parameter(weight)))
+        assert not sample_latents(network, OUBridgeScheduler(), latents.shape, 2).is_meta

@@ -4,6 +4,7 @@ law, the others are refused with a reason.
 """
 
 import inspect
+import itertools
 
 import diffusers
 import pytest
@@ -117,6 +118,25 @@ def test_leading_steps_that_begin_far_from_noise_are_refused_of_every_scheduler(
     options = {"solver": "ancestral"} if cls is None else {}
     with pytest.raises(ValueError, match=rf"would begin its {steps} steps at noise level \d+ of 1000"):
         sample_latents(GaussianDenoiser(bridge), scheduler, (2, 1, 4), steps, **options)
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_a_chain_that_ends_early_gives_what_the_network_would_see_next(name):
+    """In unit variance and around z*, whatever coordinates the scheduler works in; and the next chain is whole."""
+    bridge, seen = make_bridge(), []
+    scheduler, network = bridge.to_diffusers(scheduler_class(name)), GaussianDenoiser(bridge)
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def walk(calls: int | None = None) -> torch.Tensor:
+        torch.manual_seed(0)
+        limit = {"progress_bar": lambda steps: itertools.islice(steps, calls)}
+        return sample_latents(network, scheduler, (500, 1, 1), 4, torch.Generator().manual_seed(0), **limit)
+
+    whole, inputs = walk(), tuple(seen)
+    assert len(inputs) == len(scheduler.timesteps)
+    for calls in range(len(inputs)):
+        torch.testing.assert_close(walk(calls), inputs[calls] + bridge.config.z_star)
+    assert torch.equal(walk(), whole)
 
 
 def test_compatibles_are_those_that_work():

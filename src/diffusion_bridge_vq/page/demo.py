@@ -129,7 +129,7 @@ class Demo:
             settings["num_inference_steps"],
             self._generators(seed, count),
             output_type="latent",
-            callback_on_step_end=counting(report, settings["num_inference_steps"]),
+            callback_on_step_end=counting(report),
             solver=settings.get("solver"),
             condition=given,
             **self._guided(labels, settings),
@@ -151,13 +151,11 @@ class Demo:
         """One picture on its way from noise: the nearest codes of the latents before the first step and after each."""
         given = self._condition(condition)
         _, seed, settings = self._settings("num_images", 1, seed, num_inference_steps, guidance_scale, solver)
-        steps = settings["num_inference_steps"]
         labels = self._labels(class_name, seed, 1)
         pipe, (generator,) = self._pipeline(DiffusionBridgeVQPipeline), self._generators(seed, 1)
         shape = (1, pipe.unet.config.out_channels, self.map_side, self.map_side)
         noise = randn_tensor(shape, generator=generator, device=pipe.device, dtype=pipe.unet.dtype)
-        chosen = sorted(set(np.linspace(0, steps - 1, min(steps, MOST_FRAMES)).round().astype(int).tolist()))
-        look, count = DenoisingChain(chosen), counting(report, steps)
+        look, count = DenoisingChain(MOST_FRAMES), counting(report)
 
         def on_step(pipe: Any, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
             count(pipe, step, timestep, kwargs)
@@ -165,7 +163,7 @@ class Demo:
 
         pipe(
             1,
-            steps,
+            settings["num_inference_steps"],
             [generator],
             latents=noise,
             callback_on_step_end=on_step,
@@ -174,10 +172,12 @@ class Demo:
             **self._guided(labels, settings),
         )
         z_star = torch.as_tensor(pipe.scheduler.config.get("z_star", 0.0), device=noise.device).reshape(1, -1, 1, 1)
-        start = pipe.decode_latents(noise * pipe.scheduler.init_noise_sigma + z_star.to(noise))
-        frames = [(0, start[0]), *((step + 1, images[0]) for step, images in zip(chosen, look.images, strict=True))]
+        std = getattr(pipe.scheduler, "stationary_std", 1.0)  # 1 of stock schedulers
+        start = pipe.decode_latents(noise * std + z_star.to(noise))
+        images = [(step + 1, image) for step, (image,) in zip(look.image_steps, look.images, strict=True)]
+        of = pipe.num_timesteps
         return {
-            "frames": [{"step": step, "of": steps, "png": to_data_url(image)} for step, image in frames],
+            "frames": [{"step": step, "of": of, "png": to_data_url(image)} for step, image in [(0, *start), *images]],
             "seed": seed,
             "settings": settings,
         }
@@ -211,7 +211,6 @@ class Demo:
         picture, _ = from_data_url(image, self.side, self.channels)
         factor = self.side // self.map_side
         mask_image = Image.fromarray(np.kron(mask, np.ones((factor, factor), bool)).astype(np.uint8) * 255)
-        calls = settings["num_inference_steps"] * resampling
         images = self._pipeline(DiffusionBridgeVQInpaintPipeline)(
             picture,
             mask_image,
@@ -220,7 +219,7 @@ class Demo:
             self._generators(seed, count),
             composite_strength=float(settings["keep_given"]),
             jump_n_sample=resampling,
-            callback_on_step_end=counting(report, calls),
+            callback_on_step_end=counting(report, resampling),
             condition=given,
             **self._guided(labels, settings),
         ).images
@@ -345,14 +344,14 @@ class Demo:
         return {"images": pictures, "settings": settings}
 
 
-def counting(report: Report, of: int) -> Any:
-    """A `callback_on_step_end` that counts the calls of the network."""
+def counting(report: Report, times: int = 1) -> Any:
+    """A `callback_on_step_end` that counts the calls of the network, each step of which is taken `times` times."""
     done = 0
 
     def on_step(pipe: Any, step: int, timestep: torch.Tensor, kwargs: dict) -> dict:
         nonlocal done
         done += 1
-        report(done, max(of, done))  # some schedulers take more steps than they were asked for
+        report(done, times * pipe.num_timesteps)  # some schedulers take more steps than they were asked for
         return {}
 
     return on_step

@@ -118,15 +118,6 @@ class BridgePipeline(VQPipeline):
             return latents
         return self.image_processor.postprocess(self._decode(latents, codes), output_type=output_type)
 
-    @staticmethod
-    def _check_drawn(latents: torch.Tensor) -> None:
-        """NaN has a nearest code like any number, and would be drawn as an image."""
-        if not bool(latents.isfinite().all()):
-            raise ValueError(
-                "Sampling gave latents that are NaN or infinite: look for NaN in the weights, take a smaller "
-                "`guidance_scale`, or sample in bfloat16 or float32 instead of float16."
-            )
-
     def _decode(self, latents: torch.Tensor, codes: torch.Tensor | None = None) -> torch.Tensor:
         """z_0 -> nearest codes -> pixels (B, C, H, W), about [-1, 1], float32."""
         return self._decode_codes(self.vqvae.encode_codes(latents) if codes is None else codes)
@@ -152,6 +143,10 @@ class BridgePipeline(VQPipeline):
             batch_size (`int`, *optional*, defaults to 1): images per call; another number compiles again when it is
                 met. Guidance doubles it.
             **kwargs: of `torch.compile`, e.g. `mode="max-autotune"`.
+
+        Raises:
+            TypeError, RuntimeError: what `torch.compile` raises for arguments that it doesn't take.
+            ValueError: a batch size that isn't a whole number of at least 1.
         """
         check_count("batch_size", batch_size)
         # the decoder's results may be kept from call to call, which a replayed graph would overwrite; the sampling
@@ -165,10 +160,11 @@ class BridgePipeline(VQPipeline):
         wanted = self.image_condition
         given = None if wanted is None else torch.zeros(1, wanted.channels, wanted.side, wanted.side)
         unet = self._show(given, batch_size)
+        for module, own in modules:
+            module.compile(**{"dynamic": False} | own | kwargs)  # at the first call; here wrong arguments fail
         try:
-            for module, own in modules:
+            for module, _ in modules:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                module.compile(**{"dynamic": False} | own | kwargs)
             z_0 = sample_latents(
                 unet,
                 self.scheduler,
@@ -296,6 +292,20 @@ class BridgePipeline(VQPipeline):
     def _num_classes(self) -> int | None:
         num_embeds = self.unet.config.num_class_embeds
         return None if num_embeds is None else num_embeds - 1  # the last is the null class
+
+
+def check_drawn(latents: torch.Tensor) -> None:
+    """
+    NaN has a nearest code like any number, and would be drawn as an image.
+
+    Raises:
+        ValueError: latents from sampling that are NaN or infinite.
+    """
+    if not bool(latents.isfinite().all()):
+        raise ValueError(
+            "Sampling gave latents that are NaN or infinite: look for NaN in the weights, take a smaller "
+            "`guidance_scale`, or sample in bfloat16 or float32 instead of float16."
+        )
 
 
 def _latent_size(unet: UNet2DModel, vqvae: GumbelVQModel) -> tuple[int, int]:

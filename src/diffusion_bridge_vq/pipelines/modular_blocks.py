@@ -14,14 +14,16 @@ from diffusers.modular_pipelines import (
     OutputParam,
     SequentialPipelineBlocks,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models import GumbelVQModel, null_labels, refuse_image_condition
-from ..sampling.arguments import check_guidance
+from ..sampling.arguments import check_guidance, check_latents
 from ..sampling.chain import sample_latents
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
-from .class_labels import read_class_labels
+from .bridge import BridgePipeline, check_drawn
+from .class_labels import count_images, read_class_labels
 
 _NAME = "diffusion-bridge-vq"
 
@@ -33,17 +35,19 @@ class GuidedUNet(nn.Module):
     Args:
         unet (`UNet2DModel`): with classes.
         guider (`BaseGuidance`): one whose only inputs are the predictions, such as `ClassifierFreeGuidance`.
-        num_inference_steps (`int`): of the call.
+        scheduler: of the call, with its timesteps when the first prediction is made.
     """
 
-    def __init__(self, unet: UNet2DModel, guider: BaseGuidance, num_inference_steps: int):
+    def __init__(self, unet: UNet2DModel, guider: BaseGuidance, scheduler: SchedulerMixin):
         super().__init__()
-        self.unet, self.guider, self.num_inference_steps = unet, guider, num_inference_steps
+        self.unet, self.guider, self.scheduler = unet, guider, scheduler
         self.config, self._step = unet.config, 0
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         """x_t (B, d, h, w), timestep, classes (B,) -> the guided prediction (B, d, h, w)."""
-        self.guider.set_state(step=self._step, num_inference_steps=self.num_inference_steps, timestep=timestep)
+        # some solvers take more steps than were asked for, and a guider counts those that there are
+        steps = len(self.scheduler.timesteps)
+        self.guider.set_state(step=self._step, num_inference_steps=steps, timestep=timestep)
         self._step += 1
         null = null_labels(class_labels, self.config.num_class_embeds)
         batches = self.guider.prepare_inputs({"class_labels": (class_labels, null)})
@@ -76,7 +80,7 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
     @property
     def inputs(self) -> list[InputParam]:
         return [
-            InputParam("batch_size", default=1, type_hint=int, description="number of images"),
+            InputParam("batch_size", type_hint=int, description="number of images; that of the labels, or 1"),
             InputParam("num_inference_steps", default=20, type_hint=int, description="network calls"),
             InputParam("generator", description="torch.Generator, or one per image"),
             InputParam("class_labels", description="numbers of classes, one per image or one for all"),
@@ -92,17 +96,23 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
         block = self.get_block_state(state)
         unet, size = components.unet, components.unet.config.sample_size
         refuse_image_condition(unet, "these blocks don't take")
+        if size is None:
+            raise ValueError(
+                "`sample_size` of the U-Net's config is None, but says here how large latents are: set it by "
+                "`unet.register_to_config(sample_size=...)`."
+            )
         embeds = unet.config.num_class_embeds
         classes = None if embeds is None else embeds - 1
-        labels = read_class_labels(block.class_labels, block.batch_size, classes, None, unet.device)
+        batch_size = count_images(block.batch_size, block.class_labels)
+        labels = read_class_labels(block.class_labels, batch_size, classes, None, unet.device)
         guided = block.class_labels is not None
         if guided and is_student(components.scheduler):  # whose guidance is learned
             check_guidance(components.scheduler, getattr(components.guider, "guidance_scale", 1.0))
             guided = False
         block.latents = sample_latents(
-            GuidedUNet(unet, components.guider, block.num_inference_steps) if guided else unet,
+            GuidedUNet(unet, components.guider, components.scheduler) if guided else unet,
             components.scheduler,
-            (block.batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
+            (batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
             block.num_inference_steps,
             generator=block.generator,
             device=unet.device,
@@ -110,6 +120,7 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
             class_labels=labels,
             solver=block.solver,
         )
+        check_drawn(block.latents)
         self.set_block_state(state, block)
         return components, state
 
@@ -137,7 +148,7 @@ class BridgeDecodeStep(ModularPipelineBlocks):
     def inputs(self) -> list[InputParam]:
         return [
             InputParam("latents", required=True, type_hint=torch.Tensor, description="z_0 (B, d, h, w)"),
-            InputParam("output_type", default="pil", type_hint=str, description="pil, np or pt"),
+            InputParam("output_type", default="pil", type_hint=str, description="pil, np, pt or latent"),
         ]
 
     @property
@@ -147,9 +158,14 @@ class BridgeDecodeStep(ModularPipelineBlocks):
     @torch.no_grad()
     def __call__(self, components: Any, state: Any) -> tuple[Any, Any]:
         block, vqvae = self.get_block_state(state), components.vqvae
-        z_q = vqvae.decode_codes(vqvae.encode_codes(block.latents)).to(vqvae.dtype)
-        pixels = vqvae.decode(z_q, force_not_quantize=True).sample.float()
-        block.images = components.image_processor.postprocess(pixels, output_type=block.output_type)
+        BridgePipeline._check_output_type(block.output_type)
+        check_latents("latents", block.latents)
+        if block.output_type == "latent":
+            block.images = block.latents
+        else:
+            z_q = vqvae.decode_codes(vqvae.encode_codes(block.latents)).to(vqvae.dtype)
+            pixels = vqvae.decode(z_q, force_not_quantize=True).sample.float()
+            block.images = components.image_processor.postprocess(pixels, output_type=block.output_type)
         self.set_block_state(state, block)
         return components, state
 

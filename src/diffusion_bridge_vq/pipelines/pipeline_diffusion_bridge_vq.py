@@ -8,7 +8,7 @@ from diffusers.image_processor import PipelineImageInput
 
 from ..sampling.chain import sample_latents
 from ..sampling.steppers import Solver, Spacing
-from .bridge import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback, check_drawn
 from .class_labels import ClassLabels, count_images, split_first_argument
 
 
@@ -91,8 +91,9 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             sample_codes (`bool`, *optional*, defaults to `False`): draw the codes from softmax(-||z_0 - e_k||^2) (last
                 lines of Algorithm 2) instead of taking the nearest.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
-                step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
-                the images are of what is drawn so far.
+                step; `latents` in the dict it returns are used. They are what the scheduler works in: z_t with an
+                [`OUBridgeScheduler`], `to_latents(pipe.scheduler, latents)` with a stock scheduler. After
+                `pipe._interrupt = True` no step follows, and the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
                 `kwargs`, from `_callback_tensor_inputs`.
             condition (`PIL.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*): what is drawn from,
@@ -135,7 +136,7 @@ class DiffusionBridgeVQPipeline(BridgePipeline):
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self._steps,
         )
-        self._check_drawn(z_0)
+        check_drawn(z_0)
         codes = self.vqvae.sample_codes(z_0, generator) if sample_codes else None
         images = self.decode_latents(z_0, output_type, codes)
         self.maybe_free_model_hooks()

@@ -11,7 +11,7 @@ from ..models import bridge_start_latents
 from ..sampling.arguments import check_count, check_number
 from ..sampling.chain import inpaint_latents
 from ..sampling.steppers import Solver, Spacing
-from .bridge import BridgePipeline, StepCallback
+from .bridge import BridgePipeline, StepCallback, check_drawn
 from .class_labels import ClassLabels
 from .image_inputs import read_images, read_masks
 
@@ -38,6 +38,8 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
         default_guidance_scale (`float`, *optional*): guidance scale of calls that give none.
         default_num_inference_steps (`int`, *optional*): is not used here, where the default is 50: it is meant for
             solvers without noise.
+        label_words (`bool`, *optional*), condition (`str`, *optional*), label_examples (`dict[int, str]`, *optional*):
+            see [`DiffusionBridgeVQPipeline`].
 
     Raises:
         ValueError: the U-Net's channels don't fit the codebook.
@@ -102,8 +104,9 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
                 the paper's "ancestral", other than in [`DiffusionBridgeVQPipeline`]: its noise lets what is drawn
                 agree with what is known, where "dpmsolver++" and "ddim" follow the conditional law less closely.
             callback_on_step_end (`Callable`, *optional*): called as callback(pipe, step, timestep, kwargs) after each
-                step; `latents` in the dict it returns are used. After `pipe._interrupt = True` no step follows, and
-                the images are of what is drawn so far.
+                step; `latents` in the dict it returns are used. They are what the scheduler works in: z_t with an
+                [`OUBridgeScheduler`], `to_latents(pipe.scheduler, latents)` with a stock scheduler. After
+                `pipe._interrupt = True` no step follows, and the images are of what is drawn so far.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*, defaults to `["latents"]`): names in that
                 `kwargs`, from `_callback_tensor_inputs`.
             condition (`PIL.Image`, `np.ndarray`, `torch.Tensor` or a list of these, *optional*): one per image or one
@@ -154,7 +157,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             callback=self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs),
             progress_bar=self._steps,
         )
-        self._check_drawn(z_0)
+        check_drawn(z_0)
         if output_type == "latent":
             images: Any = z_0
         else:

@@ -27,7 +27,7 @@ def sample_latents(
     num_inference_steps: int,
     generator: Generators = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     latents: torch.Tensor | None = None,
     class_labels: torch.Tensor | None = None,
     guidance_scale: float = 1.0,
@@ -48,8 +48,8 @@ def sample_latents(
         shape (`tuple[int, ...]`): (B, d, h, w) or (B, d, N).
         num_inference_steps (`int`): network calls.
         generator (`torch.Generator` or a list with one per sample, *optional*): source of all noise.
-        device (`torch.device`, *optional*): of the latents.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the latents.
+        device (`torch.device`, *optional*), dtype (`torch.dtype`, *optional*): of the samples. They default to those
+            of `latents`, else of the network's first parameter, else to the CPU and float32.
         latents (`torch.Tensor`, *optional*): standard normal noise of that shape, to start from instead of a draw.
         class_labels (`torch.Tensor`, *optional*), guidance_scale (`float`, *optional*, defaults to 1.0): see
             [`denoise`].
@@ -59,8 +59,10 @@ def sample_latents(
         timestep_spacing (`str`, *optional*): see `OUBridgeScheduler.set_timesteps`; defaults to "logsnr" with
             "dpmsolver++" and "ddim", to the scheduler's own otherwise.
         callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
-            returns, if anything, replaces the latents.
-        progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`.
+            returns, if anything, replaces the latents. They are what the scheduler works in: [`to_latents`] makes z_t
+            of those of a stock scheduler.
+        progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`. If it
+            ends early, so does the chain, and z_t is returned.
 
     Returns:
         `torch.Tensor`: z_0 of the given shape.
@@ -73,6 +75,9 @@ def sample_latents(
     """
     shape = check_shape(shape, fewest=3)
     check_generators(generator, shape[0])
+    if latents is None:
+        first = next((p for p in unet.parameters() if not p.is_meta), torch.zeros(0))  # "meta": of offloaded weights
+        device, dtype = first.device if device is None else device, first.dtype if dtype is None else dtype
     noise = _start_noise(latents, shape, generator, device, dtype)
     stepper = make_stepper(
         unet,
@@ -196,11 +201,10 @@ def _start_noise(
     shape: tuple[int, ...],
     generator: Generators,
     device: torch.device | str | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> torch.Tensor:
-    """The given standard normal noise, or a draw of it."""
-    device = torch.device(device or "cpu")
+    """The given standard normal noise, as it is where device and dtype are None, or a draw of it."""
     if latents is None:
-        return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+        return randn_tensor(tuple(shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
     check_latents("latents", latents, shape)
-    return latents.to(device, dtype)
+    return latents.to(device=device, dtype=dtype)

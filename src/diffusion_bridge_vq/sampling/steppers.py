@@ -152,32 +152,35 @@ class Consistency(Stepper):
 
 
 class StockStepper(Stepper):
-    """A scheduler of diffusers, which works in x = z - z*, around 0."""
+    """
+    A scheduler of diffusers, which works in x = z - z*, around 0, or in x / sqrt(abar'). Its own state is that of the
+    chain, as in diffusers, so that a callback sees where it is ([`to_latents`]).
+    """
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.scheduler = copy.copy(self.scheduler)  # whose number of steps `step` changes
         self.centre, self.shift = 0.0 * self.z_star, self.z_star
         # networks that predict z_0 say z* + x_0
         self._offset = self.z_star if self.scheduler.config.prediction_type == "sample" else 0.0
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         self._options = {"generator": self.generator} if takes_generator else {}
         self._next = [*self.timesteps[1:].tolist(), -1]
-        self._fresh: SchedulerMixin | None = None
-        self._saved: SchedulerMixin | None = None
+        self._fresh: dict[str, Any] = {}  # states
+        self._saved: dict[str, Any] = {}
 
     def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
         t = self.timesteps[i]
         output = self.predict(i, self.scheduler.scale_model_input(sample, t)) - self._offset
-        if isinstance(self.scheduler, (DDIMScheduler, DDIMParallelScheduler)):
+        scheduler = self.scheduler
+        if isinstance(scheduler, (DDIMScheduler, DDIMParallelScheduler)):
             # their step ends at t - T // num_inference_steps, which the next timestep must be also where n doesn't
             # divide T
-            num_train = self.scheduler.config.num_train_timesteps
-            self.scheduler.num_inference_steps = Fraction(num_train, int(t) - self._next[i])
-        return self.scheduler.step(output, t, sample, **self._options).prev_sample
+            scheduler = copy.copy(scheduler)
+            scheduler.num_inference_steps = Fraction(scheduler.config.num_train_timesteps, int(t) - self._next[i])
+        return scheduler.step(output, t, sample, **self._options).prev_sample
 
     def remember(self) -> None:
-        self._saved = copy.deepcopy(self.scheduler)
+        self._saved = copy.deepcopy(vars(self.scheduler))
         self._fresh = self._fresh or self._saved
 
     def restart(self, i: int) -> None:
@@ -185,10 +188,9 @@ class StockStepper(Stepper):
         Solvers that extrapolate from earlier steps begin with first order again: those belong to another path, and
         what they would extrapolate is the jump's noise. LMS and PNDM, which can't, keep those before step i.
         """
-        if not hasattr(self._fresh, "set_begin_index") or hasattr(self._fresh, "derivatives"):
-            self.scheduler = copy.deepcopy(self._saved)
-        else:
-            self.scheduler = copy.deepcopy(self._fresh)
+        goes_on = not hasattr(self.scheduler, "set_begin_index") or hasattr(self.scheduler, "derivatives")
+        vars(self.scheduler).update(copy.deepcopy(self._saved if goes_on else self._fresh))
+        if not goes_on:
             self.scheduler.set_begin_index(i)
 
 
@@ -279,8 +281,14 @@ def make_stepper(
 
 
 def to_latents(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor:
-    """What a scheduler works in -> latents: z itself with an [`OUBridgeScheduler`], z* + x with a stock scheduler."""
-    return sample if isinstance(scheduler, OUBridgeScheduler) else sample + read_z_star(scheduler, sample)
+    """
+    The sample that a scheduler's last `step` gave -> latents: z_t itself with an [`OUBridgeScheduler`]; z* + x_t with
+    a stock scheduler, x_t being what the network sees next. Euler, Heun, LMS and KDPM2 work in x_0 + sigma eps.
+    """
+    if isinstance(scheduler, OUBridgeScheduler):
+        return sample
+    x = copy.copy(scheduler).scale_model_input(sample, scheduler.timesteps[0])  # which counts before the first step
+    return x + read_z_star(scheduler, sample)
 
 
 def read_z_star(scheduler: SchedulerMixin, sample: torch.Tensor) -> torch.Tensor | float:
