@@ -275,6 +275,14 @@ def test_every_verb_is_a_command_and_a_script():
     assert commands <= {path.stem for path in (ROOT / "examples").glob("*.py")}
 
 
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_shows_each_default_once(verb, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dbvq", verb, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert not re.search(r"default: [^()]*\(default: ", " ".join(capsys.readouterr().out.split()))
+
+
 def test_a_verb_reads_the_rest_of_the_command_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq", "train-e2e", "--learning-rate", "-1"])
     with pytest.raises(SystemExit, match="2"):

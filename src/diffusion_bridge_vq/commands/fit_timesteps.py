@@ -15,7 +15,7 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("pipeline", type=local_path, help="folder of a saved bridge, or of the run that trained it")
     parser.add_argument("--steps", type=whole_number(1, 31), nargs="+", default=[4, 6, 8], help="numbers of steps")
-    parser.add_argument("--num-samples", type=whole_number(1), default=64, help="compared; default: 64")
+    parser.add_argument("--num-samples", type=whole_number(1), default=64, help="that are compared")
     parser.add_argument(
         "--guidance-scale", type=finite_number, help="of a model with classes; none: the pipeline's own, or 1"
     )
