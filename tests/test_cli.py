@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers.optimization import SchedulerType
 
 from diffusion_bridge_vq.__main__ import _VERBS, main
@@ -130,9 +131,36 @@ def test_errors_become_lines(error, capsys, monkeypatch):
     assert capsys.readouterr().err == "sample.py: error: why\n"
 
 
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), errors_as_lines():
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA: Tried to allocate 20.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB)"),
+    ],
+)
+def test_too_little_memory_is_a_line(error, capsys):
+    with pytest.raises(SystemExit, match="2"), errors_as_lines():
+        raise error
+    assert capsys.readouterr().err.endswith(
+        "isn't enough memory for this: take fewer images at once, or smaller ones.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError(),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("out of shared memory"),
+        RuntimeError("Expected a tensor in channels-last memory format"),
+    ],
+)
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)), errors_as_lines():
+        raise error
 
 
 def test_help_shows_the_values_of_the_preset_in_groups(capsys):
