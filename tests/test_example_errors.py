@@ -142,6 +142,38 @@ def test_sample_refuses(fails, pipeline, options, words, tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-inference-steps", 30], "`num_inference_steps` must be a whole number in 1..20, got 30"),
+        (["--guidance-scale", 2], "`guidance_scale` needs `class_labels` in 0..1"),
+        (["--class-labels", "shop"], "There is no class 'shop'; the classes are ship, horse"),
+    ],
+)
+def test_sample_refuses_before_the_folder_is_made(fails, pipeline, options, words, tmp_path):
+    assert words in fails("sample.py", pipeline, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A saved pipeline without classes."""
+    folder = tmp_path_factory.mktemp("plain")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("sample.py", ["--guidance-scale", 2], "This model has no classes: leave out `guidance_scale`."),
+    ],
+)
+def test_a_model_without_classes(fails, plain, script, options, words, tmp_path):
+    assert words in fails(script, plain, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_sample_without_a_pipeline(fails, tmp_path):
     assert "none" in fails("sample.py", tmp_path / "none")
 

@@ -36,7 +36,8 @@ from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
-from ..sampling import default_solver
+from ..sampling import Solver, default_solver
+from ..sampling.steppers import make_stepper
 from ..schedulers.few_steps import is_student
 from ..training import launched_processes
 
@@ -124,11 +125,6 @@ def main() -> None:
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
     """All images as files, on all processes."""
     conditions = read_conditions(pipe, args.condition)
-    accelerator = launched_processes(cpu=not torch.cuda.is_available())
-    pipe.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
-    if args.compile:
-        pipe.compile(args.batch_size)
     labels, guidance = args.class_labels, args.guidance_scale
     if labels is not None and not pipe.config.get("label_words"):
         given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
@@ -138,6 +134,13 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
             guidance = pipe.config.get("default_guidance_scale", 1.0)
     if guidance is None and conditions:
         guidance = pipe.config.get("default_guidance_scale", 1.0)
+    solver = args.solver or default_solver(pipe.scheduler)
+    check_call(pipe, labels, guidance, number_of_steps(pipe, args), solver)
+    accelerator = launched_processes(cpu=not torch.cuda.is_available())
+    pipe.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if args.compile:
+        pipe.compile(args.batch_size)
     written = draw_into_folder(
         pipe,
         args.output_dir,
@@ -150,7 +153,7 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         npz=args.npz,
         tile_size=args.tile_size,
         num_inference_steps=number_of_steps(pipe, args),
-        solver=args.solver or default_solver(pipe.scheduler),
+        solver=solver,
         guidance_scale=guidance,
     )
     names = ", ".join(map(str, [args.output_dir / "images", *written]))
@@ -158,6 +161,21 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print_next(*next_steps(pipe, args))
     accelerator.end_training()
+
+
+def check_call(
+    pipe: Any, labels: list[int | str] | None, guidance: float | None, steps: int, solver: Solver | None
+) -> None:
+    """
+    Before a file is made: does the pipeline take these arguments?
+
+    Raises:
+        ValueError: as the pipeline's call.
+    """
+    images = len(labels or (0,))
+    classes, _ = pipe._read_classes(labels, guidance, images)
+    noise = torch.zeros(images, pipe.unet.config.out_channels, *pipe._latent_size(), device=pipe.device)
+    make_stepper(pipe.unet, pipe.scheduler, noise, steps, class_labels=classes, solver=solver)
 
 
 def number_of_steps(pipe: Any, args: argparse.Namespace) -> int:
