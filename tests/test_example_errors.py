@@ -167,6 +167,7 @@ def plain(tmp_path_factory) -> Path:
     ("script", "options", "words"),
     [
         ("sample.py", ["--guidance-scale", 2], "This model has no classes: leave out `guidance_scale`."),
+        ("draw_trajectories.py", ["--class-dropout", 0.1], "has no classes: leave out --class-dropout."),
     ],
 )
 def test_a_model_without_classes(fails, plain, script, options, words, tmp_path):
@@ -264,6 +265,28 @@ def test_a_folder_that_cannot_be_written(fails, nothing_is_loaded, script, argum
     option = arguments if "--output" in arguments else [*arguments, "--output-dir"]
     name = "/figures.json" if "--output" in arguments else ""
     assert "file is a file" in fails(script, *option, f"{tmp_path / output}{name}")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        (
+            "sample.py",
+            ["P", "--output", "o.png", "--output-dir", "out"],
+            "--output and --output-dir exclude each other",
+        ),
+        ("inpaint.py", ["P", "--jump-n-sample", 1, "--jump-length", 10], "--jump-length goes with a --jump-n-sample"),
+        ("encode_dataset.py", ["--what", "codes", "--precision", "float16"], "--precision goes with latents"),
+        ("encode_dataset.py", ["--dataset-name", "photos"], "--dataset-name goes with --push-to-hub"),
+        ("export_checkpoint.py", ["C", "--init-from", "a", "--vqvae-from", "b"], "--vqvae-from exclude each other"),
+    ],
+)
+def test_options_that_do_nothing(fails, nothing_is_loaded, script, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    required = {"encode_dataset.py": ["--vqvae-from", "vq", "--dataset", "digits", "--output-dir", "out"]}
+    required["export_checkpoint.py"] = ["--output-dir", "out"]
+    assert words in fails(script, *arguments, *required.get(script, []))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_permission(fails, nothing_is_loaded):

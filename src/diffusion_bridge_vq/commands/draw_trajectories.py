@@ -31,7 +31,9 @@ def main() -> None:
         "--guidance-scale", type=finite_number, help="of a teacher with classes; none: the pipeline's own, or 1"
     )
     parser.add_argument(
-        "--class-dropout", type=finite_number, default=0.1, help="fraction of the trajectories without a class"
+        "--class-dropout",
+        type=finite_number,
+        help="of a teacher with classes: fraction of the trajectories without one; none: 0.1",
     )
     parser.add_argument("--dataset", help="of a teacher of words: data set whose labels are drawn, as for training")
     parser.add_argument("--image-column", help="its column with the images, if there are several")
@@ -59,6 +61,8 @@ def main() -> None:
         kwargs_handlers=[patient],
     )
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
+    if args.class_dropout is not None and pipe.unet.config.num_class_embeds is None:
+        raise ValueError(f"{args.teacher} has no classes: leave out --class-dropout.")
     words = bool(pipe.config.get("label_words"))
     if words and args.dataset is None:
         raise ValueError(
@@ -98,7 +102,7 @@ def main() -> None:
         num_trajectories=args.num_trajectories,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=scale,
-        class_dropout=args.class_dropout,
+        class_dropout=0.1 if args.class_dropout is None else args.class_dropout,
         seed=args.seed,
         precision=args.precision,
         batch_size=args.batch_size,

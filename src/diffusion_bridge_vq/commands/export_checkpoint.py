@@ -16,6 +16,8 @@ def main() -> None:
         parser.add_argument(option, type=local_path, help=f"where the run's {option} is now, if it was moved")
     parser.add_argument("--output-dir", type=local_path, required=True, help="gets a folder pipeline/ (or vqvae/)")
     args = parser.parse_args()
+    if args.init_from and args.vqvae_from:
+        parser.error("--init-from and --vqvae-from exclude each other: a run started from one folder")
     check_output_folder(args.output_dir)
     output = RunFolder(args.output_dir)
     if output.finished() or output.config.exists():

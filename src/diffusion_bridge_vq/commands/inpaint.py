@@ -64,7 +64,7 @@ def main() -> None:
     )
     parser.add_argument("--num-inference-steps", type=whole_number(1), default=50)
     parser.add_argument(
-        "--jump-length", type=whole_number(1), default=10, help="resampling: steps between two jumps back"
+        "--jump-length", type=whole_number(1), help="resampling: steps between two jumps back; none: 10"
     )
     parser.add_argument(
         "--jump-n-sample",
@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")
     args = parser.parse_args()
+    if args.jump_length is not None and args.jump_n_sample == 1:
+        parser.error("--jump-length goes with a --jump-n-sample above 1: without resampling there are no jumps")
     check_output_folder(args.output_dir)
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
@@ -98,7 +100,7 @@ def main() -> None:
         mask,
         num_completions=args.num_completions,
         generator=torch.Generator(pipe.device).manual_seed(args.seed),
-        jump_length=args.jump_length,
+        jump_length=args.jump_length or 10,
         jump_n_sample=args.jump_n_sample,
         composite_strength=args.composite_strength,
         class_labels=args.class_labels,

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--chain-steps", type=whole_number(0, 1000), default=0, help="columns of chain.png (Figure 9); 0 for none"
     )
-    parser.add_argument("--output", type=local_path, default="samples.png", help="the grid, without --output-dir")
+    parser.add_argument("--output", type=local_path, help="the grid, without --output-dir; none: samples.png")
     parser.add_argument(
         "--output-dir",
         type=local_path,
@@ -94,6 +94,9 @@ def main() -> None:
         parser.error("--npz goes with --output-dir")
     if args.output_dir is not None and args.chain_steps:
         parser.error("--chain-steps goes without --output-dir")
+    if args.output_dir is not None and args.output is not None:
+        parser.error("--output and --output-dir exclude each other: the folder has a grid, too")
+    args.output = args.output or Path("samples.png")
     if args.output_dir is None:
         check_output_image(args.output)
     else:
