@@ -357,6 +357,19 @@ def test_evaluate(fails, tmp_path, monkeypatch):
     assert "each needs a name of its own, got bridge, bridge" in fails("evaluate.py", "kl", *two, *output)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--jump-n-sample", 1001], "argument --jump-n-sample: must be at most 1000, got 1001"),
+        (["--num-samples", 2], "argument --num-samples: must be at least 3, got 2"),
+        (["--fix", "1=0", "2=4"], "No walk has {1: 0, 2: 4}"),
+    ],
+)
+def test_the_toy_refuses_before_it_trains(fails, options, words, tmp_path):
+    assert words in fails("toy_bridge.py", "--max-train-steps", 1, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["vqvae", "prior", "pixelcnn", "e2e"])
 def test_training_without_data(fails, kind, tmp_path):
     options = ["--dataset", tmp_path / "none", "--output-dir", tmp_path / "run", "--report-to", "none"]
