@@ -14,7 +14,7 @@ import torch
 from diffusers.optimization import SchedulerType
 
 from diffusion_bridge_vq.__main__ import _VERBS, main
-from diffusion_bridge_vq.cli import errors_as_lines, parse_config, parse_run
+from diffusion_bridge_vq.cli import default_device, errors_as_lines, parse_config, parse_run
 from diffusion_bridge_vq.cli.training import describe_options
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
 from diffusion_bridge_vq.training.config import _LR_SCHEDULES
@@ -161,6 +161,17 @@ def test_too_little_memory_is_a_line(error, capsys):
 def test_other_errors_keep_their_traceback(error):
     with pytest.raises(type(error)), errors_as_lines():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("there", "usual", "with_float64"),
+    [(None, "cpu", "cpu"), ("cuda", "cuda", "cuda"), ("xpu", "xpu", "xpu"), ("mps", "mps", "cpu")],
+)
+def test_the_default_device_is_the_accelerator(there, usual, with_float64, monkeypatch):
+    """Some commands took any, as training does, and others CUDA alone."""
+    found = None if there is None else torch.device(there)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    assert [default_device().type, default_device(float64=True).type] == [usual, with_float64]
 
 
 def test_help_shows_the_values_of_the_preset_in_groups(capsys):

@@ -11,6 +11,7 @@ from datetime import timedelta
 from ..cli import (
     check_output_folder,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
@@ -45,8 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     check_output_folder(args.output_dir)
 
-    import torch  # after `--help`
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs  # after `--help`
 
     from ..data import load_images
     from ..models.conditions import split_words
@@ -56,7 +56,7 @@ def main() -> None:
 
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=default_device().type == "cpu",
         mixed_precision=args.mixed_precision,
         kwargs_handlers=[patient],
     )

@@ -12,6 +12,7 @@ from ..cli import (
     add_repository_options,
     check_output_folder,
     command_line,
+    default_device,
     errors_as_lines,
     local_path,
     new_parser,
@@ -57,13 +58,11 @@ def main() -> None:
 
         target = PushOptions(args.push_to_hub, args.public, args.license)  # a wrong name is refused before the work
 
-    import torch  # after `--help`
-
     from ..data import ImageCondition, load_images, stream_images
     from ..training import encode_images, launched_processes, load_autoencoder
     from ..training.presets import PRESETS
 
-    accelerator = launched_processes(cpu=not torch.accelerator.is_available())
+    accelerator = launched_processes(cpu=default_device().type == "cpu")
     vqvae = load_autoencoder(args.vqvae_from)
     options = {
         "split": args.split,

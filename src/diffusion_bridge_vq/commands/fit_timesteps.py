@@ -7,7 +7,15 @@ The steps end nearest to where 32 steps end from the same noise. The pipeline ta
 steps of "dpmsolver++" and for no spacing.
 """
 
-from ..cli import check_output_folder, errors_as_lines, finite_number, local_path, new_parser, whole_number
+from ..cli import (
+    check_output_folder,
+    default_device,
+    errors_as_lines,
+    finite_number,
+    local_path,
+    new_parser,
+    whole_number,
+)
 
 
 @errors_as_lines()
@@ -38,7 +46,7 @@ def main() -> None:
         )
     check_output_folder(folder / "scheduler")
     pipe = DiffusionBridgeVQPipeline.from_pretrained(folder)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     unet, scale, labels = pipe.unet, 1.0, None
     refuse_image_condition(unet, "this command doesn't take")
     size = unet.config.sample_size

@@ -14,6 +14,7 @@ from ..cli import (
     check_output_folder,
     class_label,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
@@ -86,7 +87,7 @@ def main() -> None:
     check_output_folder(args.output_dir)
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     mask = read_mask(pipe, args.mask)
     given = read_conditions(pipe, args.condition) if args.condition else None

@@ -6,12 +6,11 @@ continues with the same command: repeat `timeout 500 python examples/reproduce.p
 
 import os
 
-import torch
-
 from ..cli import (
     add_evaluation_arguments,
     after_pipeline,
     check_output_folder,
+    default_device,
     errors_as_lines,
     evaluation_settings,
     exit_on_sigterm,
@@ -58,7 +57,7 @@ def main() -> None:
     comparison.check_data(training, args.test_split if "evaluate" in args.stage else None)
     for stage in args.stage:
         if stage == "evaluate":
-            device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
+            device = "cpu" if args.device == "cpu" else default_device(float64=True)
             written = comparison.evaluate(args.metrics, device, **evaluation)
             print(f"Written: {', '.join(map(str, written))}")
             print_next(*after_pipeline(comparison.run("bridge").pipeline, comparison.run("bridge").path))

@@ -23,6 +23,7 @@ from ..cli import (
     check_output_image,
     class_label,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
@@ -112,7 +113,7 @@ def main() -> None:
         return
     width = pipe.vqvae.config.sample_size
     check_grid(args.output, args.num_images, width * max(1, args.tile_size // width) + 4)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     images, chain = draw(pipe, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         guidance = pipe.config.get("default_guidance_scale", 1.0)
     solver = args.solver or default_solver(pipe.scheduler)
     check_call(pipe, labels, guidance, number_of_steps(pipe, args), solver)
-    accelerator = launched_processes(cpu=not torch.cuda.is_available())
+    accelerator = launched_processes(cpu=default_device().type == "cpu")
     pipe.to(accelerator.device)
     pipe.set_progress_bar_config(disable=True)
     if args.compile:
