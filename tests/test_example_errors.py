@@ -289,6 +289,28 @@ def test_options_that_do_nothing(fails, nothing_is_loaded, script, arguments, wo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("sample.py", ["P"], "give --output-dir for files, or start it without `accelerate launch`"),
+        ("inpaint.py", ["P"], ""),
+        ("fit_timesteps.py", ["P"], ""),
+        ("export_checkpoint.py", ["C", "--output-dir", "out"], ""),
+        ("export_onnx.py", ["P"], ""),
+        ("push_to_hub.py", ["P", "user/model"], ""),
+        ("reproduce.py", ["--dataset", "digits"], ""),
+    ],
+)
+def test_commands_for_one_process(fails, nothing_is_loaded, script, arguments, words, tmp_path, monkeypatch):
+    """Each process did everything, and wrote the same files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("diffusion_bridge_vq.comparison.Comparison.check_data", lambda *_: pytest.fail("it began"))
+    line = fails(script, *arguments)
+    assert "this is for one process, and 2 were launched: " in line and line.endswith(words or "`accelerate launch`")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_permission(fails, nothing_is_loaded):
     """Nobody writes into /proc, not even root."""
     assert "Nothing can be written to" in fails("sample.py", "PIPELINE", "--output", "/proc/out.png")

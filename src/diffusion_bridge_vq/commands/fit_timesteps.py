@@ -14,6 +14,7 @@ from ..cli import (
     finite_number,
     local_path,
     new_parser,
+    refuse_several_processes,
     whole_number,
 )
 
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     args = parser.parse_args()
+    refuse_several_processes(parser)
 
     import torch  # after `--help`
 

@@ -20,6 +20,7 @@ from ..cli import (
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..cli.conditions import read_conditions
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")
     args = parser.parse_args()
+    refuse_several_processes(parser)
     if args.jump_length is not None and args.jump_n_sample == 1:
         parser.error("--jump-length goes with a --jump-n-sample above 1: without resampling there are no jumps")
     check_output_folder(args.output_dir)

@@ -18,6 +18,7 @@ from ..cli import (
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..comparison import TRAINING_STAGES, Comparison
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--mixed-precision", help="of the training runs: no, fp16 or bf16")
     parser.add_argument("--output-dir", type=local_path, default="outputs/reproduce")
     args = parser.parse_args()
+    refuse_several_processes(parser)
     evaluation = evaluation_settings(args)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # read by every Accelerator

@@ -29,6 +29,7 @@ from ..cli import (
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..cli.conditions import read_conditions
@@ -99,6 +100,7 @@ def main() -> None:
         parser.error("--output and --output-dir exclude each other: the folder has a grid, too")
     args.output = args.output or Path("samples.png")
     if args.output_dir is None:
+        refuse_several_processes(parser, "give --output-dir for files, or start it without `accelerate launch`")
         check_output_image(args.output)
     else:
         check_output_folder(args.output_dir)
