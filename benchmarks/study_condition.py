@@ -43,14 +43,19 @@ def main() -> None:
     parser.add_argument(
         "--num-images",
         type=whole_number(1),
-        default=512,
-        help="the first of the split; as many others are compared with",
+        default=1500,
+        help="the first of the split; as many others are compared with; default: 1500",
     )
     parser.add_argument("--num-inference-steps", type=whole_number(1), default=12)
     parser.add_argument("--guidance-scale", type=finite_number, default=1.0)
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--output", type=local_path, default="condition.png", help="the sheet")
     args = parser.parse_args()
+    if args.num_images <= FEATURES:
+        parser.error(
+            f"--num-images {args.num_images} is too few for a Frechet distance of {FEATURES} features: give more than "
+            f"{FEATURES}"
+        )
     check_output_image(args.output)
     pipe: Any = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline)
     pipe.set_progress_bar_config(disable=True)
@@ -71,8 +76,6 @@ def main() -> None:
     count = args.num_images
     if len(images) < 2 * count:
         raise ValueError(f"{args.split!r} has {len(images)} images: take at most {len(images) // 2} `--num-images`.")
-    if count <= FEATURES:
-        raise ValueError(f"The Frechet distance of {FEATURES} features needs {FEATURES + 1} `--num-images` at least.")
     indices = range(count)
     for start in indices[::BATCH]:
         batch = images.__getitems__(indices[start : start + BATCH]).tensors

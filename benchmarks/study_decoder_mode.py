@@ -10,6 +10,7 @@ Run again, it continues with what the output folder lacks. What was found: docs/
 """
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
 FIRST, WARM_UP, TIMED = 500, 3, 20  # steps; the first of 1,000, where the discriminator has joined
 PRIOR_STEPS, AUTOENCODER_STEPS = 468, 600
+SETTINGS = "settings.json"
 ARMS: dict[str, tuple[type[RunConfig], dict[str, Any]]] = {
     "prior": (PriorConfig, {"cache_latents": True}),
     "decoder": (E2EConfig, {"mode": "decoder", "decoder_noise": 0.5, "joint_fraction": 0.0}),
@@ -63,7 +65,7 @@ def main() -> None:
     missing = [seed for seed in args.seeds if not (args.output_dir / f"prior-{seed}" / "pipeline").is_dir()]
     if "prior" not in arms and missing and any(ARMS[arm][0] is VQConfig for arm in arms):
         raise ValueError("A decoder is trained after the arm prior: add it to --arms.")
-    steps: dict[str, int] = {}
+    study = read_study(args)
     for seed in args.seeds:
         autoencoder = args.output_dir / f"vq-{seed}"
         if not (autoencoder / "vqvae").is_dir():
@@ -75,13 +77,46 @@ def main() -> None:
         for arm in arms:
             folder = args.output_dir / f"{arm}-{seed}"
             start = args.output_dir / f"prior-{seed}" if ARMS[arm][0] is VQConfig else autoencoder
-            if not steps and not (folder / "pipeline").is_dir():
-                steps = equal_steps(args, autoencoder)
-                print(f"steps at equal processor time: {steps}", flush=True)
+            if "steps" not in study:
+                study["steps"] = equal_steps(args, autoencoder)
+                write_study(args, study)
+                print(f"steps at equal processor time: {study['steps']}", flush=True)
             if not (folder / "pipeline").is_dir():
-                save_trained(train(settings(arm, start, folder, seed, steps[arm])) or {}, RunFolder(folder))
+                config = settings(arm, start, folder, seed, study["steps"][arm])
+                save_trained(train(config) or {}, RunFolder(folder))
             evaluate(folder, args)
     print(table(args))
+
+
+def read_study(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    What settings.json has: the settings of the study, and the steps of each arm once they were measured. All starts of
+    it share them, so that its seeds and arms can be compared.
+
+    Raises:
+        ValueError: the folder has a study of other settings, or one whose settings weren't written.
+    """
+    names = ("num_images", "extractor", "prior_steps", "autoencoder_steps")
+    asked = {name: getattr(args, name) for name in names}
+    path = args.output_dir / SETTINGS
+    if path.is_file():
+        study = json.loads(path.read_text(encoding="utf-8"))
+        if study["settings"] != asked:
+            raise ValueError(f"{path} has {study['settings']}, not {asked}: give another --output-dir.")
+        return study
+    if runs := sorted(folder.name for folder in args.output_dir.glob("*-[0-9]*") if folder.is_dir()):
+        raise ValueError(
+            f"{args.output_dir} has {', '.join(runs[:3])}, but no {SETTINGS} that says of what settings: give another "
+            "--output-dir."
+        )
+    study = {"settings": asked}
+    write_study(args, study)
+    return study
+
+
+def write_study(args: argparse.Namespace, study: dict[str, Any]) -> None:
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    (args.output_dir / SETTINGS).write_text(json.dumps(study, indent=1) + "\n", encoding="utf-8")
 
 
 def settings(arm: str, start: Path, folder: Path, seed: int, steps: int) -> RunConfig:
@@ -92,8 +127,8 @@ def settings(arm: str, start: Path, folder: Path, seed: int, steps: int) -> RunC
 
 
 def equal_steps(args: argparse.Namespace, autoencoder: Path) -> dict[str, int]:
-    """Steps of each arm that take the processor time of `--prior-steps` of the prior alone."""
-    timed = {arm: settings(arm, autoencoder, args.output_dir / "timed", 0, 1000) for arm in ("prior", *args.arms)}
+    """Steps of all arms that take the processor time of `--prior-steps` of the prior alone."""
+    timed = {arm: settings(arm, autoencoder, args.output_dir / "timed", 0, 1000) for arm in ARMS}
     seconds = {arm: seconds_per_step(config) for arm, config in timed.items()}
     steps = {arm: max(1, round(args.prior_steps * seconds["prior"] / own)) for arm, own in seconds.items()}
     return steps | {"prior-twice": 2 * args.prior_steps}

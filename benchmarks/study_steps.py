@@ -19,7 +19,14 @@ from typing import Any
 import torch
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
-from diffusion_bridge_vq.cli import check_output_folder, check_output_image, errors_as_lines, local_path, whole_number
+from diffusion_bridge_vq.cli import (
+    check_output_folder,
+    check_output_image,
+    default_device,
+    errors_as_lines,
+    local_path,
+    whole_number,
+)
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
 from diffusion_bridge_vq.evaluation import (
@@ -75,7 +82,7 @@ def study(args: argparse.Namespace) -> tuple[Path, dict[str, str]]:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
     done = {tuple(r.get(key) for key in KEYS) for r in (read_results(path) if path.is_file() else [])}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device(float64=True).type
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.pipeline).to(device)
     pipe.set_progress_bar_config(disable=True)
     measure = SampleMeasure(pipe, args)

@@ -7,10 +7,8 @@ Needs the extra `demo`. docs/how-to/page.md has its API, examples/space/README.m
 import os
 from pathlib import Path
 
-import torch
-
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
-from diffusion_bridge_vq.cli import errors_as_lines, new_parser
+from diffusion_bridge_vq.cli import default_device, errors_as_lines, new_parser
 from diffusion_bridge_vq.page import Demo
 
 DEMO = "checkpoints/digits"
@@ -27,7 +25,7 @@ def main() -> None:
     from diffusion_bridge_vq.page.server import launch  # needs gradio, which says so
 
     pipe = DiffusionBridgeVQPipeline.from_pretrained(model)
-    launch(Demo(pipe.to("cuda" if torch.cuda.is_available() else "cpu")))
+    launch(Demo(pipe.to(default_device())))
 
 
 if __name__ == "__main__":

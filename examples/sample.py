@@ -1,4 +1,4 @@
-"""Draw images from a saved pipeline and write them as one grid."""
+"""Draw images from a saved pipeline: as one grid, or with --output-dir as image files, each process its share."""
 
 from diffusion_bridge_vq.commands.sample import main
 

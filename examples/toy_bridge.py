@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffusion_bridge_vq.cli import check_output_folder, errors_as_lines, local_path, new_parser, whole_number
-from diffusion_bridge_vq.toy.experiment import run_toy
+from diffusion_bridge_vq.sampling.chain import MAX_REPETITIONS
+from diffusion_bridge_vq.toy.experiment import FEWEST_SAMPLES, run_toy
 from diffusion_bridge_vq.toy.figures import plot_toy
 
 
@@ -27,10 +28,13 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--network", choices=("residual", "paper"), default="residual", help="see ToyConfig")
     parser.add_argument("--max-train-steps", type=whole_number(1), help="instead of the network's own number")
-    parser.add_argument("--num-samples", type=whole_number(3), default=1000, help="behind every share")
+    parser.add_argument("--num-samples", type=whole_number(FEWEST_SAMPLES), default=1000, help="behind every share")
     parser.add_argument("--fix", type=position, nargs="+", default=[(1, 0), (5, 4)], metavar="S=Q", help="q_s to fix")
     parser.add_argument(
-        "--jump-n-sample", type=whole_number(1), default=10, help="resampling when inpainting; 1 for none"
+        "--jump-n-sample",
+        type=whole_number(1, MAX_REPETITIONS),
+        default=10,
+        help="resampling when inpainting; 1 for none",
     )
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--output-dir", type=local_path, default="outputs/toy")

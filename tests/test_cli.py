@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from diffusers.optimization import SchedulerType
 
 from diffusion_bridge_vq.__main__ import _VERBS, main
-from diffusion_bridge_vq.cli import errors_as_lines, parse_config, parse_run
+from diffusion_bridge_vq.cli import default_device, errors_as_lines, parse_config, parse_run
 from diffusion_bridge_vq.cli.training import describe_options
 from diffusion_bridge_vq.training import E2EConfig, PixelCNNConfig, PriorConfig, VQConfig
 from diffusion_bridge_vq.training.config import _LR_SCHEDULES
@@ -138,9 +139,47 @@ def test_errors_become_lines(error, capsys, monkeypatch):
     assert capsys.readouterr().err == "sample.py: error: why\n"
 
 
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError), errors_as_lines():
-        raise ZeroDivisionError
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA: Tried to allocate 20.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB)"),
+    ],
+)
+def test_too_little_memory_is_a_line(error, capsys):
+    with pytest.raises(SystemExit, match="2"), errors_as_lines():
+        raise error
+    assert capsys.readouterr().err.endswith(
+        "isn't enough memory for this: take fewer images at once, or smaller ones.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ZeroDivisionError(),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("out of shared memory"),
+        RuntimeError("Expected a tensor in channels-last memory format"),
+    ],
+)
+def test_other_errors_keep_their_traceback(error):
+    with pytest.raises(type(error)), errors_as_lines():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("there", "usual", "with_float64"),
+    [(None, "cpu", "cpu"), ("cuda", "cuda", "cuda"), ("xpu", "xpu", "xpu"), ("mps", "mps", "cpu")],
+)
+def test_the_default_device_is_the_accelerator(there, usual, with_float64, monkeypatch):
+    """Some commands took any, as training does, and others CUDA alone."""
+    found = None if there is None else torch.device(there)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    assert [default_device().type, default_device(float64=True).type] == [usual, with_float64]
 
 
 def test_help_shows_the_values_of_the_preset_in_groups(capsys):
@@ -281,6 +320,14 @@ def test_every_verb_is_a_command_and_a_script():
     commands = {path.stem for path in (ROOT / "src/diffusion_bridge_vq/commands").glob("[a-z]*.py")}
     assert {verb.replace("-", "_") for verb in _VERBS} == commands
     assert commands <= {path.stem for path in (ROOT / "examples").glob("*.py")}
+
+
+@pytest.mark.parametrize("verb", _VERBS)
+def test_help_shows_each_default_once(verb, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["dbvq", verb, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert not re.search(r"default: [^()]*\(default: ", " ".join(capsys.readouterr().out.split()))
 
 
 def test_a_verb_reads_the_rest_of_the_command_line(capsys, monkeypatch):

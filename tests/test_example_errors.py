@@ -142,6 +142,39 @@ def test_sample_refuses(fails, pipeline, options, words, tmp_path):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--num-inference-steps", 30], "`num_inference_steps` must be a whole number in 1..20, got 30"),
+        (["--guidance-scale", 2], "`guidance_scale` needs `class_labels` in 0..1"),
+        (["--class-labels", "shop"], "There is no class 'shop'; the classes are ship, horse"),
+    ],
+)
+def test_sample_refuses_before_the_folder_is_made(fails, pipeline, options, words, tmp_path):
+    assert words in fails("sample.py", pipeline, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A saved pipeline without classes."""
+    folder = tmp_path_factory.mktemp("plain")
+    make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "words"),
+    [
+        ("sample.py", ["--guidance-scale", 2], "This model has no classes: leave out `guidance_scale`."),
+        ("draw_trajectories.py", ["--class-dropout", 0.1], "has no classes: leave out --class-dropout."),
+    ],
+)
+def test_a_model_without_classes(fails, plain, script, options, words, tmp_path):
+    assert words in fails(script, plain, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_sample_without_a_pipeline(fails, tmp_path):
     assert "none" in fails("sample.py", tmp_path / "none")
 
@@ -234,6 +267,50 @@ def test_a_folder_that_cannot_be_written(fails, nothing_is_loaded, script, argum
     assert "file is a file" in fails(script, *option, f"{tmp_path / output}{name}")
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        (
+            "sample.py",
+            ["P", "--output", "o.png", "--output-dir", "out"],
+            "--output and --output-dir exclude each other",
+        ),
+        ("inpaint.py", ["P", "--jump-n-sample", 1, "--jump-length", 10], "--jump-length goes with a --jump-n-sample"),
+        ("encode_dataset.py", ["--what", "codes", "--precision", "float16"], "--precision goes with latents"),
+        ("encode_dataset.py", ["--dataset-name", "photos"], "--dataset-name goes with --push-to-hub"),
+        ("export_checkpoint.py", ["C", "--init-from", "a", "--vqvae-from", "b"], "--vqvae-from exclude each other"),
+    ],
+)
+def test_options_that_do_nothing(fails, nothing_is_loaded, script, arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    required = {"encode_dataset.py": ["--vqvae-from", "vq", "--dataset", "digits", "--output-dir", "out"]}
+    required["export_checkpoint.py"] = ["--output-dir", "out"]
+    assert words in fails(script, *arguments, *required.get(script, []))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("sample.py", ["P"], "give --output-dir for files, or start it without `accelerate launch`"),
+        ("inpaint.py", ["P"], ""),
+        ("fit_timesteps.py", ["P"], ""),
+        ("export_checkpoint.py", ["C", "--output-dir", "out"], ""),
+        ("export_onnx.py", ["P"], ""),
+        ("push_to_hub.py", ["P", "user/model"], ""),
+        ("reproduce.py", ["--dataset", "digits"], ""),
+    ],
+)
+def test_commands_for_one_process(fails, nothing_is_loaded, script, arguments, words, tmp_path, monkeypatch):
+    """Each process did everything, and wrote the same files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("diffusion_bridge_vq.comparison.Comparison.check_data", lambda *_: pytest.fail("it began"))
+    line = fails(script, *arguments)
+    assert "this is for one process, and 2 were launched: " in line and line.endswith(words or "`accelerate launch`")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_permission(fails, nothing_is_loaded):
     """Nobody writes into /proc, not even root."""
     assert "Nothing can be written to" in fails("sample.py", "PIPELINE", "--output", "/proc/out.png")
@@ -300,6 +377,19 @@ def test_evaluate(fails, tmp_path, monkeypatch):
     assert "none" in fails("evaluate.py", "kl", "--model", f"bridge={tmp_path / 'none'}", *output)
     two = ["--model", f"bridge={tmp_path / 'one'}", "--model", f"bridge={tmp_path / 'two'}"]
     assert "each needs a name of its own, got bridge, bridge" in fails("evaluate.py", "kl", *two, *output)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--jump-n-sample", 1001], "argument --jump-n-sample: must be at most 1000, got 1001"),
+        (["--num-samples", 2], "argument --num-samples: must be at least 3, got 2"),
+        (["--fix", "1=0", "2=4"], "No walk has {1: 0, 2: 4}"),
+    ],
+)
+def test_the_toy_refuses_before_it_trains(fails, options, words, tmp_path):
+    assert words in fails("toy_bridge.py", "--max-train-steps", 1, "--output-dir", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "prior", "pixelcnn", "e2e"])

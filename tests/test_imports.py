@@ -16,6 +16,7 @@ LEVELS = {
     "pretrained": 1,
     "run_folder": 0,
     "choices": 0,
+    "clock": 0,
     "home_folder": 0,
     "sampling": 1,
     "losses": 1,

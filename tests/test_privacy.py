@@ -85,6 +85,7 @@ def test_redact(given, expected):
     ("command", "expected"),
     [
         ("evaluate.py kl --model it=/x/anna/pipeline --seed 3", "python evaluate.py kl --model it=MODEL --seed 3"),
+        ("evaluate.py fid kl --model it=/x/anna", "python evaluate.py fid kl --model it=MODEL"),
         ("python examples/evaluate.py all --dataset=anna", "python examples/evaluate.py all --dataset=DATASET"),
         ("evaluate.py fid --dataset user/faces", "python evaluate.py fid --dataset user/faces"),
         ("evaluate.py fid --dataset 'hf://a/b?token=hf_abcdefgh'", "python evaluate.py fid --dataset DATASET"),

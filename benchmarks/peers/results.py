@@ -24,6 +24,7 @@ from .training import train_row, tuned_learning_rate
 _SHEET_IMAGES = 64
 # What weights depend on.
 _OF_TRAINING = ("data", "images", "seed", "seconds", "tune_fraction", "autoencoder_fraction", "max_steps")
+_OF_SEARCH = ("features", "search_images")  # what samples depend on besides weights and number
 
 
 class RowFolder:
@@ -98,6 +99,8 @@ def run_row(folder: RowFolder, data: Any, figures: Figures, tune_fraction: float
         print(f"{folder.name}: done before, {folder.path}", flush=True)
         return
     trained = folder.read(folder.training, _OF_TRAINING)
+    if folder.samples.is_file():
+        _check_search(folder)
     if trained is None:
         if folder.path.is_dir():
             print(f"{folder.name}: was interrupted while it was trained; it is trained anew.", flush=True)
@@ -110,7 +113,7 @@ def run_row(folder: RowFolder, data: Any, figures: Figures, tune_fraction: float
         options, tried = search_options(row, figures, seed, folder.settings["search_images"])
         images, labels = draw(row, folder.settings["num_images"], seed, **options)
         _save_samples(folder, images, labels, {"options": options, "tried": tried})
-    images, labels, drawn = _read_samples(folder)
+    images, labels, drawn, _ = _read_samples(folder)
     if len(images) != folder.settings["num_images"]:
         wanted = folder.settings["num_images"]
         raise ValueError(f"{folder.samples} has {len(images)} samples, not {wanted}: remove it to draw them again.")
@@ -162,16 +165,33 @@ def _load(folder: RowFolder, row: Row) -> None:
 
 def _save_samples(folder: RowFolder, images: torch.Tensor, labels: torch.Tensor, facts: dict[str, Any]) -> None:
     temporary = folder.samples.with_suffix(".partial")
-    save_file({"images": images.contiguous(), "labels": labels}, temporary, {"facts": json.dumps(facts)})
+    search = {key: folder.settings[key] for key in _OF_SEARCH}
+    metadata = {"facts": json.dumps(facts), "search": json.dumps(search)}
+    save_file({"images": images.contiguous(), "labels": labels}, temporary, metadata)
     os.replace(temporary, folder.samples)
 
 
-def _read_samples(folder: RowFolder) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+def _check_search(folder: RowFolder) -> None:
+    """
+    Raises:
+        ValueError: the samples are of a search with other settings. Files that don't say of which are taken.
+    """
+    *_, search = _read_samples(folder)
+    for key, had in search.items():
+        if had != (value := folder.settings[key]):
+            raise ValueError(
+                f"{folder.samples} has {key} {had}, not {value}: give the same again, or remove it to draw it again."
+            )
+
+
+def _read_samples(folder: RowFolder) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any], dict[str, Any]]:
+    """Images, classes, facts, and the settings of their search, which older files don't have."""
     try:
         tensors = load_file(folder.samples)
         with safe_open(folder.samples, "pt") as opened:
-            facts = json.loads(opened.metadata()["facts"])
-        return tensors["images"], tensors["labels"], facts
+            metadata = opened.metadata()
+        facts, search = json.loads(metadata["facts"]), json.loads(metadata.get("search", "{}"))
+        return tensors["images"], tensors["labels"], facts, search
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder.samples} is damaged: remove it, and it is drawn again.") from error
 

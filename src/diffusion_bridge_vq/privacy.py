@@ -107,11 +107,11 @@ def public_command(command: str) -> str:
         return ""
     measures = words[-1] in ("evaluate", "evaluate.py", "examples/evaluate.py")
     flag = ""
-    for number, token in enumerate(arguments):
+    for token in arguments:
         if token.startswith("--"):
             flag, _, value = token.partition("=")
             words.append(f"{flag}={_public_value(flag, value)}" if value else flag)
-        elif number == 0 and re.fullmatch(r"[a-z_]+", token) and measures:
+        elif not flag and re.fullmatch(r"[a-z_]+", token) and measures:
             words.append(token)  # one of its metrics
         else:
             words.append(_public_value(flag, token))

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 
-from benchmarks.peers import measure, rows
+from benchmarks.peers import measure, results, rows
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.data import Split
 from benchmarks.peers.report import write_report
@@ -123,6 +123,36 @@ def test_other_settings_are_refused(output, capsys):
     main([*QUICK, "--rows", "system", "--autoencoder-fraction", usual, "--output-dir", str(output)])
     main([*QUICK, "--rows", "gpt", "stable", "--autoencoder-fraction", "0.5", "--output-dir", str(output)])
     assert capsys.readouterr().out.count("done before") == 3
+
+
+SAMPLES = {"data": "digits", "seed": 0, "images": "x", "seconds": 60, "tune_fraction": 0, "autoencoder_fraction": None}
+SAMPLES |= {"max_steps": 2, "num_images": 60, "features": "latents", "search_images": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("search_images", 51, "samples.safetensors has search_images 0, not 51: give the same again, or remove it"),
+        ("features", "efficientnet-lite0", "samples.safetensors has features latents, not efficientnet-lite0"),
+        ("features", "latents", "it goes on"),
+    ],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_samples_of_another_search_are_refused(tmp_path, monkeypatch, key, value, message, old):
+    """They were measured as if they were of the new one. Older files don't say of which they are."""
+    before, after = (RowFolder(tmp_path, "gpt", settings) for settings in (SAMPLES, SAMPLES | {key: value}))
+    before.path.mkdir(parents=True)
+    before.write(before.training, {"learning_rate": 0.1})
+    results._save_samples(before, torch.zeros(60, 1, 2, 2, dtype=torch.uint8), torch.zeros(60), {})
+    if old:
+        save_file(load_file(before.samples), before.samples, {"facts": "{}"})
+
+    def goes_on(name):
+        raise ValueError("it goes on")
+
+    monkeypatch.setattr(results, "row_class", goes_on)
+    with pytest.raises(ValueError, match="it goes on" if old else message):
+        results.run_row(after, SimpleNamespace(setting=None), None, 0, None)
 
 
 def test_damaged_files_are_named(output, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_bridge_vq.evaluation import seconds_per_sample, timing
+from diffusion_bridge_vq.evaluation import seconds_per_sample
 
 
 @pytest.fixture
@@ -12,7 +12,7 @@ def clock(monkeypatch):
     class Clock:
         seconds = 100.0
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: Clock.seconds)
+    monkeypatch.setattr("diffusion_bridge_vq.clock.time.perf_counter", lambda: Clock.seconds)
     return Clock
 
 
@@ -37,12 +37,13 @@ def test_one_repeat(clock):
     assert seconds_per_sample(draw, batch_size=3, repeats=1, warmup=0)[:3] == pytest.approx((2.0, 2.0, 2.0))
 
 
-def test_cuda_has_finished_whenever_the_clock_is_read(monkeypatch):
+@pytest.mark.parametrize("device", ["cuda:1", "xpu:0", "mps:0"])
+def test_a_device_has_finished_whenever_the_clock_is_read(device, monkeypatch):
     events = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(f"synchronize {device}"))
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: events.append("clock") or 0.0)
-    seconds_per_sample(lambda: events.append("draw"), repeats=2, warmup=1, device="cuda:1")
-    read = ["synchronize cuda:1", "clock"]
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: events.append(f"synchronize {device}"))
+    monkeypatch.setattr("diffusion_bridge_vq.clock.time.perf_counter", lambda: events.append("clock") or 0.0)
+    seconds_per_sample(lambda: events.append("draw"), repeats=2, warmup=1, device=device)
+    read = [f"synchronize {device}", "clock"]
     assert events == ["draw", *2 * [*read, "draw", *read]]
     events.clear()
     seconds_per_sample(lambda: events.append("draw"), repeats=1, warmup=0)

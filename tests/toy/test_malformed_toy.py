@@ -1,9 +1,13 @@
 """Functions of the toy, with each argument replaced by values that make no sense."""
 
+import re
+
 import pytest
 import torch
 from hostile_arguments import check_arguments
 
+from diffusion_bridge_vq.sampling.chain import MAX_REPETITIONS
+from diffusion_bridge_vq.toy import experiment
 from diffusion_bridge_vq.toy.analysis import forward_path, total_variation, toy_codes, valid_share
 from diffusion_bridge_vq.toy.networks import MixtureDenoiser, SequenceVQModel
 from diffusion_bridge_vq.toy.training import ToyConfig, toy_scheduler, train_toy
@@ -39,6 +43,24 @@ def test_arguments_that_make_no_sense(name):
     check_arguments(*CALLS[name])
 
 
-def test_codes_that_no_walk_has():
-    with pytest.raises(ValueError, match=r"No walk has \{1: 0, 2: 4\}"):
-        total_variation(torch.zeros(1, 5, dtype=torch.long), {1: 0, 2: 4})
+@pytest.mark.parametrize("fixed", [{1: 0, 2: 4}, {1: 0, 5: 1}, {2: 0, 4: 4}])
+def test_codes_that_no_walk_has(fixed):
+    """Impossible at once; of another parity after four steps; too far after two."""
+    with pytest.raises(ValueError, match=f"No walk has {re.escape(str(fixed))}"):
+        total_variation(torch.zeros(1, 5, dtype=torch.long), fixed)
+    with pytest.raises(ValueError, match="No walk has"):
+        fix_toy_positions(fixed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fixed": {1: 0, 2: 4}}, "No walk has"),
+        ({"jump_n_sample": MAX_REPETITIONS + 1}, "`jump_n_sample` must be at most 1000, got 1001"),
+        ({"num_samples": 2}, "`num_samples` must be at least 3, got 2"),
+    ],
+)
+def test_the_experiment_refuses_before_it_trains(options, message, monkeypatch):
+    monkeypatch.setattr(experiment, "train_toy", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(ValueError, match=message):
+        experiment.run_toy(**{"fixed": {1: 0}} | options)

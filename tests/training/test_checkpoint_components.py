@@ -94,6 +94,13 @@ def test_an_autoencoder_of_the_hub(prior_run, autoencoder, tmp_path, monkeypatch
     assert set(asked) == {"user/model"}
 
 
+def test_a_run_that_started_from_nothing(autoencoder, tmp_path):
+    """The folder was ignored."""
+    train(config(VQConfig, tmp_path, max_train_steps=1))
+    with pytest.raises(ValueError, match=f"started from no other folder: leave out {autoencoder}"):
+        load_components(tmp_path, start=autoencoder)
+
+
 def test_what_is_no_checkpoint(prior_run, tmp_path):
     with pytest.raises(ValueError, match="There is no folder"):
         load_components(tmp_path / "none")

@@ -24,7 +24,7 @@ def costs(monkeypatch):
 
         monkeypatch.setattr(cls, "forward", charged)
 
-    monkeypatch.setattr(time_budget, "_now", lambda device: clock[0])
+    monkeypatch.setattr(time_budget, "synchronized_time", lambda device: clock[0])
     charge(VQObjective, lambda objective: 0.5)
     charge(E2EObjective, lambda objective: 1.0 if objective.frozen else 4.0)
     return seen

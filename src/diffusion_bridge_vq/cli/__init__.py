@@ -1,5 +1,6 @@
 """Command lines: the flags that scripts share, errors as one line, and outputs checked before the work."""
 
+from .devices import default_device, refuse_several_processes
 from .evaluation import add_evaluation_arguments, evaluation_settings
 from .next_steps import PICTURE, REPOSITORY, after_pipeline, command_line, print_next
 from .outputs import check_grid, check_output_folder, check_output_image
@@ -25,6 +26,7 @@ __all__ = [
     "check_output_image",
     "class_label",
     "command_line",
+    "default_device",
     "errors_as_lines",
     "evaluation_settings",
     "exit_on_sigterm",
@@ -34,6 +36,7 @@ __all__ = [
     "parse_config",
     "parse_run",
     "print_next",
+    "refuse_several_processes",
     "train_command",
     "whole_number",
 ]

@@ -15,6 +15,9 @@ from PIL import Image
 
 from ..home_folder import expand_home
 
+# What torch says in errors of no class of their own: on CPUs, and on devices (CUDA outside of its allocator, MPS).
+_WITHOUT_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
@@ -27,9 +30,17 @@ def errors_as_lines() -> Iterator[None]:
     except (ValueError, OSError, ImportError, Image.DecompressionBombError) as error:
         _end(str(error), error)
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not _memory_ran_out(error):
             raise
         _end("There isn't enough memory for this: take fewer images at once, or smaller ones.", error)
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    """Not so of other errors that name memory, such as "an illegal memory access" or "out of shared memory"."""
+    torch = sys.modules.get("torch")  # which `--help` doesn't import
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in _WITHOUT_MEMORY)
 
 
 def _end(message: str, error: Exception) -> NoReturn:

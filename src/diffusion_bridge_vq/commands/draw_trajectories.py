@@ -11,6 +11,7 @@ from datetime import timedelta
 from ..cli import (
     check_output_folder,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
@@ -31,7 +32,9 @@ def main() -> None:
         "--guidance-scale", type=finite_number, help="of a teacher with classes; none: the pipeline's own, or 1"
     )
     parser.add_argument(
-        "--class-dropout", type=finite_number, default=0.1, help="fraction of the trajectories without a class"
+        "--class-dropout",
+        type=finite_number,
+        help="of a teacher with classes: fraction of the trajectories without one; none: 0.1",
     )
     parser.add_argument("--dataset", help="of a teacher of words: data set whose labels are drawn, as for training")
     parser.add_argument("--image-column", help="its column with the images, if there are several")
@@ -43,8 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     check_output_folder(args.output_dir)
 
-    import torch  # after `--help`
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, InitProcessGroupKwargs  # after `--help`
 
     from ..data import load_images
     from ..models.conditions import split_words
@@ -54,11 +56,13 @@ def main() -> None:
 
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=default_device().type == "cpu",
         mixed_precision=args.mixed_precision,
         kwargs_handlers=[patient],
     )
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
+    if args.class_dropout is not None and pipe.unet.config.num_class_embeds is None:
+        raise ValueError(f"{args.teacher} has no classes: leave out --class-dropout.")
     words = bool(pipe.config.get("label_words"))
     if words and args.dataset is None:
         raise ValueError(
@@ -98,7 +102,7 @@ def main() -> None:
         num_trajectories=args.num_trajectories,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=scale,
-        class_dropout=args.class_dropout,
+        class_dropout=0.1 if args.class_dropout is None else args.class_dropout,
         seed=args.seed,
         precision=args.precision,
         batch_size=args.batch_size,

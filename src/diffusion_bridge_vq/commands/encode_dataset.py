@@ -12,6 +12,7 @@ from ..cli import (
     add_repository_options,
     check_output_folder,
     command_line,
+    default_device,
     errors_as_lines,
     local_path,
     new_parser,
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--label-column", help="column with the classes, if it isn't a ClassLabel")
     parser.add_argument("--resolution", type=whole_number(1), help="side of the images, if not the autoencoder's")
     parser.add_argument("--what", choices=["latents", "codes"], default="latents", help="codes are for PixelCNN only")
-    parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of latents")
+    parser.add_argument("--precision", choices=["float16", "float32"], help="of latents; none: float16")
     parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
     parser.add_argument("--condition", help="write what a model draws from, too: as of train_prior.py")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time, by each process")
@@ -44,6 +45,10 @@ def main() -> None:
     args = parser.parse_args()
     if (args.public or args.license) and not args.push_to_hub:
         parser.error("--public and --license go with --push-to-hub")
+    if args.dataset_name and not args.push_to_hub:
+        parser.error("--dataset-name goes with --push-to-hub: it is written on the card")
+    if args.precision and args.what == "codes":
+        parser.error("--precision goes with latents: codes are whole numbers")
     if args.condition and args.what == "codes":
         parser.error("--condition goes with latents: a PixelCNN draws from no images")
     check_output_folder(args.output_dir)
@@ -53,13 +58,11 @@ def main() -> None:
 
         target = PushOptions(args.push_to_hub, args.public, args.license)  # a wrong name is refused before the work
 
-    import torch  # after `--help`
-
     from ..data import ImageCondition, load_images, stream_images
     from ..training import encode_images, launched_processes, load_autoencoder
     from ..training.presets import PRESETS
 
-    accelerator = launched_processes(cpu=not torch.accelerator.is_available())
+    accelerator = launched_processes(cpu=default_device().type == "cpu")
     vqvae = load_autoencoder(args.vqvae_from)
     options = {
         "split": args.split,
@@ -84,7 +87,7 @@ def main() -> None:
         accelerator=accelerator,
         split=args.split,
         what=args.what,
-        precision=args.precision,
+        precision=args.precision or "float16",
         mirrored=args.mirrored,
         batch_size=args.batch_size,
         condition=condition,

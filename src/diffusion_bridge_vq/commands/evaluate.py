@@ -7,13 +7,12 @@ when it is run again. With `accelerate launch` the processes share images and dr
 import argparse
 from pathlib import Path
 
-import torch
-
 from ..cli import (
     REPOSITORY,
     add_evaluation_arguments,
     check_output_folder,
     command_line,
+    default_device,
     errors_as_lines,
     evaluation_settings,
     exit_on_sigterm,
@@ -62,7 +61,7 @@ def main() -> None:
     check_output_folder(args.output_dir)
     exit_on_sigterm()
     metrics = METRICS if "all" in args.verb else [verb for verb in args.verb if verb != "table"]
-    accelerator = launched_processes(cpu=not torch.cuda.is_available())
+    accelerator = launched_processes(cpu=default_device(float64=True).type == "cpu")
     if metrics:
         evaluate_pipelines(
             dict(args.model),

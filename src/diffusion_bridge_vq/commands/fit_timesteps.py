@@ -7,7 +7,16 @@ The steps end nearest to where 32 steps end from the same noise. The pipeline ta
 steps of "dpmsolver++" and for no spacing.
 """
 
-from ..cli import check_output_folder, errors_as_lines, finite_number, local_path, new_parser, whole_number
+from ..cli import (
+    check_output_folder,
+    default_device,
+    errors_as_lines,
+    finite_number,
+    local_path,
+    new_parser,
+    refuse_several_processes,
+    whole_number,
+)
 
 
 @errors_as_lines()
@@ -15,13 +24,14 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("pipeline", type=local_path, help="folder of a saved bridge, or of the run that trained it")
     parser.add_argument("--steps", type=whole_number(2, 31), nargs="+", default=[4, 6, 8], help="numbers of steps")
-    parser.add_argument("--num-samples", type=whole_number(1), default=64, help="compared; default: 64")
+    parser.add_argument("--num-samples", type=whole_number(1), default=64, help="that are compared")
     parser.add_argument(
         "--guidance-scale", type=finite_number, help="of a model with classes; none: the pipeline's own, or 1"
     )
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
     parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
     args = parser.parse_args()
+    refuse_several_processes(parser)
 
     import torch  # after `--help`
 
@@ -38,7 +48,7 @@ def main() -> None:
         )
     check_output_folder(folder / "scheduler")
     pipe = DiffusionBridgeVQPipeline.from_pretrained(folder)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     unet, scale, labels = pipe.unet, 1.0, None
     refuse_image_condition(unet, "this command doesn't take")
     size = unet.config.sample_size

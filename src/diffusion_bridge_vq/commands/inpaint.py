@@ -14,11 +14,13 @@ from ..cli import (
     check_output_folder,
     class_label,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..cli.conditions import read_conditions
@@ -64,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--num-inference-steps", type=whole_number(1), default=50)
     parser.add_argument(
-        "--jump-length", type=whole_number(1), default=10, help="resampling: steps between two jumps back"
+        "--jump-length", type=whole_number(1), help="resampling: steps between two jumps back; none: 10"
     )
     parser.add_argument(
         "--jump-n-sample",
@@ -81,16 +83,18 @@ def main() -> None:
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
     parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")
     args = parser.parse_args()
+    refuse_several_processes(parser)
+    if args.jump_length is not None and args.jump_n_sample == 1:
+        parser.error("--jump-length goes with a --jump-n-sample above 1: without resampling there are no jumps")
     check_output_folder(args.output_dir)
 
     pipe: Any = DiffusionBridgeVQInpaintPipeline.from_pretrained(args.pipeline)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     mask = read_mask(pipe, args.mask)
     given = read_conditions(pipe, args.condition) if args.condition else None
     images, own, chosen = read_images(pipe, args)
-    steps = torch.linspace(0, args.num_inference_steps - 1, args.chain_steps).long().tolist()
-    chain = DenoisingChain(steps, output_type="pt") if steps else None
+    chain = DenoisingChain(args.chain_steps, output_type="pt") if args.chain_steps else None
     options = {"num_inference_steps": args.num_inference_steps, "output_type": "pt"}
     options["condition"] = own if given is None else given
     completions = pipe(
@@ -98,7 +102,7 @@ def main() -> None:
         mask,
         num_completions=args.num_completions,
         generator=torch.Generator(pipe.device).manual_seed(args.seed),
-        jump_length=args.jump_length,
+        jump_length=args.jump_length or 10,
         jump_n_sample=args.jump_n_sample,
         composite_strength=args.composite_strength,
         class_labels=args.class_labels,
@@ -107,7 +111,7 @@ def main() -> None:
         **options,
     ).images.cpu()
     nothing = torch.zeros(images.shape[-2:])
-    reconstructions = pipe(images, nothing, **options | {"num_inference_steps": 1}).images.cpu()
+    reconstructions = pipe(images, nothing, **options | {"num_inference_steps": 2}).images.cpu()
     hidden = pipe.read_mask(mask, args.num_images)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -122,6 +126,7 @@ def main() -> None:
         first = torch.stack(chain.images)[:, :: args.num_completions].cpu().contiguous()
         save_file({"chain": first}, args.output_dir / "chain.safetensors")
         sheets.append(chain_sheet(args.output_dir))
+    steps = [] if chain is None else chain.image_steps
     record = {"command": " ".join(sys.argv), "images": chosen, "chain_steps": steps}
     (args.output_dir / "inpainting.json").write_text(json.dumps(record, indent=1))
     print(f"{len(completions)} completions, seed {args.seed}: {', '.join(str(sheet) for sheet in sheets)}")

@@ -1,6 +1,15 @@
 """Upload a run (weights, card, grids, settings, evaluation) to the Hub, in one commit. Needs `hf auth login`."""
 
-from ..cli import PICTURE, add_repository_options, command_line, errors_as_lines, local_path, new_parser, print_next
+from ..cli import (
+    PICTURE,
+    add_repository_options,
+    command_line,
+    errors_as_lines,
+    local_path,
+    new_parser,
+    print_next,
+    refuse_several_processes,
+)
 from ..hub import push_run
 from ..run_folder import RunFolder
 
@@ -14,6 +23,7 @@ def main() -> None:
     parser.add_argument("--evaluated-as", help="the model's name in evaluation/results.json, if that has several")
     parser.add_argument("--dataset-name", help="of the training data; without it only one of the Hub is named")
     args = parser.parse_args()
+    refuse_several_processes(parser)
     address = push_run(
         args.folder,
         args.repo_id,

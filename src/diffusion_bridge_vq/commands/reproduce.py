@@ -6,12 +6,11 @@ continues with the same command: repeat `timeout 500 python examples/reproduce.p
 
 import os
 
-import torch
-
 from ..cli import (
     add_evaluation_arguments,
     after_pipeline,
     check_output_folder,
+    default_device,
     errors_as_lines,
     evaluation_settings,
     exit_on_sigterm,
@@ -19,6 +18,7 @@ from ..cli import (
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..comparison import TRAINING_STAGES, Comparison
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--mixed-precision", help="of the training runs: no, fp16 or bf16")
     parser.add_argument("--output-dir", type=local_path, default="outputs/reproduce")
     args = parser.parse_args()
+    refuse_several_processes(parser)
     evaluation = evaluation_settings(args)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # read by every Accelerator
@@ -58,7 +59,7 @@ def main() -> None:
     comparison.check_data(training, args.test_split if "evaluate" in args.stage else None)
     for stage in args.stage:
         if stage == "evaluate":
-            device = "cuda" if args.device == "auto" and torch.cuda.is_available() else "cpu"
+            device = "cpu" if args.device == "cpu" else default_device(float64=True)
             written = comparison.evaluate(args.metrics, device, **evaluation)
             print(f"Written: {', '.join(map(str, written))}")
             print_next(*after_pipeline(comparison.run("bridge").pipeline, comparison.run("bridge").path))

@@ -23,11 +23,13 @@ from ..cli import (
     check_output_image,
     class_label,
     command_line,
+    default_device,
     errors_as_lines,
     finite_number,
     local_path,
     new_parser,
     print_next,
+    refuse_several_processes,
     whole_number,
 )
 from ..cli.conditions import read_conditions
@@ -36,7 +38,8 @@ from ..grids import image_grid
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
-from ..sampling import default_solver
+from ..sampling import Solver, default_solver
+from ..sampling.steppers import make_stepper
 from ..schedulers.few_steps import is_student
 from ..training import launched_processes
 
@@ -79,7 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--chain-steps", type=whole_number(0, 1000), default=0, help="columns of chain.png (Figure 9); 0 for none"
     )
-    parser.add_argument("--output", type=local_path, default="samples.png", help="the grid, without --output-dir")
+    parser.add_argument("--output", type=local_path, help="the grid, without --output-dir; none: samples.png")
     parser.add_argument(
         "--output-dir",
         type=local_path,
@@ -93,7 +96,11 @@ def main() -> None:
         parser.error("--npz goes with --output-dir")
     if args.output_dir is not None and args.chain_steps:
         parser.error("--chain-steps goes without --output-dir")
+    if args.output_dir is not None and args.output is not None:
+        parser.error("--output and --output-dir exclude each other: the folder has a grid, too")
+    args.output = args.output or Path("samples.png")
     if args.output_dir is None:
+        refuse_several_processes(parser, "give --output-dir for files, or start it without `accelerate launch`")
         check_output_image(args.output)
     else:
         check_output_folder(args.output_dir)
@@ -108,7 +115,7 @@ def main() -> None:
         return
     width = pipe.vqvae.config.sample_size
     check_grid(args.output, args.num_images, width * max(1, args.tile_size // width) + 4)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.to(default_device())
     pipe.set_progress_bar_config(disable=None)  # on a terminal only
     images, chain = draw(pipe, args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -124,11 +131,6 @@ def main() -> None:
 def write_files(pipe: Any, args: argparse.Namespace) -> None:
     """All images as files, on all processes."""
     conditions = read_conditions(pipe, args.condition)
-    accelerator = launched_processes(cpu=not torch.cuda.is_available())
-    pipe.to(accelerator.device)
-    pipe.set_progress_bar_config(disable=True)
-    if args.compile:
-        pipe.compile(args.batch_size)
     labels, guidance = args.class_labels, args.guidance_scale
     if labels is not None and not pipe.config.get("label_words"):
         given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
@@ -138,6 +140,13 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
             guidance = pipe.config.get("default_guidance_scale", 1.0)
     if guidance is None and conditions:
         guidance = pipe.config.get("default_guidance_scale", 1.0)
+    solver = args.solver or default_solver(pipe.scheduler)
+    check_call(pipe, labels, guidance, number_of_steps(pipe, args), solver)
+    accelerator = launched_processes(cpu=default_device().type == "cpu")
+    pipe.to(accelerator.device)
+    pipe.set_progress_bar_config(disable=True)
+    if args.compile:
+        pipe.compile(args.batch_size)
     written = draw_into_folder(
         pipe,
         args.output_dir,
@@ -150,7 +159,7 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
         npz=args.npz,
         tile_size=args.tile_size,
         num_inference_steps=number_of_steps(pipe, args),
-        solver=args.solver or default_solver(pipe.scheduler),
+        solver=solver,
         guidance_scale=guidance,
     )
     names = ", ".join(map(str, [args.output_dir / "images", *written]))
@@ -158,6 +167,21 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print_next(*next_steps(pipe, args))
     accelerator.end_training()
+
+
+def check_call(
+    pipe: Any, labels: list[int | str] | None, guidance: float | None, steps: int, solver: Solver | None
+) -> None:
+    """
+    Before a file is made: does the pipeline take these arguments?
+
+    Raises:
+        ValueError: as the pipeline's call.
+    """
+    images = len(labels or (0,))
+    classes, _ = pipe._read_classes(labels, guidance, images)
+    noise = torch.zeros(images, pipe.unet.config.out_channels, *pipe._latent_size(), device=pipe.device)
+    make_stepper(pipe.unet, pipe.scheduler, noise, steps, class_labels=classes, solver=solver)
 
 
 def number_of_steps(pipe: Any, args: argparse.Namespace) -> int:
@@ -180,9 +204,7 @@ def next_steps(pipe: Any, args: argparse.Namespace) -> list[tuple[str, str]]:
 def draw(pipe: Any, args: argparse.Namespace) -> tuple[list[Image.Image], DenoisingChain | None]:
     """The images, and the chain of the first batch."""
     steps = number_of_steps(pipe, args)
-    chain = None
-    if args.chain_steps:
-        chain = DenoisingChain(torch.linspace(0, steps - 1, args.chain_steps).long().tolist(), output_type="pt")
+    chain = DenoisingChain(args.chain_steps, output_type="pt") if args.chain_steps else None
     if args.compile:
         pipe.compile(args.batch_size)
     generator = torch.Generator(pipe.device).manual_seed(args.seed)

@@ -1,11 +1,11 @@
 """How long sampling takes."""
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
+from ..clock import synchronized_time
 from .arguments import as_device, check_count
 
 
@@ -29,7 +29,7 @@ def seconds_per_sample(
     """
     Time a sampler (last column of the paper's Tables 2 and 3, whose batch is 32).
 
-    On CUDA the clock is read only when the device has finished, before and after every batch.
+    The clock is read only when the device has finished, before and after every batch.
 
     Args:
         draw (`Callable`): draws one batch.
@@ -48,18 +48,13 @@ def seconds_per_sample(
         check_count(name, value, lowest)
     device = as_device(device)
 
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     for _ in range(warmup):
         draw()
     seconds = []
     for _ in range(repeats):
-        start = now()
+        start = synchronized_time(device)
         draw()
-        seconds.append(now() - start)
+        seconds.append(synchronized_time(device) - start)
     per_sample = torch.tensor(seconds, dtype=torch.float64) / batch_size
     lower, median, upper = per_sample.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return SecondsPerSample(median, lower, upper, batch_size, repeats)

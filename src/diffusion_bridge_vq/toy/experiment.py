@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 from ..evaluation.arguments import check_count
 from ..losses import Regularization
 from ..sampling import inpaint_latents, sample_latents
+from ..sampling.chain import MAX_REPETITIONS
 from .analysis import forward_path, total_variation, toy_codes, valid_share
 from .networks import MixtureDenoiser
 from .training import ToyConfig, ToyModel, toy_scheduler, train_toy
@@ -23,6 +24,7 @@ from .walks import (
 )
 
 STEPS = 50
+FEWEST_SAMPLES = 3  # completions in the figure
 
 
 class ToyResults(NamedTuple):
@@ -55,15 +57,16 @@ def run_toy(
         fixed (`Mapping[int, int]`): {s: q_s}, the positions that completions are given.
         paper_network (`bool`, *optional*, defaults to `False`): see [`ToyConfig`].
         max_train_steps (`int`, *optional*): instead of the network's own number.
-        num_samples (`int`, *optional*, defaults to 1000): behind every share.
-        jump_n_sample (`int`, *optional*, defaults to 10): resampling when inpainting; 1 for none.
+        num_samples (`int`, *optional*, defaults to 1000): behind every share, at least 3.
+        jump_n_sample (`int`, *optional*, defaults to 10): resampling when inpainting, at most 1000; 1 for none.
         seed (`int`, *optional*, defaults to 0): of everything.
 
     Raises:
-        TypeError, ValueError: positions or codes outside their range, or another kind of number.
+        TypeError, ValueError: numbers, positions or codes outside their range, codes that no walk has together, or
+            another kind of number.
     """
-    check_count("num_samples", num_samples)
-    check_count("jump_n_sample", jump_n_sample)
+    check_count("num_samples", num_samples, FEWEST_SAMPLES)
+    check_count("jump_n_sample", jump_n_sample, highest=MAX_REPETITIONS)
     known, mask = fix_toy_positions(fixed)
     steps = {} if max_train_steps is None else {"max_train_steps": max_train_steps}
     config = (ToyConfig.paper if paper_network else ToyConfig)(**steps)  # type: ignore[arg-type]
@@ -109,7 +112,7 @@ def run_toy(
         )
         sequences = toy_codes(model.vqvae, completions)
         report(name, sequences, total_variation=round(total_variation(sequences, dict(fixed)), 4))
-        tensors.setdefault("completions", completions[:3].clone())
+        tensors.setdefault("completions", completions[:FEWEST_SAMPLES].clone())
     return ToyResults(shares, tensors, table, asdict(config))
 
 

@@ -94,7 +94,8 @@ def fix_toy_positions(codes: Mapping[int, int]) -> tuple[torch.Tensor, torch.Ten
 
     Raises:
         TypeError: not a mapping of whole numbers.
-        ValueError: nothing fixed, more positions than the walk has, or a position or code outside its range.
+        ValueError: nothing fixed, more positions than the walk has, a position or code outside its range, or codes
+            that no walk has together.
     """
     numbers = [*codes, *codes.values()] if isinstance(codes, Mapping) else [None]
     if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
@@ -110,4 +111,6 @@ def fix_toy_positions(codes: Mapping[int, int]) -> tuple[torch.Tensor, torch.Ten
                 f"Positions must lie in 1..{LENGTH} and codes in 0..{NUM_CODES - 1}, got q_{position} = {code}."
             )
         known[0, position - 1], mask[position - 1] = code, False
+    if not (all_toy_sequences()[:, ~mask] == known[:, ~mask]).all(dim=1).any():
+        raise ValueError(f"No walk has {dict(codes)}: each step is +-1 mod {NUM_CODES}; fix codes that some walk has.")
     return F.embedding(known, toy_codebook()).movedim(-1, 1), mask

@@ -29,7 +29,8 @@ def load_components(place: Path, start: Path | None = None) -> tuple[dict[str, A
 
     Raises:
         ValueError: no checkpoint, or a damaged one; no settings of the run, or ones that don't fit the checkpoint; a
-            folder that it started from isn't there; a part that was not trained yet.
+            folder that it started from isn't there, or `start` for a run that started from none; a part that was not
+            trained yet.
     """
     run, checkpoint = _find(place)
     config = _read_config(run, start)
@@ -86,6 +87,8 @@ def _read_config(run: RunFolder, start: Path | None) -> RunConfig:
     cls = classes[kind]
     known = cls.used({name: settings[name] for name in _names(cls) if name in settings})
     known["output_dir"] = run.path
+    if start is not None and known.get("init_from") is None and known.get("vqvae_from") is None:
+        raise ValueError(f"The run in {run.path} started from no other folder: leave out {start}.")
     for name in ("init_from", "vqvae_from"):
         if known.get(name) is None:
             continue

@@ -1,10 +1,9 @@
 """How many steps fit into a time."""
 
-import time
-
 import torch
 from accelerate import Accelerator
 
+from ..clock import synchronized_time
 from .config import RunConfig
 from .objectives import build_objective
 
@@ -44,14 +43,8 @@ def steps_within(config: RunConfig, seconds: float) -> int:
     for number in config.spread_steps():
         objective.set_step(number)
         step()
-        started = _now(device)
+        started = synchronized_time(device)
         for _ in range(_TIMED_STEPS):
             step()
-        spent += _now(device) - started
+        spent += synchronized_time(device) - started
     return max(1, round(seconds * len(config.spread_steps()) * _TIMED_STEPS / spent))
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

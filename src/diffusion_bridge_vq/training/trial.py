@@ -1,11 +1,11 @@
 """A dry run: a few steps in each phase of a run, and what they say of the whole."""
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 
+from ..clock import synchronized_time
 from .data import Batch, model_inputs
 from .monitoring.memory import peak_memory, total_memory
 from .monitoring.quantities import size
@@ -85,11 +85,9 @@ class _Trial:
         return seconds * whole / images * parts, memory, flops * whole / few * parts
 
     def _time(self, batch: Batch, images: int) -> float:
-        started = time.perf_counter()
+        started = synchronized_time(self.device)
         self.trainer.step({name: tensor[:images] for name, tensor in batch.items()}, self.place)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter() - started
+        return synchronized_time(self.device) - started
 
     def _encoded(self, batch: Batch) -> Batch:
         """As the run gets its batches: what it encodes once isn't part of a step."""

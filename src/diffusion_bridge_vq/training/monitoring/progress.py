@@ -4,10 +4,10 @@ import sys
 import time
 from collections.abc import Mapping
 
-import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ...clock import synchronized_time
 from ..config import RunConfig
 from ..objectives import Objective
 from .memory import peak_memory
@@ -57,12 +57,12 @@ class Progress:
         if not self.shown or self.estimated:
             return
         if done == self.first + 1:
-            self.started = self._now()
+            self.started = synchronized_time(self.device)
         steps = done - self.first - 1
         seconds = time.perf_counter() - self.started
         if steps >= _FEWEST_STEPS and (seconds >= _ESTIMATE_SECONDS or steps >= _ESTIMATE_STEPS):
             self.estimated = True
-            self._print_estimate((self._now() - self.started) / steps, done)
+            self._print_estimate((synchronized_time(self.device) - self.started) / steps, done)
 
     def log(self, done: int, losses: Mapping[str, float], last: bool) -> None:
         """The losses of step `done`; a line of text at intervals, and for the last step."""
@@ -91,12 +91,6 @@ class Progress:
         phases = len(phases_within(self.config, self.objective))
         later = " (other phases take other times)" if phases > 1 else ""
         self._print(f"{text}; from steps {self.first + 2} to {done}{later}")
-
-    def _now(self) -> float:
-        """The time when the device has done all that was asked of it."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return time.perf_counter()
 
     def _print(self, text: str) -> None:
         if self.terminal:
