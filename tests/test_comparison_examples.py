@@ -197,6 +197,15 @@ def test_a_run_of_another_seed_is_refused(refused, done_run):
     assert "has seed 0, not 1" in refused("bridge", "--preset", "digits", "--seed", "1")
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [(("--batch-size", "8"), "has batch_size 16, not 8"), (("--budget", "7"), "a budget of 5.0 seconds, not 7.0")],
+)
+def test_a_run_of_another_time_or_batch_size_is_refused(refused, done_run, tmp_path, option, words):
+    (tmp_path / "bridge" / "steps.json").write_text('{"steps": 40, "budget": 5.0}')
+    assert words in refused("bridge", "--preset", "digits", "--batch-size", "16", *option)
+
+
 @pytest.mark.parametrize("content", ["ten", "-1", "1.5", "[]", "1e999", "true"])
 def test_a_number_of_steps_that_is_none(refused, tmp_path, content):
     (tmp_path / "vq").mkdir()
@@ -213,7 +222,7 @@ def test_settings_of_a_run_that_are_none(refused, done_run, tmp_path, content):
 @pytest.fixture
 def done_run(tmp_path) -> None:
     (tmp_path / "bridge" / "pipeline").mkdir(parents=True)
-    settings = {"preset": "digits", "dataset": "digits", "split": "train", "seed": 0}
+    settings = {"preset": "digits", "dataset": "digits", "split": "train", "seed": 0, "batch_size": 16}
     (tmp_path / "bridge" / "config.json").write_text(json.dumps(settings))
 
 

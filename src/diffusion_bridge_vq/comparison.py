@@ -5,7 +5,7 @@ end-to-end from the same autoencoder; evaluation and tables.
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .training.fault_tolerance.checkpoint import list_checkpoints
 from .training.time_budget import steps_within
 
 TRAINING_STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e")
+_OF_PICTURES = ("num_inference_steps",)  # settings that training doesn't depend on
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,21 @@ class Comparison:
             OSError: the disk is full or can't be written.
         """
         run = self.run(stage)
+        own = {name: value for name, value in (self.settings or {}).items() if name not in _OF_PICTURES}
+        asked = {"preset": self.preset, "dataset": self.dataset, "split": self.train_split, "seed": self.seed, **own}
+        steps_file = run.path / "steps.json"
         if run.finished():
-            self._check_same(stage, preset=self.preset, dataset=self.dataset, split=self.train_split, seed=self.seed)
+            self._check_same(stage, **asked)
+            if steps_file.is_file():
+                _read_steps(steps_file, self.budget)
             print(f"{stage}: done before, {run.path}")
             return
         config = self._config(stage, run)
-        steps = _remembered(run.path / "steps.json", lambda: steps_within(config, self.budget))
+        if not steps_file.is_file():
+            _write_steps(steps_file, steps_within(config, self.budget), self.budget)
+        elif list_checkpoints(run.checkpoints):
+            self._check_same(stage, **asked)
+        steps = _read_steps(steps_file, self.budget)
         # A run that is killed without warning loses a quarter of its budget at most.
         config = replace(
             config,
@@ -154,18 +164,33 @@ class Comparison:
                 raise ValueError(f"{run.path} has {name} {had.get(name)}, not {value}: give another --output-dir.")
 
 
-def _remembered(path: Path, compute: Callable[[], int]) -> int:
-    """What an earlier start of the same stage computed, so that it continues with the same number."""
-    if not path.is_file():
-        computed = compute()  # before a folder is made, which a refusal would leave
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(computed))
-        os.replace(temporary, path)
+def _write_steps(path: Path, steps: int, budget: float) -> None:
+    """Steps that fit into the budget, so that a stage that is interrupted continues with the same number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps({"steps": steps, "budget": budget}))
+    os.replace(temporary, path)
+
+
+def _read_steps(path: Path, budget: float) -> int:
+    """
+    Raises:
+        ValueError: the file has something else, or steps for another budget.
+    """
     try:
-        steps = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} isn't JSON: {error}. Remove it, and the steps are counted again.") from error
+    if isinstance(content, int):  # of version 0.1.0, without the budget
+        content = {"steps": content, "budget": budget}
+    steps = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"{path} must hold a number of steps, got {steps!r}. Remove it, and they are counted again.")
+        raise ValueError(
+            f"{path} must hold a number of steps, got {content!r}. Remove it, and they are counted again."
+        )
+    if content.get("budget") != budget:
+        raise ValueError(
+            f"{path} has steps for a budget of {content.get('budget')} seconds, not {budget}: give the same, or "
+            "another --output-dir."
+        )
     return steps

@@ -62,6 +62,7 @@ def main() -> None:
             device = "cpu" if args.device == "cpu" else default_device(float64=True)
             written = comparison.evaluate(args.metrics, device, **evaluation)
             print(f"Written: {', '.join(map(str, written))}")
-            print_next(*after_pipeline(comparison.run("bridge").pipeline, comparison.run("bridge").path))
+            if (bridge := comparison.run("bridge")).pipeline.is_dir():
+                print_next(*after_pipeline(bridge.pipeline, bridge.path))
         else:
             comparison.train(stage)
