@@ -107,7 +107,7 @@ CROSS = "models/net.py:{}: models (level 0) imports schedulers (level 0)"
         ("models/net.py", "from .. import schedulers", CROSS.format(1)),
         ("models/__init__.py", "from ..schedulers import x", CROSS.format(1).replace("net", "__init__")),
         ("models/a/b.py", "from ...schedulers import x", CROSS.format(1).replace("net", "a/b")),
-        # Between neighbours of levels 1 and 2.
+        # Between neighbors of levels 1 and 2.
         ("sampling.py", "from . import losses", "sampling.py:1: sampling (level 1) imports losses (level 1)"),
         (
             "training/loop.py",

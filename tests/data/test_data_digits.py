@@ -48,7 +48,7 @@ def test_splits_are_disjoint_and_complete():
 
 
 def cubic_weights(size, new_size):
-    """(new_size, size): Keys' cubic convolution, a = -1/2, normalised at the border."""
+    """(new_size, size): Keys' cubic convolution, a = -1/2, normalized at the border."""
     x = np.abs((np.arange(new_size)[:, None] + 0.5) * size / new_size - 0.5 - np.arange(size))
     weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
     return weights / weights.sum(1, keepdims=True)
@@ -67,9 +67,9 @@ def test_upsampling_is_bicubic():
 
 def test_three_channels_repeat_the_gray_one():
     gray = load_images("digits", resolution=16, channels=1, split="test")
-    colour = load_images("digits", resolution=16, split="test")
-    assert colour[5]["images"].shape == (3, 16, 16)
-    assert torch.equal(colour[5]["images"], gray[5]["images"].expand(3, -1, -1))
+    color = load_images("digits", resolution=16, split="test")
+    assert color[5]["images"].shape == (3, 16, 16)
+    assert torch.equal(color[5]["images"], gray[5]["images"].expand(3, -1, -1))
 
 
 def test_the_split_is_settled_for_good():

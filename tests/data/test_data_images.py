@@ -74,11 +74,11 @@ def test_transparency_goes_over_white():
 
 def test_palettes():
     palette = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), "P")
-    colours = [[250, 10, 20], [0, 200, 3], [7, 8, 9]]
-    palette.putpalette(np.ravel(colours).tolist())
-    assert decoded_hwc(palette, 2).tolist() == [[colours[0], colours[1]], [colours[2], colours[1]]]
-    see_through = decoded_hwc(palette, 2, transparency=1)  # colour 1 is transparent
-    assert see_through.tolist() == [[colours[0], [255] * 3], [colours[2], [255] * 3]]
+    colors = [[250, 10, 20], [0, 200, 3], [7, 8, 9]]
+    palette.putpalette(np.ravel(colors).tolist())
+    assert decoded_hwc(palette, 2).tolist() == [[colors[0], colors[1]], [colors[2], colors[1]]]
+    see_through = decoded_hwc(palette, 2, transparency=1)  # color 1 is transparent
+    assert see_through.tolist() == [[colors[0], [255] * 3], [colors[2], [255] * 3]]
 
 
 def test_cmyk_and_bilevel():
@@ -151,7 +151,7 @@ def test_long_side_is_cropped_not_squeezed():
 
 def test_scaling_keeps_a_linear_ramp():
     ramp = np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))
-    # The centre of output pixel j lies at (j + 0.5) * 16 / n - 0.5, and the kernel reproduces linear functions.
+    # The center of output pixel j lies at (j + 0.5) * 16 / n - 0.5, and the kernel reproduces linear functions.
     up = decoded_hwc(Image.fromarray(ramp), 32, channels=1)[..., 0]
     np.testing.assert_allclose(up[:, 4:-4], np.tile(((np.arange(32) + 0.5) / 2 - 0.5) * 16, (32, 1))[:, 4:-4], atol=1)
     down = decoded_hwc(Image.fromarray(ramp), 8, channels=1)[..., 0]
@@ -233,7 +233,7 @@ def test_a_broken_image_has_its_own_exception(tmp_path, on_access, workers):
         list(DataLoader(ImageDataset(records, name="set", resolution=4), batch_size=4, num_workers=workers))
 
 
-def labelled(count=10):
+def labeled(count=10):
     pixels = np.stack([random_rgb(4, 4) for _ in range(count)])
     labels = torch.arange(count) % 3
     dataset = ImageDataset(
@@ -251,7 +251,7 @@ def labelled(count=10):
 def test_data_loader_gives_each_image_with_its_label(in_memory, workers, monkeypatch):
     if not in_memory:
         monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", 0)
-    dataset, pixels, labels = labelled()
+    dataset, pixels, labels = labeled()
     batches = list(DataLoader(dataset, batch_size=4, num_workers=workers))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
     assert torch.equal(torch.cat([batch["images"] for batch in batches]), pixels)
@@ -276,14 +276,14 @@ def test_data_loader_gives_each_image_with_its_label(in_memory, workers, monkeyp
 def test_pickle_round_trip(in_memory, monkeypatch):
     if not in_memory:
         monkeypatch.setattr(images_module, "IN_MEMORY_BYTES", 0)
-    dataset, pixels, _ = labelled()
+    dataset, pixels, _ = labeled()
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 10 and copy.class_names == ["a", "b", "c"] and copy.num_classes == 3
     assert torch.equal(copy[9]["images"], pixels[9]) and copy[9]["labels"] == 0
 
 
 def test_writing_into_an_item_leaves_the_dataset_alone():
-    dataset, pixels, _ = labelled()
+    dataset, pixels, _ = labeled()
     dataset[3]["images"].zero_()
     assert torch.equal(dataset[3]["images"], pixels[3])
 

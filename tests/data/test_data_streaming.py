@@ -123,8 +123,8 @@ def test_workers_of_a_single_file_share_its_row_groups(tmp_path):
 def test_tar_shards(tars):
     loaded = load_images(str(tars), **GREY)
     assert values(loaded) == list(range(12)) and loaded.labels is None and loaded.name == "shards"
-    labelled = load_images(str(tars), label_column="cls", **GREY)
-    assert labelled.labels.tolist() == [v % 3 for v in range(12)] and labelled.class_names == ["0", "1", "2"]
+    labeled = load_images(str(tars), label_column="cls", **GREY)
+    assert labeled.labels.tolist() == [v % 3 for v in range(12)] and labeled.class_names == ["0", "1", "2"]
     described = load_images(str(tars), label_column="json.label", **GREY)
     assert described.labels.tolist() == list(range(12)) and described.class_names[:2] == ["0", "5"]
     assert load_images(str(tars), label_column="json.name", **GREY).class_names == ["n0", "n1", "n2"]

@@ -31,7 +31,7 @@ SHADES = {"black": 20, "gray": 120, "white": 220}
 
 
 def test_the_classifier_is_scikit_learns():
-    """The same penalised loss: C = 1 / (2 n penalty), since there the penalty is half the sum of squares."""
+    """The same penalized loss: C = 1 / (2 n penalty), since there the penalty is half the sum of squares."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
     features = torch.randn(300, 5, generator=generator) * torch.logspace(-2, 2, 5)

@@ -85,7 +85,7 @@ def test_classes_are_left_to_the_null_class(real, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("model", "guidance"), [("bridge", 1.0), ("bridge", 2.5), ("pixelcnn", 1.0)])
 def test_with_guidance_samples_have_every_class_in_turn(model, guidance, real, tmp_path):
-    """Codes of a labelled sheet, drawn by hand with the pipeline; a batch isn't a multiple of the classes."""
+    """Codes of a labeled sheet, drawn by hand with the pipeline; a batch isn't a multiple of the classes."""
     torch.manual_seed(0)
     if model == "bridge":
         pipe = make_gray_pipeline()

@@ -10,7 +10,7 @@ from diffusion_bridge_vq.evaluation import image_quality, psnr, ssim
 
 
 def waves() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two pairs of colour images from formulas, so that another library can be given the same ones."""
+    """Two pairs of color images from formulas, so that another library can be given the same ones."""
     row, column = np.mgrid[:17, :14]
     x = np.stack([[0.5 + 0.4 * np.sin(0.3 * row * (c + 1) + 0.5 * column + b) for c in range(3)] for b in range(2)])
     y = np.clip(0.9 * x + 0.1 * np.cos(0.7 * row - 0.2 * column), 0, 1)

@@ -15,7 +15,7 @@ from tiny_models import autoencoder_settings, make_autoencoder, make_images, wit
 
 from diffusion_bridge_vq.models import EMAQuantizer, GumbelVQModel
 
-TINY = 1e-12  # torch's batch normalisation wants a positive eps
+TINY = 1e-12  # torch's batch normalization wants a positive eps
 # every other key of VQModel's away from its default
 OTHER = {
     "in_channels": 1,
@@ -205,7 +205,7 @@ def test_gradients_reach_the_encoder(kind):
     assert (ours["quantize.embedding.weight"] is None) == (kind == "ema")
 
 
-def test_without_normalisation_latents_are_the_encoders(tmp_path):
+def test_without_normalization_latents_are_the_encoders(tmp_path):
     model, x = make_autoencoder(normalize_latents=False), make_images()
     model.save_pretrained(tmp_path)
     for m in (model, GumbelVQModel.from_pretrained(tmp_path).train()):

@@ -10,7 +10,7 @@ from diffusion_bridge_vq.models.efficientnet_lite import PIXEL_MEAN, PIXEL_SCALE
 
 
 def palace(side: int) -> torch.Tensor:
-    """A Chinese palace, (1, 3, side, side), normalised."""
+    """A Chinese palace, (1, 3, side, side), normalized."""
     image = torch.from_numpy(load_sample_image("china.jpg")[:, :427].copy()).permute(2, 0, 1)[None]
     pixels = torch.nn.functional.interpolate(image.float(), size=side, mode="bilinear", antialias=True)
     return (pixels - PIXEL_MEAN) / PIXEL_SCALE

@@ -93,13 +93,13 @@ def test_kmeans_is_lloyds_algorithm():
 def test_a_new_codebook_forgets_the_running_counts():
     """Five clusters, 30 codes: several share the variance 2 * 0.1^2 of a cluster, and the first step takes none for
     dead, whatever was counted before."""
-    centres = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0], [40.0, 0.0]])
-    z = from_rows((centres[:, None] + 0.1 * torch.randn(5, 60, 2)).reshape(-1, 2))
+    centers = torch.tensor([[0.0, 0.0], [20.0, 0.0], [0.0, 20.0], [20.0, 20.0], [40.0, 0.0]])
+    z = from_rows((centers[:, None] + 0.1 * torch.randn(5, 60, 2)).reshape(-1, 2))
     q = EMAQuantizer(30, 2)
     q.ema_count.fill_(1e-3)
     q.initialize_codebook(z)
     before = q.embedding.weight.clone()
-    assert torch.cdist(before, centres).argmin(1).unique().numel() == 5
+    assert torch.cdist(before, centers).argmin(1).unique().numel() == 5
     assert squared_distances(z, before).min(-1).values.mean() < 2 * 0.1**2 / 2
     q.train()(z)
     assert (q.embedding.weight - before).abs().max() < 0.01

@@ -200,7 +200,7 @@ def test_a_mask_for_each_image():
 # ------------------------------------------------------------------------------------------------------ output
 
 
-def test_completions_are_independent_and_neighbours():
+def test_completions_are_independent_and_neighbors():
     pipe, images = make(), make_images().float() / 255
     generators = [rng(s) for s in range(6)]
     batch = run(pipe, images, num_completions=3, generator=generators, seed=None)

@@ -117,13 +117,13 @@ def test_known_latents_follow_the_forward_law(name, times):
     for step, mean, std in seen:
         abar = abar_of(bridge, levels[step + 1])
         if name == "bridge":
-            centre, signal, sigma = Z_STAR.flatten(), abar**0.5, S * (1 - abar) ** 0.5
+            center, signal, sigma = Z_STAR.flatten(), abar**0.5, S * (1 - abar) ** 0.5
         else:
             abar = abar / (abar + S**2 * (1 - abar))  # abar'
-            centre, signal, sigma = 0.0, abar**0.5, (1 - abar) ** 0.5
+            center, signal, sigma = 0.0, abar**0.5, (1 - abar) ** 0.5
         if name in ("euler", "heun"):  # which walk in x / sqrt(abar')
             signal, sigma = 1.0, sigma / signal
-        expected = centre + signal * (KNOWN[0, :, 0] - Z_STAR.flatten())
+        expected = center + signal * (KNOWN[0, :, 0] - Z_STAR.flatten())
         torch.testing.assert_close(mean, expected, atol=4 * sigma / n**0.5 + 1e-5, rtol=0)
         torch.testing.assert_close(std, torch.full((2,), sigma), atol=3 * sigma / n**0.5 + 1e-5, rtol=0)
 

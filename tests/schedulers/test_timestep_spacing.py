@@ -19,7 +19,7 @@ def test_logsnr_spacing_is_even_in_the_log_snr(schedule, s, end):
     log_snr = 0.5 * np.log(abar / (s**2 * (1 - abar)))
     chosen = scheduler.timesteps.numpy()
     found = log_snr[chosen]
-    gaps = np.abs(np.diff(log_snr))  # between neighbouring levels: the nearest is off by half of one at most
+    gaps = np.abs(np.diff(log_snr))  # between neighboring levels: the nearest is off by half of one at most
     half_level = np.maximum(gaps[np.minimum(chosen, 998)], gaps[np.maximum(chosen - 1, 0)]) / 2
     expected = np.linspace(max(-5.1, log_snr[-1]), min(end, log_snr[0]), 20)
     assert (np.abs(found - expected) <= half_level + 1e-4).all()

@@ -39,7 +39,7 @@ def test_codes_are_told_by_where_they_are_not_by_their_number():
 
 
 def test_forward_path_is_markov_with_the_right_marginals():
-    """Moments at every t, and the correlation of neighbours, which single marginals would not have."""
+    """Moments at every t, and the correlation of neighbors, which single marginals would not have."""
     scheduler = OUBridgeScheduler(20, beta_start=0.02, beta_end=0.3, theta=2.0, eta=0.8, z_star=0.5)
     n, s2 = 20_000, 0.8**2 / 4
     path = forward_path(scheduler, torch.full((n, 1, 1), 2.0))[..., 0, 0]

@@ -58,7 +58,7 @@ def test_networks_see_position_and_time_and_can_be_saved(tmp_path, cls):
     torch.testing.assert_close(output, network(x, torch.full((3,), 7)))
     assert (output - network(x, torch.tensor(30))).abs().max() > 1e-4
     gradient = torch.autograd.grad(output[0, 0, 2], x)[0]
-    assert (gradient[0] != 0).any(0)[1:4].all() and not gradient[1:].any()  # neighbours, never other samples
+    assert (gradient[0] != 0).any(0)[1:4].all() and not gradient[1:].any()  # neighbors, never other samples
     network.save_pretrained(tmp_path)
     torch.testing.assert_close(cls.from_pretrained(tmp_path)(x, torch.tensor(7)), output)
 

@@ -16,7 +16,7 @@ from diffusion_bridge_vq.toy.walks import (
 
 
 def brute_force() -> set[tuple[int, ...]]:
-    """Every one of the 8^5 sequences whose neighbours are neighbours on the circle."""
+    """Every one of the 8^5 sequences whose neighbors are neighbors on the circle."""
     return {
         q
         for q in itertools.product(range(8), repeat=5)

@@ -96,7 +96,7 @@ def test_a_disk_without_room_for_files(tmp_path, monkeypatch):
 
 
 def test_own_data_need_a_preset(tmp_path, capsys):
-    """Else colour photos would be trained as the gray 16 x 16 digits of the default preset."""
+    """Else color photos would be trained as the gray 16 x 16 digits of the default preset."""
     with pytest.raises(SystemExit):
         parse_config(E2EConfig, ["--dataset", str(tmp_path)])
     assert "--preset" in capsys.readouterr().err

@@ -220,7 +220,7 @@ def test_a_run_saves_the_critic_but_not_the_feature_network(tmp_path):
         assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
 
-def test_objectives_minimise_every_term():
+def test_objectives_minimize_every_term():
     vqvae = GumbelVQModel(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
     objective = VQObjective(vqvae, ReconstructionLoss(1, 0.5, adversarial_weight=0.2))
     losses = objective(digits(2)).losses

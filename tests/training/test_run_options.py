@@ -165,7 +165,7 @@ def test_compiling_changes_neither_names_nor_weights(tmp_path, monkeypatch):
 
 
 def test_half_precision_keeps_statistics_and_distances_in_float32(tmp_path, monkeypatch, any_precision):
-    """Networks compute in half precision; what normalises and chooses codes doesn't, and the run ends alike."""
+    """Networks compute in half precision; what normalizes and chooses codes doesn't, and the run ends alike."""
     seen = {"networks": set(), "statistics": set(), "distances": set()}
     conv, statistics = nn.Conv2d.forward, LatentNormalizer._batch_statistics
     logits = blockwise.negative_squared_distances

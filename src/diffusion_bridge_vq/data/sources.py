@@ -25,7 +25,7 @@ def load_images(
     Load one split of an image dataset, as squares of one size.
 
     Images are turned upright (EXIF), converted to RGB or gray (transparency over white), scaled with bicubic
-    interpolation so that the short side is `resolution`, and cropped to their centre.
+    interpolation so that the short side is `resolution`, and cropped to their center.
 
     Args:
         dataset (`str`): one of

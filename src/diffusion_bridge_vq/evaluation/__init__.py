@@ -13,7 +13,7 @@ from .image_quality import psnr, ssim
 from .improved_precision_recall import PrecisionRecall, precision_recall
 from .intervals import wilson_interval
 from .measurement import Measurement
-from .memorisation import Novelty, novelty
+from .memorization import Novelty, novelty
 from .metrics import METRICS, Metric
 from .model_outputs import ModelOutputs
 from .nll import BridgeNLL, bridge_nll, pixelcnn_nll

@@ -41,7 +41,7 @@ def bridge_code_bits(
 
     The network was trained on z_e, and is off by more than the noise where that is small. So three functions of y are
     tried at each level: the network's z_0; the mean of the code vectors by p_k ~ exp(-SNR/2 ||y - e_k||^2), which sees
-    no neighbours (its integral is log2 K for any codes); and that with the network as a second witness, times
+    no neighbors (its integral is log2 K for any codes); and that with the network as a second witness, times
     exp(-||z_0 - e_k||^2 / 2 tau^2), for some tau. Each half of the maps has what is best for the other half.
 
     Args:

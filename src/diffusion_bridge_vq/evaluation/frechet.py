@@ -42,9 +42,9 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float:
     given = nn.Identity()  # in place of the network
     given.register_buffer("num_features", torch.tensor(d))
     metric = FrechetInceptionDistance(given, sync_on_compute=False)
-    centre = reference_rows.mean(dim=0)  # its sums of squares aren't centred
-    metric.update(reference_rows - centre, real=True)
-    metric.update(rows - centre, real=False)
+    center = reference_rows.mean(dim=0)  # its sums of squares aren't centered
+    metric.update(reference_rows - center, real=True)
+    metric.update(rows - center, real=False)
     return metric.compute().item()
 
 

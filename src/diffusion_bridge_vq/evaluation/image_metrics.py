@@ -12,7 +12,7 @@ from .image_quality import SSIM_WINDOW, psnr, ssim
 from .improved_precision_recall import precision_recall
 from .intervals import wilson_interval
 from .measurement import Measurement, mean
-from .memorisation import novelty
+from .memorization import novelty
 from .model_outputs import ModelOutputs
 
 _SHEET_IMAGES = 64
@@ -23,7 +23,7 @@ _ROUNDING_PSNR = 10 * math.log10(12 * 255**2)  # of rounding to 8 bits, in dB
 def sample_distances(outputs: ModelOutputs, count: int) -> Measurement:
     """
     Samples against reconstructions (the paper's FID) and against real images, and precision and recall, which show
-    memorisation and dropped modes. A perfect prior isn't at 0 either: `frechet_floor` is what reconstructions of as
+    memorization and dropped modes. A perfect prior isn't at 0 either: `frechet_floor` is what reconstructions of as
     many training images get, if those are others. The first samples are kept for a sheet as Figure 5.
     """
     real = outputs.real
@@ -100,9 +100,9 @@ def class_accuracy(outputs: ModelOutputs, count: int) -> Measurement:
 
 def distance_to_training_images(outputs: ModelOutputs, count: int) -> Measurement:
     """
-    Memorisation ([`novelty`]), in features and in pixels: the fraction of samples that are nearer to a training image
-    than the 5th percentile of test images, .05 without memorisation. The same for reconstructions of test images,
-    which nothing can have memorised: it shows what the blur of the decoder alone does. The first samples are kept
+    Memorization ([`novelty`]), in features and in pixels: the fraction of samples that are nearer to a training image
+    than the 5th percentile of test images, .05 without memorization. The same for reconstructions of test images,
+    which nothing can have memorized: it shows what the blur of the decoder alone does. The first samples are kept
     with their nearest training images, for a sheet.
     """
     real = outputs.real

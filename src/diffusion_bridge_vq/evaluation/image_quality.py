@@ -34,7 +34,7 @@ def ssim(images: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     Structural similarity of each image (Wang et al. 2004, eq. 13), mean over channels and positions.
 
     Local moments are weighted by a Gaussian of standard deviation 1.5 on 11x11 pixels, at the positions where it fits
-    into the image; K_1 = 0.01, K_2 = 0.03, L = 1. On colour images each channel counts by itself.
+    into the image; K_1 = 0.01, K_2 = 0.03, L = 1. On color images each channel counts by itself.
 
     Args:
         images (`torch.Tensor`), reference (`torch.Tensor`): (B, C, H, W) float in [0, 1], sides of at least 11.

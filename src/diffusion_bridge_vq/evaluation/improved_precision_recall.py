@@ -22,7 +22,7 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
     """
     Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2).
 
-    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour in
+    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbor in
     the set. Precision is the fraction of `features` on the manifold of `reference`, recall the fraction of `reference`
     on that of `features`. Distances are float64, computed block by block, so that memory doesn't grow with n^2. Two
     that differ by less than their rounding errors count as equal: a point that occurs more than k times has a ball of
@@ -44,8 +44,8 @@ def precision_recall(features: torch.Tensor, reference: torch.Tensor, k: int = 3
     if features.shape[1] != reference.shape[1]:
         raise ValueError(f"`features` have {features.shape[1]} dimensions and `reference` {reference.shape[1]}.")
     # around the middle, where the expanded squares lose the fewest digits
-    centre = reference.double().mean(dim=0)
-    x, y = features.double() - centre, reference.double() - centre
+    center = reference.double().mean(dim=0)
+    x, y = features.double() - center, reference.double() - center
     return PrecisionRecall(_covered(x, y, k), _covered(y, x, k))
 
 
@@ -57,11 +57,11 @@ def _covered(points: torch.Tensor, manifold: torch.Tensor, k: int) -> float:
     rounding = 4 * points.shape[1] * torch.finfo(points.dtype).eps
     slack = rounding * points.square().sum(dim=1)
     for start in range(0, len(manifold), block):
-        centres = manifold[start : start + block]
-        own = torch.cdist(centres, manifold)
-        own[range(len(centres)), range(start, start + len(centres))] = math.inf  # a point is no neighbour of its own
+        centers = manifold[start : start + block]
+        own = torch.cdist(centers, manifold)
+        own[range(len(centers)), range(start, start + len(centers))] = math.inf  # a point is no neighbor of its own
         radii = own.kthvalue(k, dim=1).values[:, None]
         del own  # before the next block is made
-        reach = radii.square() + rounding * centres.square().sum(dim=1, keepdim=True)
-        covered |= (torch.cdist(centres, points).square_().sub_(slack) <= reach).any(dim=0)
+        reach = radii.square() + rounding * centers.square().sum(dim=1, keepdim=True)
+        covered |= (torch.cdist(centers, points).square_().sub_(slack) <= reach).any(dim=0)
     return covered.double().mean().item()

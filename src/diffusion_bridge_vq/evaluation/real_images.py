@@ -19,7 +19,7 @@ _EXTRACTOR_BATCH = 32
 _STORED_PART = 1024
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """
     Images, uint8 (n, C, H, W), their classes, (n,) int64, and the images of a column of conditions, uint8; None where
     the data set has none.
@@ -100,7 +100,7 @@ class RealImages:
             )
         return self._features[key]
 
-    def training_set(self, count: int) -> Labelled:
+    def training_set(self, count: int) -> Labeled:
         """`count` images of the train split, or all if there are fewer, evenly spaced."""
         return _take(self._train_split, count, self.processes)
 
@@ -150,11 +150,11 @@ def evenly(items: torch.Tensor, count: int) -> torch.Tensor:
     return items[torch.linspace(0, len(items) - 1, min(count, len(items))).long()]
 
 
-def _take(split: ImageDataset, count: int, processes: Processes) -> Labelled:
+def _take(split: ImageDataset, count: int, processes: Processes) -> Labeled:
     """`count` images evenly from a data set, or all if there are fewer."""
     numbers = evenly(torch.arange(len(split)), count)
     batch = processes.share(lambda rows: split.__getitems__(numbers[rows].tolist()).tensors, len(numbers))
-    return Labelled(batch["images"], batch.get("labels"), batch.get("conditions"))
+    return Labeled(batch["images"], batch.get("labels"), batch.get("conditions"))
 
 
 def _count(split: ImageDataset) -> list[int] | None:

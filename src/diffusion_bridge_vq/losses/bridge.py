@@ -1,5 +1,5 @@
 """
-The terms of the objective (lemma 3.1), as losses to be minimised. Each is a mean per coordinate.
+The terms of the objective (lemma 3.1), as losses to be minimized. Each is a mean per coordinate.
 
 The ELBO adds nats: L_rec over the D pixel values, L_t and L_t^reg over the N d latent coordinates. Here every term is
 divided by N d, except that the squared error stays a mean over pixel values with a weight w in front. Then w is

@@ -217,7 +217,7 @@ class ReconstructionLoss(nn.Module):
         self.adversarial = step >= self.adversarial_from
 
     def forward(self, images: torch.Tensor, reconstructions: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (B, C, H, W) in [-1, 1] and what was decoded -> scalars, which are summed and minimised."""
+        """Images (B, C, H, W) in [-1, 1] and what was decoded -> scalars, which are summed and minimized."""
         losses = {"reconstruction": reconstruction_loss(images, reconstructions, self.l1_weight)}
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual_weight * self.perceptual(images, reconstructions)

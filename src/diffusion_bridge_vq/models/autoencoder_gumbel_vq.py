@@ -215,7 +215,7 @@ class GumbelVQModel(SafeLoadingMixin, VQModel):
     @torch.no_grad()
     def use_statistics(self, mean: torch.Tensor, std: float) -> None:
         """
-        Normalise latents by measured statistics, without another code or pixel: codebook, `post_quant_conv` and
+        Normalize latents by measured statistics, without another code or pixel: codebook, `post_quant_conv` and
         spatial norms, which take code vectors, are changed along. `std` is one number for all channels, since the
         nearest code would be another one if channels were scaled apart.
 

@@ -22,7 +22,7 @@ _WEIGHTS = {
 
 def load_efficientnet(name: str) -> nn.Module:
     """
-    The network in eval mode, frozen, on the CPU, without preprocessing: (B, 3, H, W) normalised as above -> logits of
+    The network in eval mode, frozen, on the CPU, without preprocessing: (B, 3, H, W) normalized as above -> logits of
     ImageNet's classes (B, 1000); gradients reach the images.
 
     `network.input_image_size` is the side that it was trained at: 224 for "efficientnet-lite0" (4.7M weights), 260 for
@@ -56,7 +56,7 @@ def feature_maps(network: Any, images: torch.Tensor) -> list[torch.Tensor]:
 
     Args:
         network (`nn.Module`): from [`load_efficientnet`].
-        images (`torch.Tensor`): (B, 3, H, W), normalised as above.
+        images (`torch.Tensor`): (B, 3, H, W), normalized as above.
     """
     x = network._swish(network._bn0(network._conv_stem(images)))
     maps = []

@@ -1,4 +1,4 @@
-"""Normalisation of the latents, over the batches of all processes."""
+"""Normalization of the latents, over the batches of all processes."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ _ARGUMENTS: dict[str, Rule] = {
 
 class LatentNormalizer(nn.Module):
     """
-    Brings every latent channel to mean 0 and variance 1: batch normalisation without affine weights, in float32.
+    Brings every latent channel to mean 0 and variance 1: batch normalization without affine weights, in float32.
 
     In training the statistics are those of the batch over all processes, with gradient, so that latents can't be
     shrunk to make denoising easy. In eval mode and after `freeze()` they are the running ones. Both codebook and

@@ -67,7 +67,7 @@ class VectorQuantizer(nn.Module):
         check_arguments(type(self).__name__, given, _QUANTIZER_RULES)
         self.n_e, self.vq_embed_dim = n_e, vq_embed_dim
         self.temperature, self.commitment_weight, self.ema_decay = temperature, commitment_weight, ema_decay
-        self.embedding = nn.Embedding(n_e, vq_embed_dim)  # unit variance, as the normalised latents
+        self.embedding = nn.Embedding(n_e, vq_embed_dim)  # unit variance, as the normalized latents
         # codes seen since `reset_usage`
         self.register_buffer("code_counts", torch.zeros(n_e, dtype=torch.long), persistent=False)
 

@@ -86,7 +86,7 @@ class DiffusionBridgeVQInpaintPipeline(BridgePipeline):
             num_inference_steps (`int`, *optional*, defaults to 50): steps of the reverse chain, 1 to
                 `num_train_timesteps`.
             num_completions (`int`, *optional*, defaults to 1): independent completions of each image; those of one
-                image are neighbours in the output.
+                image are neighbors in the output.
             generator (`torch.Generator` or a list with one per completion, *optional*): makes them repeatable.
             output_type (`str`, *optional*, defaults to `"pil"`): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W)
                 in [0, 1], or "latent", which is z_0 (B, d, h, w) before quantization.

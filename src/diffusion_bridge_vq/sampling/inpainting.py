@@ -65,7 +65,7 @@ class InpaintingStepper:
             return torch.where(self.unknown, sample, self.known_latents - self.stepper.shift)
         signal, sigma = self.marginals[level]
         d = self.known_latents - self.stepper.z_star
-        known = self.stepper.centre + signal * d + sigma * self.stepper.draw(sample)
+        known = self.stepper.center + signal * d + sigma * self.stepper.draw(sample)
         return torch.where(self.unknown, sample, known)
 
     def _jump_back(self, i: int, sample: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,9 @@ class InpaintingStepper:
         (signal, sigma), (signal_s, sigma_s) = self.marginals[i], self.marginals[self.level]
         a = signal / signal_s
         std = math.sqrt(max(0.0, sigma**2 - (a * sigma_s) ** 2))
-        centre = self.stepper.centre
+        center = self.stepper.center
         self.stepper.restart(i)
-        return self._renoise_known(centre + a * (sample - centre) + std * self.stepper.draw(sample), i)
+        return self._renoise_known(center + a * (sample - center) + std * self.stepper.draw(sample), i)
 
 
 def _walk(num_steps: int, stretch: int, times: int) -> list[int]:
@@ -91,11 +91,11 @@ def _marginals(scheduler: SchedulerMixin) -> list[tuple[float, float]]:
     Read off `add_noise`, so that they hold for whatever coordinates a scheduler works in.
     """
     z_star = scheduler.config.get("z_star", 0.0) if isinstance(scheduler, OUBridgeScheduler) else 0.0
-    centre = torch.as_tensor(z_star, dtype=torch.float64).reshape(1, -1, 1)
-    zero, one = torch.zeros_like(centre), torch.ones_like(centre)
+    center = torch.as_tensor(z_star, dtype=torch.float64).reshape(1, -1, 1)
+    zero, one = torch.zeros_like(center), torch.ones_like(center)
     factors = []
     for timestep in scheduler.timesteps.cpu().split(1):
-        signal = scheduler.add_noise(centre + one, zero, timestep) - centre
-        sigma = scheduler.add_noise(centre, one, timestep) - centre
+        signal = scheduler.add_noise(center + one, zero, timestep) - center
+        sigma = scheduler.add_noise(center, one, timestep) - center
         factors.append((signal[0, 0].item(), sigma[0, 0].item()))
     return [*factors, (1.0, 0.0)]

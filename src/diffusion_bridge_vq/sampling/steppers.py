@@ -40,7 +40,7 @@ class Stepper:
     Attributes:
         timesteps (`torch.Tensor`): one per step, on the host, so that no step waits for the device.
         walk (`Sequence[int]`): the steps in the order in which they are taken.
-        centre: mean of the stationary law in these coordinates, a number or (1, d, 1, ...).
+        center: mean of the stationary law in these coordinates, a number or (1, d, 1, ...).
         shift: z minus the sample in these coordinates, alike.
     """
 
@@ -55,11 +55,11 @@ class Stepper:
         self.walk: Any = range(len(self.timesteps))
         self._on_device = self.timesteps.to(noise.device)
         self.z_star = read_z_star(scheduler, noise)
-        self.centre, self.shift = self.z_star, 0.0 * self.z_star
+        self.center, self.shift = self.z_star, 0.0 * self.z_star
 
     def start(self, noise: torch.Tensor) -> torch.Tensor:
         """Standard normal noise -> a draw from the stationary law, first line of Algorithm 2."""
-        return noise * self.scheduler.init_noise_sigma + self.centre
+        return noise * self.scheduler.init_noise_sigma + self.center
 
     def step(self, i: int, sample: torch.Tensor) -> torch.Tensor:
         """The sample that step i starts from -> the sample that step i + 1 starts from."""
@@ -159,7 +159,7 @@ class StockStepper(Stepper):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.centre, self.shift = 0.0 * self.z_star, self.z_star
+        self.center, self.shift = 0.0 * self.z_star, self.z_star
         # networks that predict z_0 say z* + x_0
         self._offset = self.z_star if self.scheduler.config.prediction_type == "sample" else 0.0
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters

@@ -172,13 +172,13 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         The bridge: law of z_s' given z_0 and z_t for any s' < t (mu-tilde and sigma-tilde of section 3.2, which prints
-        neighbours only). With a = abar_t / abar_s',
+        neighbors only). With a = abar_t / abar_s',
 
             mean = z* + sqrt(abar_s') (1 - a) / (1 - abar_t) (z_0 - z*)
                       + sqrt(a) (1 - abar_s') / (1 - abar_t) (z_t - z*)
             var  = s^2 (1 - abar_s') (1 - a) / (1 - abar_t)
 
-        Printed is z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbours.
+        Printed is z_t - (1 - sqrt(alpha_t)) z* in the second term, which is the same for neighbors.
 
         Args:
             original_sample (`torch.Tensor`): z_0, (B, d, ...).
@@ -236,7 +236,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         """
         -L_T of lemma 3.1: KL(q(z_T | z_0) || N(z*, s^2)) of every coordinate, in nats; z_0 (B, d, ...) -> same shape.
 
-        It penalises latents that are large against s; its expectation is what the start from noise at T costs.
+        It penalizes latents that are large against s; its expectation is what the start from noise at T costs.
         """
         check_samples(original_samples=original_samples)
         abar = self._abar[-1].item()
@@ -334,7 +334,7 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
         """
         One reverse step, by the bridge between the predicted z_0 and z_t.
 
-        For neighbouring timesteps and a predicted noise the mean is
+        For neighboring timesteps and a predicted noise the mean is
         mu_theta = z* + (z_t - z* - s beta_t / sqrt(1 - abar_t) eps_theta) / sqrt(alpha_t).
         The paper prints 1 / sqrt(abar_t) in front (section 3.2) and 1 - alpha_t under the root (Algorithm 2); both
         contradict its own bridge. Algorithm 2 also adds no noise: that is `variance_type="zero"`.

@@ -87,6 +87,6 @@ def forward_path(scheduler: OUBridgeScheduler, latents: torch.Tensor) -> torch.T
     path = [latents]
     for alpha in scheduler.alphas.tolist():
         std = scheduler.stationary_std * (1 - alpha) ** 0.5
-        centre = scheduler.config.z_star
-        path.append(centre + alpha**0.5 * (path[-1] - centre) + std * torch.randn_like(latents))
+        center = scheduler.config.z_star
+        path.append(center + alpha**0.5 * (path[-1] - center) + std * torch.randn_like(latents))
     return torch.stack(path)

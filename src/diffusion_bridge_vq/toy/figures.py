@@ -19,11 +19,11 @@ def plot_toy(run_dir: Path) -> list[Path]:
         `list[Path]`: toy_trajectories.png, toy_codebook.png, toy_inpainting.png; none without matplotlib.
     """
     saved = load_file(run_dir / "toy.safetensors")
-    centres = saved["true_codebook"]
+    centers = saved["true_codebook"]
 
     def panel(axes: Any, title: str) -> Any:
-        axes.scatter(*centres.T, s=60, facecolors="none", edgecolors="gray")
-        for code, (x, y) in enumerate(centres.tolist()):
+        axes.scatter(*centers.T, s=60, facecolors="none", edgecolors="gray")
+        for code, (x, y) in enumerate(centers.tolist()):
             axes.annotate(str(code), (1.2 * x, 1.2 * y), ha="center", va="center", color="gray")
         axes.set(title=title, xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
         return axes
@@ -58,7 +58,7 @@ def plot_toy(run_dir: Path) -> list[Path]:
     figure = new_figure(figsize=(12, 4.2))
     completions = saved["completions"]  # (3, 2, 5)
     for axes, completion in zip(figure.subplots(1, len(completions)), completions, strict=True):
-        codes = (completion.T[:, None] - centres).square().sum(-1).argmin(1).tolist()
+        codes = (completion.T[:, None] - centers).square().sum(-1).argmin(1).tolist()
         panel(axes, str(tuple(codes))).plot(*completion, color="gray", linewidth=0.8)
         for place, color in enumerate(_COLORS):
             axes.scatter(*completion[:, place], color=color, zorder=3, label=f"$q_{place + 1}$")

@@ -59,7 +59,7 @@ class ToyConfig:
 
     @classmethod
     def paper(cls, **overrides: Any) -> "ToyConfig":
-        """The paper's network with its own optimisation: 30 epochs of 10,000 sequences, here in batches of 64."""
+        """The paper's network with its own optimization: 30 epochs of 10,000 sequences, here in batches of 64."""
         settings: dict[str, Any] = {
             "network": "paper",
             "max_train_steps": 4700,

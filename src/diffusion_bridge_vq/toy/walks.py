@@ -61,7 +61,7 @@ def draw_toy_latents(sequences: torch.Tensor, generator: torch.Generator | None 
 
 def is_toy_walk(sequences: torch.Tensor) -> torch.Tensor:
     """
-    Whether every neighbouring pair differs by +-1 mod 8: (B, 5) -> (B,) bool. By chance 1 in 256 does.
+    Whether every neighboring pair differs by +-1 mod 8: (B, 5) -> (B,) bool. By chance 1 in 256 does.
 
     Raises:
         TypeError, ValueError: not sequences.

@@ -41,14 +41,14 @@ def codes(tmp_path_factory, autoencoder):
 
 
 @pytest.fixture(scope="module")
-def unlabelled(tmp_path_factory, autoencoder):
+def unlabeled(tmp_path_factory, autoencoder):
     """Of a folder of images."""
     from PIL import Image
 
     images = tmp_path_factory.mktemp("images")
     for number in range(20):
         Image.new("L", (8, 8), number).save(images / f"{number}.png")
-    folder = tmp_path_factory.mktemp("unlabelled")
+    folder = tmp_path_factory.mktemp("unlabeled")
     encode(folder, autoencoder, str(images))
     return folder
 
@@ -97,7 +97,7 @@ def test_a_pixelcnn_learns_the_same_from_either(autoencoder, codes, tmp_path):
         assert logged(tmp_path / "codes", name) == pytest.approx(logged(tmp_path / "images", name), rel=1e-6)
 
 
-def test_what_the_run_cannot_use_is_refused(autoencoder, latents, codes, unlabelled, tmp_path):
+def test_what_the_run_cannot_use_is_refused(autoencoder, latents, codes, unlabeled, tmp_path):
     def refused(message, **options):
         with pytest.raises(ValueError, match=message):
             train(config(PriorConfig, tmp_path / "run", **{"init_from": autoencoder, "latents": latents} | options))
@@ -106,10 +106,10 @@ def test_what_the_run_cannot_use_is_refused(autoencoder, latents, codes, unlabel
     refused("was encoded from images of 8 pixels, but `resolution` is 16", resolution=16)
     refused(
         "`class_conditional` needs classes, but .*encode the images with their labels",
-        **{"latents": unlabelled, "class_conditional": True, "batch_size": 4},
+        **{"latents": unlabeled, "class_conditional": True, "batch_size": 4},
     )
-    refused("20 images to train on, fewer than one batch of 400", latents=unlabelled)
-    refused("`random_flip` needs mirror images in", latents=unlabelled, random_flip=True, batch_size=4)
+    refused("20 images to train on, fewer than one batch of 400", latents=unlabeled)
+    refused("`random_flip` needs mirror images in", latents=unlabeled, random_flip=True, batch_size=4)
     refused("read from disk as they are: drop `streaming`", streaming=True)
     refused("drop `cache_latents`", cache_latents=True)
     refused(r"holds no encoded images: encoding\.json can't be read", latents=tmp_path)

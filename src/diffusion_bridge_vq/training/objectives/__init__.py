@@ -1,4 +1,4 @@
-"""What each kind of run minimises, and what it answers for itself. Importing this registers all of them."""
+"""What each kind of run minimizes, and what it answers for itself. Importing this registers all of them."""
 
 from .autoencoder import VQObjective
 from .base import (

@@ -21,7 +21,7 @@ _OBJECTIVES: "dict[type[RunConfig], type[Objective]]" = {}
 
 
 class ObjectiveOutput(NamedTuple):
-    """`losses`: weighted terms, whose sum is minimised. `metrics`: detached numbers to look at. All are scalars."""
+    """`losses`: weighted terms, whose sum is minimized. `metrics`: detached numbers to look at. All are scalars."""
 
     losses: dict[str, torch.Tensor]
     metrics: dict[str, torch.Tensor]

@@ -56,7 +56,7 @@ def test_where_test_images_are_copies_too():
 
 
 def test_nearest_is_the_slow_search(monkeypatch):
-    monkeypatch.setattr("diffusion_bridge_vq.evaluation.memorisation._BLOCK_ELEMENTS", 100)
+    monkeypatch.setattr("diffusion_bridge_vq.evaluation.memorization._BLOCK_ELEMENTS", 100)
     samples, train = draws(23, 0), draws(31, 1)
     found = novelty(samples, train, draws(9, 2))
     for i, sample in enumerate(samples.tolist()):

@@ -1,4 +1,4 @@
-"""Memorisation: how near samples are to training images."""
+"""Memorization: how near samples are to training images."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ def novelty(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor, quan
     of the distances from test images to their nearest training images.
 
     Samples that are independent draws from the law of the images have `quantile`, 5 % by default. More means that
-    training images were memorised; less means that samples differ from training images more than test images do.
+    training images were memorized; less means that samples differ from training images more than test images do.
 
     Args:
         samples (`torch.Tensor`): features or pixels of the samples, (n, d) float, one row per image.
@@ -58,8 +58,8 @@ def novelty(samples: torch.Tensor, train: torch.Tensor, test: torch.Tensor, quan
 
 def nearest_rows(rows: torch.Tensor, reference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each of (n, d), which of (m, d) is nearest, (n,), and how far it is, (n,) float64."""
-    centre = reference.double().mean(dim=0)  # where the expanded square loses the fewest digits
-    points, others = rows.double() - centre, reference.double() - centre
+    center = reference.double().mean(dim=0)  # where the expanded square loses the fewest digits
+    points, others = rows.double() - center, reference.double() - center
     block = max(1, _BLOCK_ELEMENTS // len(others))
     nearest = torch.cat([torch.cdist(part, others).argmin(dim=1) for part in points.split(block)])
     return nearest, (points - others[nearest]).norm(dim=1)  # exact, 0 for a copy
