@@ -132,41 +132,40 @@ class RunFolder:
         Raises:
             ValueError: a file has something else as names.
         """
-        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
-            if names := _read_object(file).get("id2label"):
-                try:
-                    return {int(number): str(name) for number, name in names.items()}
-                except (AttributeError, TypeError, ValueError):
-                    raise ValueError(f"'id2label' of {file} must name classes by number, got {names!r}.") from None
-        return None
+        file, settings = self._model_settings()
+        names = settings.get("id2label")
+        if not names:
+            return None
+        try:
+            return {int(number): str(name) for number, name in names.items()}
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"'id2label' of {file} must name classes by number, got {names!r}.") from None
 
     def read_condition(self) -> str | None:
         """
         The image that the model of a run draws from, by its name in `data.ImageCondition`; None if it has none. `path`
         may be a run's folder or a pipeline's.
         """
-        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
-            if content := _read_object(file):
-                name = content.get("condition")
-                return name if isinstance(name, str) else None
-        return None
+        name = self._model_settings()[1].get("condition")
+        return name if isinstance(name, str) else None
 
     def draws_from_words(self) -> bool:
         """Whether the classes of the model are words. `path` may be a run's folder or a pipeline's."""
-        files = (self.path / _INDEX, self.pipeline / _INDEX, self.config)
-        return bool(next(filter(None, map(_read_object, files)), {}).get("label_words"))
+        return bool(self._model_settings()[1].get("label_words"))
 
     def read_label_examples(self) -> list[str]:
         """
         Labels that show what a model of words can draw; none of another model, or without any. `path` may be a run's
         folder or a pipeline's.
         """
-        for file in (self.path / _INDEX, self.pipeline / _INDEX, self.config):
-            if content := _read_object(file):
-                found = content.get("label_examples")
-                found = list(found.values()) if isinstance(found, dict) else found  # by number, of a pipeline
-                return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
-        return []
+        found = self._model_settings()[1].get("label_examples")
+        found = list(found.values()) if isinstance(found, dict) else found  # by number, of a pipeline
+        return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+    def _model_settings(self) -> tuple[Path, dict[str, Any]]:
+        """The file that says most of the model, and its content: a pipeline's, else the run's; {} without any."""
+        files = (self.path / _INDEX, self.pipeline / _INDEX, self.config)
+        return next(((file, content) for file in files if (content := _read_object(file))), (self.config, {}))
 
     def read_pipeline_settings(self) -> dict[str, Any]:
         """

@@ -156,11 +156,11 @@ def test_the_best_weights_are_kept():
 
 
 def test_held_out_images_are_no_training_images():
-    training, held_out = hold_out(range(50), 0.1, seed=1)
-    assert len(held_out) == 5 and sorted([*training.indices, *held_out.indices]) == list(range(50))
-    assert hold_out(range(50), 0.1, seed=1)[1].indices == held_out.indices
-    assert hold_out(range(50), 0.1, seed=2)[1].indices != held_out.indices
-    assert len(hold_out(range(5), 0.01, seed=0)[1]) == 1
+    training, held_out = hold_out(50, 0.1, seed=1)
+    assert len(held_out) == 5 and sorted([*training, *held_out]) == list(range(50))
+    assert hold_out(50, 0.1, seed=1)[1] == held_out
+    assert hold_out(50, 0.1, seed=2)[1] != held_out
+    assert len(hold_out(5, 0.01, seed=0)[1]) == 1
 
 
 def test_a_run_stops_when_patience_ends_and_gives_the_best_weights(vq, tmp_path, monkeypatch):
@@ -196,9 +196,9 @@ def test_logged_bits_are_those_of_the_saved_pipeline(vq, tmp_path, class_conditi
     PixelCNNVQPipeline(**trained).save_pretrained(tmp_path / "pipeline")
     pipe = PixelCNNVQPipeline.from_pretrained(tmp_path / "pipeline")
     images = load_images("digits", resolution=8, channels=1, split="train")
-    _, held_out = hold_out(images, 0.1, seed=0)
-    pixels = torch.stack([images[i]["images"] for i in held_out.indices]).float() / 127.5 - 1
-    labels = torch.stack([images[i]["labels"] for i in held_out.indices]) if class_conditional else None
+    _, held_out = hold_out(len(images), 0.1, seed=0)
+    pixels = torch.stack([images[i]["images"] for i in held_out]).float() / 127.5 - 1
+    labels = torch.stack([images[i]["labels"] for i in held_out]) if class_conditional else None
     with torch.no_grad():
         codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(pixels).latents)
         bits = -pipe.prior.log_prob(codes, labels).mean().item() / math.log(2)

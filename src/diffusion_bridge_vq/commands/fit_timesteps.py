@@ -36,6 +36,7 @@ def main() -> None:
     import torch  # after `--help`
 
     from ..models import refuse_image_condition, words_to_labels
+    from ..models.network_sizes import latent_sides
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..pipelines.saved_folder import find_pipeline_folder
     from ..sampling import fit_timesteps
@@ -51,8 +52,7 @@ def main() -> None:
     pipe.to(default_device())
     unet, scale, labels = pipe.unet, 1.0, None
     refuse_image_condition(unet, "this command doesn't take")
-    size = unet.config.sample_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = latent_sides(unet.config.sample_size)
     generator = torch.Generator().manual_seed(args.seed)
     noise = torch.randn(args.num_samples, unet.config.in_channels, *sides, generator=generator).to(pipe.device)
     if unet.config.num_class_embeds is None:

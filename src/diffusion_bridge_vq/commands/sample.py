@@ -35,6 +35,7 @@ from ..cli import (
 from ..cli.conditions import read_conditions
 from ..figures import chain_sheet
 from ..grids import image_grid
+from ..models.network_sizes import count_classes
 from ..pipelines import DenoisingChain, DiffusionBridgeVQPipeline
 from ..pipelines.class_labels import read_class_labels
 from ..sample_folder import draw_into_folder
@@ -133,8 +134,8 @@ def write_files(pipe: Any, args: argparse.Namespace) -> None:
     conditions = read_conditions(pipe, args.condition)
     labels, guidance = args.class_labels, args.guidance_scale
     if labels is not None and not pipe.config.get("label_words"):
-        given = len(labels), pipe.unet.config.num_class_embeds and pipe.unet.config.num_class_embeds - 1
-        numbers = read_class_labels(labels, *given, pipe.id2label, torch.device("cpu"))
+        classes, device = count_classes(pipe.unet), torch.device("cpu")
+        numbers = read_class_labels(labels, len(labels), classes, pipe.id2label, device)
         labels = numbers if numbers is None else numbers.tolist()
         if guidance is None and not is_student(pipe.scheduler):  # a student's is part of its weights
             guidance = pipe.config.get("default_guidance_scale", 1.0)

@@ -20,6 +20,7 @@ from .arguments import Integer, Number, OrNone, Rule, Sides, check_arguments
 from .bounded_loading import SafeLoadingMixin
 from .inputs import check_generator, check_is_tensor
 from .masks import expand_mask
+from .network_sizes import latent_sides
 from .noise import exponential_noise
 
 _PRIOR_RULES: dict[str, Rule] = {
@@ -243,8 +244,7 @@ class PixelCNNPrior(SafeLoadingMixin, ModelMixin, ConfigMixin):
         if (codes is None) != (mask is None):
             raise ValueError("`codes` (what is known) and `mask` (True where to draw) go together: give both or none.")
         if codes is None or mask is None:
-            size = self.config.sample_size
-            height, width = (size, size) if isinstance(size, int) else size
+            height, width = latent_sides(self.config.sample_size)
             codes = torch.zeros(batch_size, height, width, dtype=torch.long, device=self.device)
             return codes, torch.ones_like(codes, dtype=torch.bool)
         check_is_tensor("codes", codes)

@@ -19,6 +19,7 @@ from ..models import (
     take_several_classes,
 )
 from ..models.code_unet import check_process
+from ..models.network_sizes import count_classes, latent_sides
 from ..sampling.arguments import check_count, check_guidance, check_latents
 from ..sampling.chain import Callback, sample_latents
 from ..schedulers.few_steps import default_number_of_steps, is_student
@@ -61,8 +62,7 @@ class BridgePipeline(VQPipeline):
     ):
         check_channels(unet, vqvae, _count_condition_channels(_parse_condition(condition, vqvae), unet, vqvae))
         check_process(unet, vqvae, scheduler)
-        num_embeds = unet.config.num_class_embeds
-        num_classes = None if num_embeds is None else num_embeds - 1
+        num_classes = count_classes(unet)
         check_default_guidance_scale(default_guidance_scale, num_classes, condition)
         if is_student(scheduler) and default_num_inference_steps is None:
             default_num_inference_steps = default_number_of_steps(scheduler, 0)
@@ -290,8 +290,7 @@ class BridgePipeline(VQPipeline):
         return read_class_labels(class_labels, num_images, num_classes, self.id2label, device), float(guidance_scale)
 
     def _num_classes(self) -> int | None:
-        num_embeds = self.unet.config.num_class_embeds
-        return None if num_embeds is None else num_embeds - 1  # the last is the null class
+        return count_classes(self.unet)
 
 
 def check_drawn(latents: torch.Tensor) -> None:
@@ -312,7 +311,7 @@ def _latent_size(unet: UNet2DModel, vqvae: GumbelVQModel) -> tuple[int, int]:
     size = unet.config.sample_size
     if size is None:
         size = vqvae.config.sample_size // vqvae.downsampling_factor
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    return latent_sides(size)
 
 
 def _parse_condition(name: str | None, vqvae: GumbelVQModel) -> ImageCondition | None:

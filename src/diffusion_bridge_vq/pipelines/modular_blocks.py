@@ -18,6 +18,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from ..models import GumbelVQModel, null_labels, refuse_image_condition
+from ..models.network_sizes import count_classes, latent_sides
 from ..sampling.arguments import check_guidance, check_latents
 from ..sampling.chain import sample_latents
 from ..schedulers import OUBridgeScheduler
@@ -101,10 +102,8 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
                 "`sample_size` of the U-Net's config is None, but says here how large latents are: set it by "
                 "`unet.register_to_config(sample_size=...)`."
             )
-        embeds = unet.config.num_class_embeds
-        classes = None if embeds is None else embeds - 1
         batch_size = count_images(block.batch_size, block.class_labels)
-        labels = read_class_labels(block.class_labels, batch_size, classes, None, unet.device)
+        labels = read_class_labels(block.class_labels, batch_size, count_classes(unet), None, unet.device)
         guided = block.class_labels is not None
         if guided and is_student(components.scheduler):  # whose guidance is learned
             check_guidance(components.scheduler, getattr(components.guider, "guidance_scale", 1.0))
@@ -112,7 +111,7 @@ class BridgeDenoiseStep(ModularPipelineBlocks):
         block.latents = sample_latents(
             GuidedUNet(unet, components.guider, components.scheduler) if guided else unet,
             components.scheduler,
-            (batch_size, unet.config.in_channels, *((size, size) if isinstance(size, int) else size)),
+            (batch_size, unet.config.in_channels, *latent_sides(size)),
             block.num_inference_steps,
             generator=block.generator,
             device=unet.device,

@@ -6,6 +6,7 @@ import torch
 from diffusers import ImagePipelineOutput
 
 from ..models import GumbelVQModel, PixelCNNPrior, check_num_codes
+from ..models.network_sizes import count_classes
 from .base import VQPipeline
 from .class_labels import ClassLabels, check_id2label, count_images, read_class_labels, split_first_argument
 
@@ -37,8 +38,7 @@ class PixelCNNVQPipeline(VQPipeline):
 
     def __init__(self, vqvae: GumbelVQModel, prior: PixelCNNPrior, id2label: dict[int, str] | None = None):
         check_num_codes(prior, vqvae)
-        num_embeds = prior.config.num_class_embeds
-        super().__init__(id2label=check_id2label(id2label, None if num_embeds is None else num_embeds - 1))
+        super().__init__(id2label=check_id2label(id2label, count_classes(prior)))
         self.register_modules(vqvae=vqvae, prior=prior)
 
     @torch.no_grad()
@@ -75,9 +75,8 @@ class PixelCNNVQPipeline(VQPipeline):
         batch_size, class_labels = split_first_argument(batch_size, class_labels)
         batch_size = count_images(batch_size, class_labels)
         self._check_output(batch_size, generator, output_type)
-        num_embeds = self.prior.config.num_class_embeds
-        num_classes = None if num_embeds is None else num_embeds - 1
-        labels = read_class_labels(class_labels, batch_size, num_classes, self.id2label, self._execution_device)
+        num_classes, device = count_classes(self.prior), self._execution_device
+        labels = read_class_labels(class_labels, batch_size, num_classes, self.id2label, device)
         codes = self.prior.generate(batch_size, generator, temperature, labels, progress_bar=self.progress_bar)
         if output_type == "latent":
             images: Any = self.vqvae.decode_codes(codes)

@@ -29,13 +29,14 @@ _OTHER_SETTINGS = 2**14  # bytes of model_index.json
 Images: TypeAlias = ImageDataset | StreamedImages | EncodedImages
 
 
-def hold_out(images: Any, fraction: float, seed: int) -> tuple[Subset, Subset]:
+def hold_out(total: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """
-    Images to train on, and a fraction of them (at least one image, rounded) that is held out, drawn by `seed`.
+    Numbers of the images to train on, and of a fraction (at least one image, rounded) that is held out, drawn by
+    `seed`.
     """
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    count = max(1, round(fraction * len(order)))
-    return Subset(images, sorted(order[count:])), Subset(images, sorted(order[:count]))
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    count = max(1, round(fraction * total))
+    return sorted(order[count:]), sorted(order[:count])
 
 
 class Loaded(NamedTuple):
@@ -76,7 +77,7 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     too_few = (
         f"{images.name} has {{}} images to train on, fewer than one batch of {batch}. Take a smaller `batch_size`."
     )
-    cached = objective is not None and objective.cached_input is not None
+    cached = objective.cached_input is not None
     if isinstance(images, StreamedImages) and cached and not config.dry_run:
         images = encode_for_run(config, accelerator, objective, images)
     if isinstance(images, StreamedImages):
@@ -90,8 +91,7 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
     training: Sequence[int] = range(total)
     held_out: Sequence[int] | None = None
     if objective.early_stopping is not None:
-        parts = hold_out(range(total), objective.early_stopping.holdout_fraction, config.seed)
-        training, held_out = (part.indices for part in parts)
+        training, held_out = hold_out(total, objective.early_stopping.holdout_fraction, config.seed)
     if len(training) < batch:
         raise ValueError(too_few.format(len(training)))
     if config.balance_classes:  # before anything is encoded: without labels it is refused
@@ -113,8 +113,8 @@ def make_loader(config: RunConfig, accelerator: Accelerator, objective: Objectiv
 
 def _balanced(training: Sequence[int], images: ImageDataset | EncodedImages) -> list[int]:
     """
-    Images of rare classes several times: a whole number of times, so that none of a class is seen more often than
-    another. A class has between two thirds and four thirds of the rows of the largest.
+    Row numbers in which those of rarer classes are repeated a whole number of times, the same for all images of a
+    class. A class has between two thirds and four thirds of the rows of the largest.
     """
     encoded = isinstance(images, EncodedImages)
     labels = images.image_labels if isinstance(images, EncodedImages) else images.labels

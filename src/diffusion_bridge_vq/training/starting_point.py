@@ -11,6 +11,7 @@ from diffusers import UNet2DModel, VQModel
 from .. import pretrained
 from ..data.paths import looks_local, suggest_path
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, replace_classes, replace_condition
+from ..models.network_sizes import count_classes
 from ..run_folder import RunFolder, is_checkpoint
 from ..schedulers import OUBridgeScheduler
 from ..schedulers.few_steps import is_student
@@ -206,8 +207,7 @@ def _fit_classes(
     unet: UNet2DModel, num_classes: int | None, names: Sequence[str] | None, learned: Sequence[str] | None
 ) -> str:
     """Make the U-Net one of these classes; says what became of those that it had."""
-    embeds = unet.config.num_class_embeds
-    had = None if embeds is None else embeds - 1
+    had = count_classes(unet)
     if had is None or num_classes is None:
         if had == num_classes:
             return ""

@@ -14,6 +14,7 @@ from ..data.encoded_shards import Encoding
 from ..data.images import short_hash
 from ..models import GumbelVQModel, refuse_image_condition, take_several_classes, words_to_labels
 from ..models.conditions import split_words
+from ..models.network_sizes import latent_sides
 from ..sampling import sample_latents
 from ..sampling.arguments import check_number
 from ..sampling.steppers import read_z_star
@@ -132,7 +133,7 @@ def draw_trajectories(
         parts=-(-num_trajectories // _ROWS_OF_PART),
         version=__version__,
     )
-    shape = (unet.config.in_channels, *_sides(unet))
+    shape = (unet.config.in_channels, *latent_sides(unet.config.sample_size))
     order = None if texts is None else torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))
 
     def choose(rows: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,8 +225,3 @@ def teacher_fingerprint(unet: UNet2DModel, scheduler: OUBridgeScheduler) -> str:
     state = unet.state_dict()
     weights = [part for key in sorted(state) for part in (key.encode(), state[key].float().cpu().numpy().tobytes())]
     return short_hash(json.dumps(process, sort_keys=True).encode(), *weights)
-
-
-def _sides(unet: UNet2DModel) -> tuple[int, int]:
-    size = unet.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

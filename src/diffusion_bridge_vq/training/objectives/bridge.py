@@ -11,6 +11,7 @@ from torch import nn
 from ...data import ImageCondition
 from ...losses import Weighting, prior_loss
 from ...models import ConditionedUNet, GumbelVQModel, condition_map, denoise, null_labels, take_several_classes
+from ...models.network_sizes import latent_sides
 from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
 from .base import Objective
@@ -114,8 +115,7 @@ class BridgeObjective(Objective):
     @torch.no_grad()
     def draw_samples(self, components: Mapping[str, Any], count: int, num_inference_steps: int) -> torch.Tensor | None:
         config = components["unet"].config
-        side = config.sample_size if isinstance(config.sample_size, int) else config.sample_size[0]
-        null = torch.zeros(count, config.in_channels - config.out_channels, side, side)
+        null = torch.zeros(count, config.in_channels - config.out_channels, *latent_sides(config.sample_size))
         labels = all_classes(config.num_class_embeds, count)
         if self.sample_labels is not None:
             labels = self.sample_labels[torch.arange(count) % len(self.sample_labels)]
@@ -130,8 +130,7 @@ class BridgeObjective(Objective):
         images, unet = inputs["images"], components["unet"]
         given = self.find_condition(images, inputs.get("condition"))
         assert given is not None and self.condition is not None
-        size = unet.config.sample_size
-        shown = condition_map(given, size if isinstance(size, int) else size[0]).repeat_interleave(2, dim=0)
+        shown = condition_map(given, latent_sides(unet.config.sample_size)[0]).repeat_interleave(2, dim=0)
         labels = None
         if unet.config.num_class_embeds is not None:  # no class
             labels = torch.full((len(shown),), unet.config.num_class_embeds - 1)

@@ -19,6 +19,7 @@ from ...models import (
     take_several_classes,
 )
 from ...models.code_unet import check_process
+from ...models.network_sizes import latent_sides
 from ...run_folder import RunFolder
 from ...sampling import sample_latents
 from ...schedulers import OUBridgeScheduler
@@ -115,7 +116,7 @@ class DistillObjective(Objective):
         """As the base class, in the student's own number of steps."""
         vqvae, unet, scheduler = (components[name] for name in self.saved)
         device, config = next(unet.parameters()).device, unet.config
-        shape = (count, config.in_channels, *_sides(unet))
+        shape = (count, config.in_channels, *latent_sides(unet.config.sample_size))
         labels = all_classes(config.num_class_embeds, count, device)
         if self.sample_labels is not None:
             labels = self.sample_labels[torch.arange(count) % len(self.sample_labels)].to(device)
@@ -124,7 +125,7 @@ class DistillObjective(Objective):
         return vqvae.decode(z_0).sample
 
     def random_inputs(self, batch_size: int) -> dict[str, torch.Tensor]:
-        sides = _sides(self.unet)
+        sides = latent_sides(self.unet.config.sample_size)
         shape = (batch_size, len(self.timesteps) + 1, self.unet.config.in_channels, *sides)
         device = self.timesteps.device
         labels = all_classes(self.unet.config.num_class_embeds, batch_size, device)
@@ -203,8 +204,3 @@ def _load_teacher(folder: RunFolder, vqvae: GumbelVQModel) -> tuple[UNet2DModel,
     check_channels(unet, vqvae)
     check_process(unet, vqvae, scheduler)
     return unet, scheduler
-
-
-def _sides(unet: UNet2DModel) -> tuple[int, int]:
-    size = unet.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
