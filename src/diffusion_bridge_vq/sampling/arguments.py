@@ -187,8 +187,8 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int, spacing: st
         signal = float((snr / (1 + snr)).sqrt())
     else:
         signal = float(scheduler.alphas_cumprod[first].sqrt())
-    begins_early = first + num_train // num_inference_steps < 0.95 * num_train and signal > 0.1
-    if begins_early or signal > 0.9:  # one "leading" step begins at 0, and would give the noise back
+    step = min(num_train // num_inference_steps, num_train // 2)  # one "leading" step begins at 0
+    if first + step < 0.95 * num_train and signal > 0.1:
         raise ValueError(
             f"{name} would begin its {num_inference_steps} steps at noise level {first} of {num_train}, where "
             f"{signal:.0%} of z_0 is left, so its samples would be wrong. Take timestep_spacing='trailing', or a "

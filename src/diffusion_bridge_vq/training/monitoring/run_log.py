@@ -70,7 +70,7 @@ class RunLog:
         record: dict[str, float] = {**values, **dict(zip(tensors, read, strict=True))}  # type: ignore[dict-item]
         self.accelerator.log(record, step=done)
         if self.accelerator.is_main_process:
-            self.folder.append_metrics({"step": done} | {k: float(f"{v:.9g}") for k, v in record.items()})
+            self.folder.append_metrics({"step": done} | {k: float(f"{v:.7g}") for k, v in record.items()})
         return record
 
     def save_grid(self, name: str, pixels: torch.Tensor, done: int) -> None:
