@@ -45,7 +45,7 @@ __all__ = [
 
 def load_component(cls: Any, folder: Path, variant: str | None = None, **options: Any) -> Any:
     """
-    `cls.from_pretrained` for a model or a scheduler in its own folder, with files that fit it or not at all.
+    `cls.from_pretrained` for a model or a scheduler in its own folder. Files that don't fit it are refused.
 
     Args:
         variant (`str`, *optional*): of the weights; the plain ones are taken where there are none.
@@ -122,7 +122,7 @@ def fetch_pipeline(
     A folder of the Hugging Face cache that holds a pipeline's index, and the configuration and weights of its parts.
 
     Nothing but JSON and safetensors is asked for; what else the cache may hold of the repository stays there. If the
-    Hub can't be reached the cache has to do.
+    Hub can't be reached, the cached copy is used.
 
     Args:
         repo_id (`str`): "user/model".

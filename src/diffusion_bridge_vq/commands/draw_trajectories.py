@@ -6,8 +6,6 @@ python examples/draw_trajectories.py checkpoints/digits --num-trajectories 8192 
 After an interruption the same command goes on, with any number of processes.
 """
 
-from datetime import timedelta
-
 from ..cli import (
     check_output_folder,
     command_line,
@@ -46,20 +44,14 @@ def main() -> None:
     args = parser.parse_args()
     check_output_folder(args.output_dir)
 
-    from accelerate import Accelerator, InitProcessGroupKwargs  # after `--help`
-
-    from ..data import load_images
+    from ..data import load_images  # after `--help`
     from ..models.conditions import split_words
     from ..pipelines import DiffusionBridgeVQPipeline
     from ..training import draw_trajectories
+    from ..training.agreement import launched_processes
     from ..training.data import label_texts
 
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # processes don't end at the same time
-    accelerator = Accelerator(
-        cpu=default_device().type == "cpu",
-        mixed_precision=args.mixed_precision,
-        kwargs_handlers=[patient],
-    )
+    accelerator = launched_processes(cpu=default_device().type == "cpu", mixed_precision=args.mixed_precision)
     pipe = DiffusionBridgeVQPipeline.from_pretrained(args.teacher)
     if args.class_dropout is not None and pipe.unet.config.num_class_embeds is None:
         raise ValueError(f"{args.teacher} has no classes: leave out --class-dropout.")

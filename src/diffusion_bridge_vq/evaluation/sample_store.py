@@ -71,7 +71,7 @@ class SampleStore:
         for name, tensor in self.read().items():
             if name.startswith(f"{kind}/"):
                 if tensor.dtype != dtype or tensor.ndim != ndim or not tensor.numel():
-                    raise ValueError(self.is_foreign(name, tensor))
+                    raise ValueError(self.describe_foreign(name, tensor))
                 found[name.removeprefix(f"{kind}/")] = tensor
         return found
 
@@ -91,10 +91,10 @@ class SampleStore:
             return None
         is_map = drawn.shape[1:] == shape and len(drawn) and not drawn.is_floating_point()
         if not is_map or not 0 <= int(drawn.min()) <= int(drawn.max()) < num_codes:
-            raise ValueError(self.is_foreign(codes, drawn))
+            raise ValueError(self.describe_foreign(codes, drawn))
         return drawn
 
-    def is_foreign(self, name: str, tensor: torch.Tensor) -> str:
+    def describe_foreign(self, name: str, tensor: torch.Tensor) -> str:
         """The error about a tensor that isn't what its name says."""
         return (
             f"{self.path} has {tuple(tensor.shape)} {tensor.dtype} as {name}, which no evaluation wrote: remove the "

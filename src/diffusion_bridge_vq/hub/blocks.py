@@ -30,7 +30,7 @@ def block_files(components: Mapping[str, tuple[str, str]], code_name: str, repo_
 
     `modular_config.json` names the class in `block.py`, which has it from a module with a hash in its name: diffusers
     runs `block.py` of several folders in one namespace. `modular_model_index.json` says where components come from;
-    diffusers takes their classes from modules that are loaded already, which the blocks see to.
+    diffusers takes their classes from modules that are loaded already, which importing `block.py` loads.
 
     Args:
         components (`Mapping`): name -> module and class, as in model_index.json.

@@ -20,7 +20,7 @@ def shared_module(code_name: str) -> str:
 
 def loader_files(pipeline_class: str, components: Mapping[str, tuple[str, str]], code_name: str) -> dict[str, str]:
     """
-    The small files through which diffusers comes to the code: path in the repository -> content.
+    The small files through which diffusers finds the code: path in the repository -> content.
 
     diffusers takes the pipeline's class from pipeline.py and a component's from COMPONENT/MODULE.py, MODULE being what
     model_index.json says; it runs these again at each load, but `code_name` once, so that a pipeline that was loaded

@@ -29,7 +29,7 @@ from .code import AUTO_MAP, carried_files
 
 _ATTEMPTS = 5
 _FIRST_WAIT = 2.0  # seconds, doubled each time
-_PASSING = (408, 409, 412, 429)  # another commit came first, or too many requests; and all of 500 and more
+_RETRIED = (408, 409, 412, 429)  # another commit came first, or too many requests; and all of 500 and more
 _OF_THIS_MACHINE = (FileNotFoundError, PermissionError, LocalTokenNotFoundError)  # the Hub isn't to blame
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,7 @@ def push_run(
     and code for people without the package. No path of this machine, name of a folder or token is in it; the names of
     the classes, which are part of the model, are.
 
-    Errors that pass are waited for; files that an interrupted push has uploaded are not sent again. The card and the
+    Temporary errors are retried; files that an interrupted push has uploaded are not sent again. The card and the
     weights replace those that are there.
 
     Args:
@@ -188,7 +188,10 @@ def commit_files(
 
 
 def open_repository(options: PushOptions, token: str | None) -> None:
-    """Makes the repository if there is none, in one attempt; errors as in [`push_run`], PermissionError for a no."""
+    """
+    Make the repository if there is none, in one attempt. Raises as [`push_run`], and PermissionError where the token
+    may not write.
+    """
     api = HfApi(token=token)
     until_it_works(
         lambda: api.create_repo(options.repo_id, private=not options.public, exist_ok=True), options.repo_id, 1
@@ -215,7 +218,7 @@ def until_it_works(action: Callable[[], Result], repo_id: str, attempts: int = _
                     f"The Hub doesn't let you write to {repo_id!r}: run `hf auth login` with a token that may write."
                 ) from error
             ours = status is None and isinstance(error, _OF_THIS_MACHINE)
-            if ours or (status is not None and status not in _PASSING and status < 500):
+            if ours or (status is not None and status not in _RETRIED and status < 500):
                 raise OSError(f"{repo_id!r} couldn't be pushed: {error}") from error
             if attempt == attempts - 1:
                 raise OSError(

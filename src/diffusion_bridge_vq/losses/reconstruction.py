@@ -1,8 +1,8 @@
 """
 How far decoded images are from real ones: L_rec, and the perceptual and adversarial terms of VQGAN.
 
-The squared error alone is a Gaussian decoder, whose best answer to doubt is a blur; against real images that blur is
-the floor of every prior. Neither term is in the paper.
+The squared error alone is a Gaussian decoder, which blurs what the codes leave open; no prior's samples can be sharper
+than that. Neither term is in the paper.
 """
 
 from typing import Any, get_args

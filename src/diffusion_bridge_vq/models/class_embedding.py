@@ -12,7 +12,7 @@ def replace_classes(unet: UNet2DModel, num_classes: int | None, kept: Mapping[in
     """
     Give a trained U-Net other classes, in place. For classes that it keeps, and for the null class, what it predicts
     stays the same, as does what a network without classes predicts, which becomes its null class. The row of a new
-    class is drawn as in a fresh table: rows that all start as the null class's would take long to part.
+    class is drawn as in a fresh table: rows that all start as the null class's would take long to become different.
 
     Args:
         unet (`UNet2DModel`): with or without a table of classes, the last of which is the null class.

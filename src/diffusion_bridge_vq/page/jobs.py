@@ -10,7 +10,7 @@ Report = Callable[[int, int], None]
 
 
 class Stopped(Exception):
-    """Nobody waits for the result any more."""
+    """The caller has closed the generator."""
 
 
 def run_in_steps(work: Callable[[Report], dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -185,8 +185,9 @@ class StockStepper(Stepper):
 
     def restart(self, i: int) -> None:
         """
-        Solvers that extrapolate from earlier steps begin with first order again: those belong to another path, and
-        what they would extrapolate is the jump's noise. LMS and PNDM, which can't, keep those before step i.
+        Solvers that extrapolate from earlier steps begin with first order again: those steps are of the chain before
+        the jump, and what they would extrapolate is the jump's noise. LMS and PNDM, which can't, keep those before
+        step i.
         """
         goes_on = not hasattr(self.scheduler, "set_begin_index") or hasattr(self.scheduler, "derivatives")
         vars(self.scheduler).update(copy.deepcopy(self._saved if goes_on else self._fresh))

@@ -10,10 +10,17 @@ from accelerate.utils import broadcast_object_list
 Result = TypeVar("Result")
 
 
-def launched_processes(cpu: bool) -> Accelerator:
-    """Of the processes that `accelerate launch` started. They wait for each other up to a day: none trains."""
+def launched_processes(cpu: bool, mixed_precision: str = "no") -> Accelerator:
+    """
+    An Accelerator for the processes that `accelerate launch` started, which may wait for each other for a day: they
+    don't train, and don't end at the same time.
+
+    Args:
+        cpu (`bool`): leave accelerators alone.
+        mixed_precision (`str`, *optional*, defaults to `"no"`): of the networks.
+    """
     patient: Any = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    return Accelerator(cpu=cpu, kwargs_handlers=[patient])
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=[patient])
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
