@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from diffusion_bridge_vq import OUBridgeScheduler
+from diffusion_bridge_vq.cli import parse_config
 from diffusion_bridge_vq.cli.next_steps import after_pipeline, after_training, command_line
 from diffusion_bridge_vq.run_folder import RunFolder
+from diffusion_bridge_vq.training import PixelCNNConfig, PriorConfig, VQConfig
 
 STUDENT = {"prediction_type": "sample", "few_step_timesteps": {"1": [999]}, "distilled_guidance_scale": 2.0}
 
@@ -53,11 +55,19 @@ def test_a_student_takes_no_guidance(settings, guided, tmp_path):
 def test_after_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["dbvq train"])
     run = RunFolder(tmp_path / "a")
-    ((line, _),) = after_training([run.autoencoder], run, "cifar10-tiny", "photos")
+    config = VQConfig.from_preset("cifar10-tiny", dataset="photos", output_dir=run.path)
+    ((line, _),) = after_training([run.autoencoder], config)
     start = "dbvq train-prior --preset cifar10-tiny --dataset photos "
     assert line == f"{start}--vqvae-from {run.path} --output-dir {run.path}-prior"
-    (draw, _), (push, _) = after_training([run.pipeline], run, "digits", "digits")
+    options = {"resolution": 64, "split": "all", "streaming": True, "random_flip": False}
+    config = VQConfig.from_preset("cifar10-tiny", dataset="photos", output_dir=run.path, **options)
+    ((line, _),) = after_training([run.autoencoder], config)
+    given = shlex.split(line)[2:]
+    again = parse_config(PriorConfig, given)  # the prior sees the same images
+    assert all(getattr(again, name) == getattr(config, name) for name in (*options, "channels", "dataset", "preset"))
+    config = PixelCNNConfig.from_preset("digits", init_from=run.path, output_dir=run.path)
+    (draw, _), (push, _) = after_training([run.pipeline], config)
     assert shlex.split(draw)[0] == "python" and "PixelCNNVQPipeline" in draw
     (run.pipeline / "unet").mkdir(parents=True)
-    assert after_training([run.pipeline], run, "digits", "digits")[0][0].startswith("dbvq sample ")
+    assert after_training([run.pipeline], config)[0][0].startswith("dbvq sample ")
     assert push == f"dbvq push-to-hub {run.path} USER/MODEL"

@@ -1,16 +1,30 @@
 """What to do next, as commands that can be pasted."""
 
+import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..run_folder import RunFolder
+from ..training.config import RunConfig
+from ..training.kinds import PriorConfig
 
 # Where the user fills in a name of their own.
 REPOSITORY = "USER/MODEL"
 PICTURE = "PICTURE"
 _SHOWN_EXAMPLES = 4
+# Options of a run that say which images it sees.
+_OF_IMAGES = (
+    "dataset_name",
+    "split",
+    "streaming",
+    "image_column",
+    "label_column",
+    "resolution",
+    "channels",
+    "random_flip",
+)
 
 
 def command_line(verb: str, *arguments: str | Path) -> str:
@@ -60,18 +74,19 @@ def after_pipeline(pipeline: Path, folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def after_training(saved: Sequence[Path], run: RunFolder, preset: str, dataset: str) -> list[tuple[str, str]]:
+def after_training(saved: Sequence[Path], config: RunConfig) -> list[tuple[str, str]]:
     """
     Steps after a run.
 
     Args:
         saved (`Sequence[Path]`): what it saved, as `save_trained` returns it.
-        run (`RunFolder`): its folder.
-        preset (`str`), dataset (`str`): of the run.
+        config (`RunConfig`): of the run.
     """
+    run = RunFolder(config.output_dir)
     if run.autoencoder in saved:
         following = run.path.with_name(f"{run.path.name}-prior")
-        arguments = ("--preset", preset, "--dataset", dataset, "--vqvae-from", run.path, "--output-dir", following)
+        data = ("--preset", config.preset, "--dataset", config.dataset, *_data_options(config))
+        arguments = (*data, "--vqvae-from", run.path, "--output-dir", following)
         return [(command_line("train-prior", *arguments), "train a prior on it (stage 2)")]
     if RunFolder(run.path).find_component("unet") is not None:
         return after_pipeline(run.pipeline, run.path)
@@ -83,3 +98,18 @@ def after_training(saved: Sequence[Path], run: RunFolder, preset: str, dataset: 
         (shlex.join(["python", "-c", code]), "draw an image"),
         (command_line("push-to-hub", run.path, REPOSITORY), "share it"),
     ]
+
+
+def _data_options(config: RunConfig) -> list[str]:
+    """What makes a prior see the images that this run saw, where it isn't what the preset says."""
+    expected = {f.name: f.default for f in dataclasses.fields(PriorConfig)} | PriorConfig.preset_settings(
+        config.preset
+    )
+    options = []
+    for name in _OF_IMAGES:
+        flag, value = name.replace("_", "-"), getattr(config, name)
+        if value != expected[name]:
+            options += (
+                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            )
+    return options

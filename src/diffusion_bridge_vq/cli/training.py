@@ -74,7 +74,7 @@ def train_command(config_class: type[Config], description: str | None, *, makes_
         saved = save_trained(trained, run)
         plot_metrics(run.path)
         print(f"Saved: {', '.join(map(str, saved))}\nGrids, curves and logs: {run.path}")
-    print_next(*after_training(saved, run, config.preset, config.dataset))
+    print_next(*after_training(saved, config))
 
 
 def parse_config(cls: type[Config], arguments: Sequence[str] | None = None) -> Config:
