@@ -85,8 +85,8 @@ def after_training(saved: Sequence[Path], config: RunConfig) -> list[tuple[str, 
     run = RunFolder(config.output_dir)
     if run.autoencoder in saved:
         following = run.path.with_name(f"{run.path.name}-prior")
-        data = ("--preset", config.preset, "--dataset", config.dataset, *_data_options(config))
-        arguments = (*data, "--vqvae-from", run.path, "--output-dir", following)
+        data = ["--preset", config.preset, "--dataset", config.dataset, *_data_options(config)]
+        arguments = [*data, "--vqvae-from", str(run.path), "--output-dir", str(following)]
         return [(command_line("train-prior", *arguments), "train a prior on it (stage 2)")]
     if RunFolder(run.path).find_component("unet") is not None:
         return after_pipeline(run.pipeline, run.path)
