@@ -102,14 +102,15 @@ def after_training(saved: Sequence[Path], config: RunConfig) -> list[tuple[str, 
 
 def _data_options(config: RunConfig) -> list[str]:
     """What makes a prior see the images that this run saw, where it isn't what the preset says."""
-    expected = {f.name: f.default for f in dataclasses.fields(PriorConfig)} | PriorConfig.preset_settings(
-        config.preset
-    )
+    expected = {f.name: f.default for f in dataclasses.fields(PriorConfig)}
+    expected |= PriorConfig.preset_settings(config.preset)
     options = []
     for name in _OF_IMAGES:
         flag, value = name.replace("_", "-"), getattr(config, name)
-        if value != expected[name]:
-            options += (
-                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-            )
+        if value == expected[name]:
+            continue
+        if isinstance(value, bool):
+            options.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            options += [f"--{flag}", str(value)]
     return options
