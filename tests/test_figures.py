@@ -1,5 +1,7 @@
 """Figures from saved results: what they show."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from diffusion_bridge_vq.figures import (
     inpainting_sheet,
     plot_kl_maps,
     plot_metrics,
+    plot_runs,
     sample_sheets,
 )
 from diffusion_bridge_vq.grids import image_grid
@@ -54,6 +57,21 @@ def test_chain_sheet_has_a_row_per_image_and_a_column_per_step(tmp_path):
     assert values == [[0, 102, 204], [51, 153, 255]]
 
 
+def test_runs_side_by_side_show_the_last_grid_of_each(tmp_path):
+    folders = {name: tmp_path / name for name in ("paper", "stable")}
+    for shade, folder in zip((60, 200), folders.values(), strict=True):
+        folder.mkdir()
+        lines = [{"step": i, "train/latent_rms": 1 / i, "train/batch_perplexity": i} for i in (1, 2)]
+        lines.append({"step": 2, "validation/prior": 1.0})  # lines of other kinds
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        for step, value in ((100, 0), (200, shade)):
+            Image.fromarray(np.full((32, 32), value, np.uint8)).save(folder / f"samples-{step:06d}.png")
+    picture = np.asarray(Image.open(plot_runs(folders, tmp_path / "runs.png")).convert("L"))
+    height, width = picture.shape
+    for column, shade in ((5, 60), (7, 200)):  # centers of the last two of four panels
+        assert abs(int(picture[height // 2, column * width // 8]) - shade) <= 1
+
+
 def test_a_run_without_metrics_has_no_curves(tmp_path):
     """It raised a ValueError of matplotlib, after training."""
     assert plot_metrics(tmp_path) is None
@@ -62,6 +80,13 @@ def test_a_run_without_metrics_has_no_curves(tmp_path):
         file.write(f'\n{{"step": {10**400}, "loss/prior": 1}}\n{{"step": 4, "loss/prior": {10**400}}}')
     assert plot_metrics(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_runs_side_by_side_need_metrics_and_samples(tmp_path):
+    with pytest.raises(ValueError, match="name at least one run"):
+        plot_runs({}, tmp_path / "runs.png")
+    with pytest.raises(ValueError, match=r"must have metrics.jsonl and samples-STEP.png"):
+        plot_runs({"one": tmp_path}, tmp_path / "runs.png")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,47 @@ def plot_metrics(run_dir: Path) -> Path | None:
     return save_figure(figure, RunFolder(run_dir).curves)
 
 
+def plot_runs(run_dirs: dict[str, Path], path: Path) -> Path | None:
+    """
+    Runs side by side: latent rms, perplexity of the codes in a batch, and the last grid of samples of each.
+
+    Args:
+        run_dirs (`dict[str, Path]`): {name: folder of a run}.
+        path (`Path`): of the picture.
+
+    Returns:
+        `path`; None without matplotlib.
+
+    Raises:
+        ValueError: no run, or one without metrics or a grid of samples.
+    """
+    if not run_dirs:
+        raise ValueError("`run_dirs` is empty: name at least one run.")
+    grids = {}
+    for name, folder in run_dirs.items():
+        grid = RunFolder(folder).newest_grid("samples")
+        if grid is None or not RunFolder(folder).read_metrics():
+            raise ValueError(f"{folder} must have metrics.jsonl and samples-STEP.png: is it the folder of a run?")
+        grids[name] = grid
+    figure = new_figure(figsize=(3 * (2 + len(run_dirs)), 3.6))
+    if figure is None:
+        return None
+    axes = figure.subplots(1, 2 + len(run_dirs))
+    for curve, key in zip(axes, ("latent_rms", "batch_perplexity"), strict=False):
+        for name, folder in run_dirs.items():
+            records = RunFolder(folder).read_metrics()
+            points = [(r["step"], r[f"train/{key}"]) for r in records if f"train/{key}" in r]
+            curve.plot(*zip(*points, strict=True) if points else ([], []), label=name)
+        curve.set(title=key.replace("_", " "), xlabel="step")
+        curve.set_ylim(bottom=0)
+        curve.legend()
+    for picture, (name, grid) in zip(axes[2:], grids.items(), strict=True):
+        picture.imshow(Image.open(grid), cmap="gray", vmin=0, vmax=255)
+        picture.set(title=f"samples, {name}")
+        picture.axis("off")
+    return save_figure(figure, path)
+
+
 def _names(records: list[dict]) -> list[str]:
     return list(dict.fromkeys(name for record in records for name in record))
 

@@ -60,12 +60,20 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args([_with_hyphens(text) for text in arguments], namespace)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it is written, and all defaults but None and False, of which the help text says more."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default is None or action.default is False
+        return action.help if silent else super()._get_help_string(action)
+
+
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """A parser whose help shows the default of each option, and whose errors are one line."""
     return OneLineParser(
         description=description,
         usage="%(prog)s [options]",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
 

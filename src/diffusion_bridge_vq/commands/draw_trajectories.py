@@ -24,20 +24,20 @@ def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("teacher", type=local_path, help="folder of a saved bridge, or of the run that trained it")
     parser.add_argument("--output-dir", type=local_path, required=True, help="the folder that is written")
-    parser.add_argument("--num-trajectories", type=whole_number(1), default=16384)
+    parser.add_argument("--num-trajectories", type=whole_number(1), default=16384, help="in all")
     parser.add_argument("--num-inference-steps", type=whole_number(1), default=12, help="steps of DPM-Solver++")
     parser.add_argument(
-        "--guidance-scale", type=finite_number, help="of a teacher with classes; none: the pipeline's own, or 1"
+        "--guidance-scale", type=finite_number, help="of a teacher with classes; default: the pipeline's own, or 1"
     )
     parser.add_argument(
         "--class-dropout",
         type=finite_number,
-        help="of a teacher with classes: fraction of the trajectories without one; none: 0.1",
+        help="of a teacher with classes: fraction of the trajectories without one; default: 0.1",
     )
     parser.add_argument("--dataset", help="of a teacher of words: data set whose labels are drawn, as for training")
     parser.add_argument("--image-column", help="its column with the images, if there are several")
     parser.add_argument("--label-column", help="its column with the texts, or several with commas between them")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0, help="of noise and classes")
     parser.add_argument("--precision", choices=["float16", "float32"], default="float16", help="of what is written")
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="drawn at a time, by each process")

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--label-column", help="column with the classes, if it isn't a ClassLabel")
     parser.add_argument("--resolution", type=whole_number(1), help="side of the images, if not the autoencoder's")
     parser.add_argument("--what", choices=["latents", "codes"], default="latents", help="codes are for PixelCNN only")
-    parser.add_argument("--precision", choices=["float16", "float32"], help="of latents; none: float16")
+    parser.add_argument("--precision", choices=["float16", "float32"], help="of latents; default: float16")
     parser.add_argument("--mirrored", action="store_true", help="write the mirror image of each image, too")
     parser.add_argument("--condition", help="write what a model draws from, too: as of train_prior.py")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time, by each process")

@@ -52,7 +52,7 @@ def main() -> None:
     )
     parser.add_argument("--dataset", default="digits", help="as for the training scripts")
     add_evaluation_arguments(parser)
-    parser.add_argument("--batch-size", type=whole_number(1), default=64)
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="images at a time")
     parser.add_argument("--output-dir", type=local_path, default="outputs/evaluation")
     args = parser.parse_args()
     names = [name for name, _ in args.model]

@@ -26,10 +26,12 @@ def main() -> None:
     parser.add_argument("--steps", type=whole_number(2, 31), nargs="+", default=[4, 6, 8], help="numbers of steps")
     parser.add_argument("--num-samples", type=whole_number(1), default=64, help="that are compared")
     parser.add_argument(
-        "--guidance-scale", type=finite_number, help="of a model with classes; none: the pipeline's own, or 1"
+        "--guidance-scale", type=finite_number, help="of a model with classes; default: the pipeline's own, or 1"
     )
     parser.add_argument("--mixed-precision", choices=["no", "bf16"], default="no", help="arithmetic of the network")
-    parser.add_argument("--seed", type=whole_number(0, 2**31 - 1), default=0)
+    parser.add_argument(
+        "--seed", type=whole_number(0, 2**31 - 1), default=0, help="of the noise that samples start from"
+    )
     args = parser.parse_args()
     refuse_several_processes(parser)
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("pipeline", help="folder of a saved pipeline or of a run, or the pipeline's id on the Hub")
     parser.add_argument(
         "--dataset",
-        help="images to complete, as for the training scripts; none: digits, if the model's are 16x16 gray",
+        help="images to complete, as for the training scripts; default: digits, if the model's are 16x16 gray",
     )
     parser.add_argument("--split", default="test", help="of the data set; a folder of images without splits is train")
     parser.add_argument("--image-column", help="column with the images, if there are several")
@@ -59,14 +59,14 @@ def main() -> None:
         "--condition",
         type=local_path,
         nargs="+",
-        help="pictures for a model that draws from them, one for each image, or one; none: those of the data set",
+        help="pictures for a model that draws from them, one for each image, or one; default: those of the data set",
     )
     parser.add_argument(
-        "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
+        "--guidance-scale", type=finite_number, help="1 is no guidance; default: the pipeline's own, or 1"
     )
-    parser.add_argument("--num-inference-steps", type=whole_number(1), default=50)
+    parser.add_argument("--num-inference-steps", type=whole_number(1), default=50, help="reverse steps")
     parser.add_argument(
-        "--jump-length", type=whole_number(1), help="resampling: steps between two jumps back; none: 10"
+        "--jump-length", type=whole_number(1), help="resampling: steps between two jumps back; default: 10"
     )
     parser.add_argument(
         "--jump-n-sample",
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument(
         "--chain-steps", type=whole_number(0, 1000), default=8, help="columns of the sheet of the chain; 0 for none"
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of all noise")
     parser.add_argument("--output-dir", type=local_path, default="outputs/inpaint")
     args = parser.parse_args()
     refuse_several_processes(parser)

@@ -30,15 +30,15 @@ STAGES = (*TRAINING_STAGES, "evaluate")
 @errors_as_lines()
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--preset", default="cifar10-tiny")
+    parser.add_argument("--preset", default="cifar10-tiny", help="settings of all four runs")
     parser.add_argument("--dataset", required=True, help="as for the training scripts")
     parser.add_argument(
         "--budget", type=finite_number, default=120, help="seconds of training in each of the four runs"
     )
-    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="one or several; all by default")
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES, help="one or several")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto: a GPU if there is one")
     add_evaluation_arguments(parser)
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="all by default")
+    parser.add_argument("--metrics", nargs="+", choices=tuple(METRICS), default=tuple(METRICS), help="one or several")
     parser.add_argument("--batch-size", type=whole_number(1), help="of the training runs, instead of the preset's")
     parser.add_argument("--mixed-precision", help="of the training runs: no, fp16 or bf16")
     parser.add_argument("--output-dir", type=local_path, default="outputs/reproduce")

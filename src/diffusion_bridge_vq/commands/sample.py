@@ -51,16 +51,18 @@ CHAIN_IMAGES = 4
 def main() -> None:
     parser = new_parser(__doc__)
     parser.add_argument("pipeline", help="folder of a saved pipeline or of a run, or the pipeline's id on the Hub")
-    parser.add_argument("--num-images", type=whole_number(1, 10_000_000), default=64)
-    parser.add_argument("--num-inference-steps", type=whole_number(1), help="none: the pipeline's own number, or 20")
+    parser.add_argument("--num-images", type=whole_number(1, 10_000_000), default=64, help="drawn in all")
+    parser.add_argument(
+        "--num-inference-steps", type=whole_number(1), help="default: the pipeline's own number, or 20"
+    )
     parser.add_argument(
         "--solver",
         choices=("dpmsolver++", "ddim", "ancestral"),
-        help="ancestral is the paper's, for 50 steps or more; none: dpmsolver++, or a stock scheduler's own",
+        help="ancestral is the paper's, for 50 steps or more; default: dpmsolver++, or a stock scheduler's own",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile: worth it for many batches")
     parser.add_argument("--batch-size", type=whole_number(1, 100_000), default=64, help="images drawn at once")
-    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of all noise")
     parser.add_argument(
         "--class-labels",
         type=class_label,
@@ -75,7 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--all-classes", action="store_true", help="all classes of the model in turn")
     parser.add_argument(
-        "--guidance-scale", type=finite_number, help="1 is no guidance; none: the pipeline's own, or 1"
+        "--guidance-scale", type=finite_number, help="1 is no guidance; default: the pipeline's own, or 1"
     )
     parser.add_argument(
         "--tile-size", type=whole_number(1, 4096), default=64, help="pixels that small images are enlarged to"
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument(
         "--chain-steps", type=whole_number(0, 1000), default=0, help="columns of chain.png (Figure 9); 0 for none"
     )
-    parser.add_argument("--output", type=local_path, help="the grid, without --output-dir; none: samples.png")
+    parser.add_argument("--output", type=local_path, help="the grid, without --output-dir; default: samples.png")
     parser.add_argument(
         "--output-dir",
         type=local_path,
