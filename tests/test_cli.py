@@ -282,7 +282,7 @@ def test_help_shows_the_values_of_the_mode(options, flag, default, capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("batch_sise: 4\n", "batch_sise, which a e2e run doesn't have"),
+        ("batch_sise: 4\n", "batch_sise, which runs of kind 'e2e' don't have"),
         ("- 3\n", "must hold settings by name, got list"),
         ("a: [\n", "can't be read"),
         ("batch_size: none\n", "`batch_size` must be of type int"),

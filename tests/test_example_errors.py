@@ -343,7 +343,7 @@ def test_a_component_is_no_model_to_evaluate(fails, pipeline, tmp_path, monkeypa
     """A U-Net was loaded as an autoencoder without weights, and failed in torch."""
     monkeypatch.setattr("signal.signal", lambda *_: None)
     arguments = ["rfid", "--model", f"it={pipeline / 'unet'}", "--output-dir", tmp_path]
-    assert "has a UNet2DModel, expected a GumbelVQModel" in fails("evaluate.py", *arguments)
+    assert "has UNet2DModel, expected GumbelVQModel" in fails("evaluate.py", *arguments)
 
 
 @pytest.mark.parametrize("script", ["sample.py", "inpaint.py", "export_onnx.py", "fit_timesteps.py", "push_to_hub.py"])

@@ -120,5 +120,5 @@ def test_it_loads_without_advice_to_train_it(tmp_path, caplog, monkeypatch):
 
 def test_a_model_of_another_class_is_refused(tmp_path):
     make_unet().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has a UNet2DModel, expected a GumbelVQModel"):
+    with pytest.raises(ValueError, match="has UNet2DModel, expected GumbelVQModel"):
         GumbelVQModel.from_pretrained(tmp_path)

@@ -308,7 +308,7 @@ class Head(nn.Module):
 
 
 def waits_in_the_loop(scheduler, **kwargs) -> list[str]:
-    """What would wait for the device from the second step to the last, see tests/waits.py."""
+    """What would wait for the device from the second step to the last, see tests/host_waits.py."""
     waits = HostWaits()
 
     def counted(steps):

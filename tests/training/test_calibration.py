@@ -113,7 +113,7 @@ def test_damaged_ones_are_refused_before_training(change, words, stock, tmp_path
 
 def test_other_models_are_refused(tmp_path):
     AutoencoderKL(block_out_channels=[4], norm_num_groups=2, layers_per_block=1).save_pretrained(tmp_path / "vqvae")
-    with pytest.raises(ValueError, match="has a AutoencoderKL, expected a GumbelVQModel or a VQModel"):
+    with pytest.raises(ValueError, match="has AutoencoderKL, expected GumbelVQModel, or VQModel"):
         load_autoencoder(tmp_path)
     with pytest.raises(ValueError, match="There is no autoencoder in"):
         load_autoencoder(tmp_path / "none" / "at" / "all")

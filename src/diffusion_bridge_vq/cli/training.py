@@ -189,7 +189,7 @@ def _read_settings(path: Path, cls: type[Config], parser: argparse.ArgumentParse
             with suppress(ValueError):  # checked with all others
                 content[name] = float(value)
     if unknown := sorted(set(content) - fields):
-        parser.error(f"--config: {path} has {', '.join(unknown)}, which a {cls.kind} run doesn't have.")
+        parser.error(f"--config: {path} has {', '.join(unknown)}, which runs of kind {cls.kind!r} don't have.")
     return cls.used(content) if saved_by_a_run else content
 
 

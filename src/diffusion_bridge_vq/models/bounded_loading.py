@@ -133,7 +133,7 @@ def check_files(
     config = read_json(folder / cls.config_name)
     found, stock = config.get("_class_name", cls.__name__), getattr(cls, "_stock_class", None)
     if found not in (cls.__name__, stock):
-        raise ValueError(f"{folder} has a {found}, expected a {cls.__name__}: give the folder of such a model.")
+        raise ValueError(f"{folder} has {found}, expected {cls.__name__}: give the folder of such a model.")
     shapes = read_shapes(folder, variant)
     if shapes is None:  # pickled: bounded by the size of the files
         num_bytes = sum(path.stat().st_size for path in folder.glob("*.bin"))

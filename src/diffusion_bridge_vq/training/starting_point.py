@@ -60,7 +60,7 @@ def load_autoencoder(place: Path) -> GumbelVQModel:
     elif class_name == VQModel.__name__:  # has the same keys
         vqvae = GumbelVQModel.from_pretrained(found)
     else:
-        raise ValueError(f"{found} has a {class_name}, expected a GumbelVQModel or a VQModel of diffusers.")
+        raise ValueError(f"{found} has {class_name}, expected GumbelVQModel, or VQModel of diffusers.")
     return vqvae
 
 
