@@ -12,6 +12,7 @@ from ..data.paths import looks_local
 from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, count_condition_channels
 from ..models.code_unet import check_process
+from ..sampling.arguments import check_steps
 from ..schedulers import OUBridgeScheduler
 from .config import RunConfig
 from .kinds import AutoencoderConfig, BridgeConfig, PriorRunConfig
@@ -67,9 +68,9 @@ def build_diffusion_prior(
 
     Raises:
         ValueError: see [`load_unet`] and [`load_scheduler`]; constructor arguments that a component refuses;
-            class-conditional without classes.
+            class-conditional without classes; `num_inference_steps` that would begin far from noise.
     """
-    classes = count_classes(config, num_classes)
+    classes = prior_classes(config, num_classes)
     extra = _condition_channels(config, vqvae)
     loaded = load_unet(config, vqvae, classes, class_names, extra)
     scheduler = load_scheduler(config) or build_component(OUBridgeScheduler, config.scheduler)
@@ -81,6 +82,9 @@ def build_diffusion_prior(
         )
     check_channels(unet, vqvae, extra)
     check_process(unet, vqvae, scheduler)
+    steps = min(config.num_inference_steps, len(scheduler))
+    scheduler.set_timesteps(steps)
+    check_steps(scheduler, steps)  # of grids, before the first
     return DiffusionPrior(unet, scheduler, start)
 
 
@@ -132,7 +136,7 @@ def latent_side(config: RunConfig, vqvae: GumbelVQModel) -> int:
     return config.resolution // vqvae.downsampling_factor
 
 
-def count_classes(config: PriorRunConfig, num_classes: int | None) -> int | None:
+def prior_classes(config: PriorRunConfig, num_classes: int | None) -> int | None:
     """
     Number of classes of the run's prior; None for one without.
 

@@ -21,8 +21,8 @@ from ..build import (
     build_component,
     build_diffusion_prior,
     class_arguments,
-    count_classes,
     latent_side,
+    prior_classes,
     read_condition,
 )
 from ..kinds import PixelCNNConfig, PriorConfig
@@ -139,7 +139,7 @@ class PixelCNNObjective(_FrozenAutoencoder):
     ) -> "PixelCNNObjective":
         vqvae = build_autoencoder(config)
         sizes = {"num_codes": vqvae.config.num_vq_embeddings, "sample_size": latent_side(config, vqvae)}
-        classes = class_arguments(count_classes(config, num_classes))
+        classes = class_arguments(prior_classes(config, num_classes))
         prior = build_component(PixelCNNPrior, sizes | config.prior | classes)
         check_num_codes(prior, vqvae)
         rule = EarlyStoppingRule("bits_per_code", config.holdout_fraction, config.eval_every, config.patience)
