@@ -185,6 +185,7 @@ def test_nothing_is_saved_of_what_is_not_given(tmp_path):
     assert {name for name in index if not name.startswith("_")} == {"vqvae", "unet", "scheduler"}
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_the_stock_loader_with_the_code_of_a_repository(tmp_path):
     """diffusers' own `from_pretrained`, as people without the package call it."""
     pipe = make_named(**SETTINGS)
