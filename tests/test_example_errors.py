@@ -388,6 +388,7 @@ def test_evaluate(fails, tmp_path, monkeypatch):
     output = ["--output-dir", tmp_path / "out"]
     none = tmp_path / "none"
     assert f"There is no folder {none}" in fails("evaluate.py", "kl", "--model", f"bridge={none}", *output)
+    assert "--model: expected NAME=FOLDER, got 'x'" in fails("evaluate.py", "kl", "--model", "x", *output)
     two = ["--model", f"bridge={tmp_path / 'one'}", "--model", f"bridge={tmp_path / 'two'}"]
     assert "each needs a name of its own, got bridge, bridge" in fails("evaluate.py", "kl", *two, *output)
 

@@ -94,6 +94,8 @@ def test_teachers_of_no_student_are_refused_before_anything_is_drawn(teacher, tm
     noise = OUBridgeScheduler(**BRIDGE | {"prediction_type": "epsilon"})
     with pytest.raises(ValueError, match="which no predicted noise can give"):
         draw(teacher, tmp_path / "new", scheduler=noise)
+    with pytest.raises(ValueError, match=r"`guidance_scale` 2\.0 needs a teacher with classes"):
+        draw(teacher, tmp_path / "new", unet=make_unet(sample_size=4).eval())
     assert not (tmp_path / "new").exists()
 
 
@@ -217,12 +219,21 @@ def test_teachers_that_do_not_fit(teacher, trajectories, tmp_path):
         build_objective(config(tmp_path / "run", other, trajectories))
 
 
+def test_latents_are_no_trajectories(teacher, trajectories, tmp_path):
+    latents = shutil.copytree(trajectories, tmp_path / "latents")
+    path = latents / "encoding.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"what": "latents"}))
+    with pytest.raises(ValueError, match="holds latents, expected trajectories: write them with draw_trajectories"):
+        build_objective(config(tmp_path / "run", teacher, latents))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"trajectories": None}, "give both"),
         ({"streaming": True}, "can't be streamed"),
         ({"validation_split": "test"}, "not on images: drop `validation_split`"),
+        ({"balance_classes": True}, "classes in turn: drop `balance_classes`"),
     ],
 )
 def test_settings_that_a_student_has_no_use_for(teacher, trajectories, tmp_path, changes, message):

@@ -148,6 +148,7 @@ def test_refusals(tmp_path):
         ("FSDP", 1, PriorConfig, r"fsdp_version: 2.*got 1"),
         ("FSDP", 2, VQConfig, r"vq trains the autoencoder.*multi_gpu\.yaml"),
         ("FSDP", 2, E2EConfig, r"e2e trains the autoencoder.*multi_gpu\.yaml"),
+        ("MEGATRON_LM", 0, VQConfig, r"MEGATRON_LM is not supported here.*multi_gpu\.yaml"),
     ],
 )
 def test_engines_that_would_split_what_must_be_whole_are_refused(
