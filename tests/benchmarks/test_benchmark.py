@@ -1,6 +1,5 @@
 """benchmarks/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
 
-import importlib
 import json
 import math
 from copy import deepcopy
@@ -86,13 +85,6 @@ def test_growth_has_five_axes(report):
 
 def test_a_cpu_has_no_waits_to_count(report):
     assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """A function that imports a script."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module
 
 
 @pytest.fixture
