@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tiny_models import make_autoencoder, make_unet
-from tiny_run import assert_same_state, stopped_at_a_checkpoint
+from tiny_run import assert_same_state, logged, stopped_at_a_checkpoint
 from tiny_teacher import BRIDGE, config, draw, save_teacher
 from torch import nn
 
@@ -181,8 +181,7 @@ def test_each_step_of_a_student_has_a_level_of_its_own(timesteps, steps):
 
 def test_a_student_learns_and_draws(teacher, trajectories, tmp_path):
     components = train(config(tmp_path, teacher, trajectories, max_train_steps=30, learning_rate=5e-3, ema_decay=0.5))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss/distillation"] for line in lines if "loss/distillation" in line]
+    losses = list(logged(tmp_path, "loss/distillation").values())
     assert losses[-1] < 0.7 * losses[0]
     pipe = build_pipeline(components)
     assert pipe.scheduler.config.distilled_guidance_scale == 2.0

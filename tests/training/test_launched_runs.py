@@ -9,7 +9,8 @@ import psutil
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
-from process_results import CONFIGS, ROOT, accelerate, ended, records
+from process_results import CONFIGS, ROOT, accelerate, ended
+from tiny_run import records
 
 from diffusion_bridge_vq import GumbelVQModel
 
