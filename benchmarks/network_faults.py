@@ -121,6 +121,9 @@ class Link(threading.Thread):
 
     Args:
         ends (`list[int]`): the open devices.
+
+    Attributes:
+        dropped (`int`): packets lost so far, by a fault or a full queue.
     """
 
     QUEUE = 500_000  # bytes on their way, each direction; more are lost
@@ -130,6 +133,7 @@ class Link(threading.Thread):
         self.ends = ends
         self.closing = False
         self.failure: OSError | None = None
+        self.dropped = 0
         self.mend()
 
     def mend(self) -> None:
@@ -162,7 +166,9 @@ class Link(threading.Thread):
             pause = max(min(due) - time.monotonic(), 0) if due else None
             for end in select.select(self.ends, [], [], pause)[0]:
                 packet, queue = os.read(end, 65_536), waiting[other[end]]
-                if not self.lost and sum(len(each) for _, each in queue) < self.QUEUE:
+                if self.lost or sum(len(each) for _, each in queue) >= self.QUEUE:
+                    self.dropped += 1
+                else:
                     free[end] = max(free[end], time.monotonic()) + len(packet) / self.bytes_per_second
                     queue.append((free[end] + self.delay, packet))
             for end, queue in waiting.items():

@@ -5,6 +5,7 @@ up before the first Hugging Face import, which reads its address.
 
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -47,3 +48,23 @@ def seed():
 @pytest.fixture(scope="session")
 def hub_server() -> HubServer:
     return HUB
+
+
+@pytest.fixture
+def own_modules(monkeypatch, tmp_path):
+    """A folder of its own for code of repositories; the package that holds it is the former one afterwards."""
+    from diffusers.utils import dynamic_modules_utils
+
+    former = str(dynamic_modules_utils.HF_MODULES_CACHE)
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
+    # diffusers appends the folder and leaves it there: a former one would be found first
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != former])
+    before = {name: sys.modules.pop(name) for name in loaded_code()}
+    yield
+    for name in loaded_code():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def loaded_code() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]

@@ -213,10 +213,17 @@ def test_a_number_of_steps_that_is_none(refused, tmp_path, content):
     assert "steps.json" in (line := refused("vq", "--preset", "digits")) and "Remove it" in line
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
-def test_settings_of_a_run_that_are_none(refused, done_run, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{}", "has preset None, not digits"),
+        ("[]", "config.json must hold a JSON object, got list"),
+        ("no JSON", "config.json isn't JSON"),
+    ],
+)
+def test_settings_of_a_run_that_are_none(refused, done_run, tmp_path, content, words):
     (tmp_path / "bridge" / "config.json").write_text(content)
-    assert "bridge" in refused("bridge", "--preset", "digits")
+    assert words in refused("bridge", "--preset", "digits")
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ def plain(tmp_path_factory) -> Path:
     ("script", "options", "words"),
     [
         ("sample.py", ["--guidance-scale", 2], "This model has no classes: leave out `guidance_scale`."),
+        ("sample.py", ["--all-classes"], "This model has no classes: leave out --all-classes."),
         ("draw_trajectories.py", ["--class-dropout", 0.1], "has no classes: leave out --class-dropout."),
     ],
 )
@@ -176,19 +177,27 @@ def test_a_model_without_classes(fails, plain, script, options, words, tmp_path)
 
 
 def test_sample_without_a_pipeline(fails, tmp_path):
-    assert "none" in fails("sample.py", tmp_path / "none")
+    assert f"There is no folder {tmp_path / 'none'}" in fails("sample.py", tmp_path / "none")
 
 
 def test_sample_takes_names_of_classes(example, pipeline, tmp_path):
     """In turn, by name or number."""
     drawn = []
-    for labels in (["horse", "ship"], [1, 0]):
-        example(
-            "sample.py", pipeline, "--num-images", 3, "--num-inference-steps", 2, "--batch-size", 2,
-            "--output", tmp_path / "out.png", "--class-labels", *labels,
-        )  # fmt: skip
-        drawn.append((tmp_path / "out.png").read_bytes())
-    assert drawn[0] == drawn[1]
+    for labels in (["horse", "ship"], [1, 0], ["ship", "horse"]):
+        drawn.append(sampled(example, pipeline, tmp_path, "--class-labels", *labels))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_sample_takes_all_classes(example, pipeline, tmp_path):
+    all_classes = sampled(example, pipeline, tmp_path, "--all-classes")
+    assert all_classes == sampled(example, pipeline, tmp_path, "--class-labels", 0, 1)
+
+
+def sampled(example, pipeline, folder: Path, *options) -> bytes:
+    """The grid of three images, drawn two at once."""
+    numbers = ["--num-images", 3, "--num-inference-steps", 2, "--batch-size", 2]
+    example("sample.py", pipeline, *numbers, "--output", folder / "out.png", *options)
+    return (folder / "out.png").read_bytes()
 
 
 def test_a_run_folder_is_a_pipeline(example, pipeline, tmp_path):
@@ -275,6 +284,9 @@ def test_a_folder_that_cannot_be_written(fails, nothing_is_loaded, script, argum
             ["P", "--output", "o.png", "--output-dir", "out"],
             "--output and --output-dir exclude each other",
         ),
+        ("sample.py", ["P", "--all-classes", "--class-labels", 0], "--all-classes and --class-labels exclude each"),
+        ("sample.py", ["P", "--npz"], "--npz goes with --output-dir"),
+        ("sample.py", ["P", "--chain-steps", 2, "--output-dir", "out"], "--chain-steps goes without --output-dir"),
         ("inpaint.py", ["P", "--jump-n-sample", 1, "--jump-length", 10], "--jump-length goes with a --jump-n-sample"),
         ("encode_dataset.py", ["--what", "codes", "--precision", "float16"], "--precision goes with latents"),
         ("encode_dataset.py", ["--dataset-name", "photos"], "--dataset-name goes with --push-to-hub"),
@@ -374,7 +386,9 @@ def test_errors_of_libraries_are_one_line(capsys):
 def test_evaluate(fails, tmp_path, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
     output = ["--output-dir", tmp_path / "out"]
-    assert "none" in fails("evaluate.py", "kl", "--model", f"bridge={tmp_path / 'none'}", *output)
+    none = tmp_path / "none"
+    assert f"There is no folder {none}" in fails("evaluate.py", "kl", "--model", f"bridge={none}", *output)
+    assert "--model: expected NAME=FOLDER, got 'x'" in fails("evaluate.py", "kl", "--model", "x", *output)
     two = ["--model", f"bridge={tmp_path / 'one'}", "--model", f"bridge={tmp_path / 'two'}"]
     assert "each needs a name of its own, got bridge, bridge" in fails("evaluate.py", "kl", *two, *output)
 

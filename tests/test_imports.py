@@ -1,13 +1,15 @@
 """Imports point down only; CONTRIBUTING.md has the table of levels."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = "diffusion_bridge_vq"
-SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = ROOT / "src" / PACKAGE
 LEVELS = {
     "schedulers": 0,
     "models": 0,
@@ -81,6 +83,13 @@ def violations(root: Path) -> list[str]:
                     f"{imported} (level {LEVELS[imported]})"
                 )
     return problems
+
+
+def test_contributing_has_the_same_levels():
+    """There the scripts have one, too."""
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [(name, int(level)) for level, names in rows for name in re.findall(r"`(.+?)`", names)]
+    assert sorted(named) == sorted([*LEVELS.items(), ("examples/", 6), ("benchmarks/", 6)])
 
 
 def test_imports_point_down():

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import HealthCheck, given, settings
+from few_examples import FEW
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import SKEWED, make_pipeline, rng
@@ -40,13 +41,6 @@ from diffusion_bridge_vq.models import LatentNormalizer
 from diffusion_bridge_vq.sampling import generators_for, inpaint_latents, sample_latents
 
 PACKAGE = str(Path(diffusion_bridge_vq.__file__).parent)
-FEW = settings(
-    max_examples=15,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 NAN = float("nan")
 JUNK = st.one_of(
     st.none(),

@@ -10,7 +10,8 @@ from types import FunctionType
 
 import pytest
 
-from diffusion_bridge_vq import pipelines
+import diffusion_bridge_vq
+from diffusion_bridge_vq import pipelines, training
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = sorted(
@@ -33,6 +34,14 @@ def test_public_names_are_documented(name):
             own = [value for key, value in functions if key == value.__name__ and not key.startswith("_")]
             missing = [method.__name__ for method in own if not method.__doc__ and not _inherits(found, method)]
             assert not missing, f"{name}.{public} has methods without a docstring: {missing}"
+
+
+@pytest.mark.parametrize("package", [diffusion_bridge_vq, training])
+def test_a_name_that_is_not_there(package):
+    """They look their names up when these are asked for."""
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+    assert not hasattr(package, "__nothing__")
 
 
 def _inherits(cls: type, method) -> bool:

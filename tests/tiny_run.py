@@ -1,5 +1,6 @@
 """Settings of runs that take a second, on real digits."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,16 @@ def small_config(cls, folder: Path, **overrides):
 def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
     """One file of a checkpoint."""
     return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    """What a run has logged, line by line."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def logged(folder: Path, name: str) -> dict[int, float]:
+    """Values of a metric by step."""
+    return {record["step"]: record[name] for record in records(folder) if name in record}
 
 
 @contextmanager

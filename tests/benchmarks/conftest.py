@@ -1,5 +1,6 @@
 """The comparison of benchmarks/peers on the digits, with tiny networks."""
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,13 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))  # `python -m benchmar
 from benchmarks.peers import measure, rows
 from benchmarks.peers.data import Data
 from benchmarks.peers.settings import SETTINGS
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """A function that imports a script of benchmarks/ by its name."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """benchmarks/benchmark.py runs with tiny settings, and both sides of each comparison compute the same thing."""
 
-import importlib
 import json
 import math
 from copy import deepcopy
@@ -27,7 +26,7 @@ def report(tmp_path_factory) -> dict:
     """What the benchmark writes with tiny settings."""
     root, output = Path(__file__).parents[2], tmp_path_factory.mktemp("benchmark") / "benchmark.json"
     arguments = ["--cpu", "--batch-size=8", "--repeats=2", "--num-inference-steps=2", f"--output={output}"]
-    arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=20"]
+    arguments += ["--num-workers=1", "--loading-steps=2", "--sampler-steps=2", "--batch-sizes=1", "--budget=3600"]
     arguments += ["--peak-tflops=1", "--bandwidth-gbs=10", "--quantizer-shape", "2", "8", "2", "2", "16"]
     done = Script(root / "benchmarks" / "benchmark.py", *arguments, before=narrow_presets).end()
     assert done.returncode == 0, done.stderr[-2000:]
@@ -57,15 +56,17 @@ def test_memory_is_measured_for_each_quantizer(report):
 def test_training_is_compared_with_the_example_of_diffusers(report):
     assert [row["step"] for row in report["training"]] == ["package", "package, channels last", "diffusers' example"]
     for row in report["training"]:
-        assert "skipped" in row or (row["images_per_second"] > 0 and math.isfinite(row["ratio"]))
+        assert row["images_per_second"] > 0 and math.isfinite(row["ratio"])
 
 
 def test_samplers_have_a_time_or_are_skipped(report):
-    """It depends on how busy the machine is."""
+    """Skipped is what isn't compiled here."""
     samplers = {row["sampler"] for row in report["samplers"]}
     assert {"bridge", "bridge, bfloat16", "bridge, linear layers int8"} <= samplers
     assert {"stock DDPMPipeline, no decoding", "PixelCNN, cached", "PixelCNN, naive"} <= samplers
-    assert all("skipped" in row or row["seconds"] > 0 for row in report["samplers"])
+    timed = {row["sampler"] for row in report["samplers"] if "skipped" not in row}
+    assert timed >= {name for name in samplers if "compiled" not in name}
+    assert all(row["seconds"] > 0 for row in report["samplers"] if row["sampler"] in timed)
 
 
 def test_the_floor_is_arithmetic_or_memory(report):
@@ -74,23 +75,16 @@ def test_the_floor_is_arithmetic_or_memory(report):
     assert rows
     for row in rows:
         assert row["floor_seconds"] == pytest.approx(max(row["gflops"] / 1e3, row["weights_gb"] / 10))
-        assert row["times_the_floor"] == row["seconds"] / row["floor_seconds"] > 1
+        assert row["times_the_floor"] == row["seconds"] / row["floor_seconds"]
 
 
 def test_growth_has_five_axes(report):
     assert {row["axis"] for row in report["growth"]} == {"batch", "steps", "grid", "codes", "positions"}
-    assert all("skipped" in row or row["seconds"] > 0 for row in report["growth"])
+    assert all(row["seconds"] > 0 for row in report["growth"])
 
 
 def test_a_cpu_has_no_waits_to_count(report):
     assert report["device"].startswith("cpu") and report["waits"]["training step"] == "needs a GPU"
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    """A function that imports a script."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module
 
 
 @pytest.fixture

@@ -3,15 +3,11 @@
 import io
 import json
 import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import make_emoji
 
 SMILE = {"unified": "1F600", "image": "1f600.png", "category": "Smileys & Emotion", "name": "GRINNING FACE"}
 HAND = {
@@ -37,6 +33,11 @@ def save(color: tuple[int, ...], path: Path) -> None:
 
 
 @pytest.fixture
+def make_emoji(scripts):
+    return scripts("make_emoji")
+
+
+@pytest.fixture
 def packages(tmp_path) -> list[Path]:
     noto, twemoji, fluent = folders = [tmp_path / name for name in ("noto", "twemoji", "fluent")]
     for name in ("1f600.png", "270b.png", "270b-1f3fb.png", "270b-1f3fb-1f3fc.png", "1f3fb.png"):
@@ -47,7 +48,7 @@ def packages(tmp_path) -> list[Path]:
     return folders
 
 
-def test_rows_have_the_drawings_that_a_style_has(packages):
+def test_rows_have_the_drawings_that_a_style_has(make_emoji, packages):
     rows = list(make_emoji.read_rows(*packages))
     labels = make_emoji.FEATURES["style_and_category"]
     found = [(row["name"], row["tone"], labels.int2str(row["style_and_category"])) for _, row in rows]
@@ -62,18 +63,18 @@ def test_rows_have_the_drawings_that_a_style_has(packages):
         assert split == make_emoji.split_of({"GRINNING FACE": "1F600", "RAISED HAND": "270B-FE0F"}[row["name"]])
 
 
-def test_drawings_are_put_on_white(packages):
+def test_drawings_are_put_on_white(make_emoji, packages):
     image = Image.open(io.BytesIO(make_emoji.draw_on_white(packages[1] / "img/twitter/64/1f600.png")))
     assert (image.mode, image.size) == ("RGB", (64, 64))
     assert image.getpixel((10, 32)) == (255, 255, 255) and image.getpixel((54, 32)) == (0, 255, 0)
 
 
-def test_a_tenth_of_the_emoji_is_for_testing():
+def test_a_tenth_of_the_emoji_is_for_testing(make_emoji):
     codes = [f"{number:X}" for number in range(0x1F300, 0x1F300 + 4000)]
     assert sum(make_emoji.split_of(code) == "test" for code in codes) == pytest.approx(400, abs=4 * 19)  # 4 sigma
 
 
-def test_another_archive_than_the_published_one_is_refused(tmp_path, monkeypatch):
+def test_another_archive_than_the_published_one_is_refused(make_emoji, tmp_path, monkeypatch):
     def pack(command, cwd, **_):
         with tarfile.open(cwd / "package.tgz", "w:gz"):
             pass

@@ -1,8 +1,6 @@
 """benchmarks/study_condition.py: too few images are refused before the model is loaded."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +14,11 @@ from diffusion_bridge_vq import DiffusionBridgeVQPipeline
         ([], "it is loaded"),  # the default was too few itself
     ],
 )
-def test_numbers_of_images(monkeypatch, capsys, tmp_path, options, words):
+def test_numbers_of_images(scripts, monkeypatch, capsys, tmp_path, options, words):
     def load(place):
         raise ValueError("it is loaded")
 
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("study_condition")
+    script = scripts("study_condition")
     monkeypatch.setattr(DiffusionBridgeVQPipeline, "from_pretrained", load)
     output = ["--output", str(tmp_path / "sheet.png")]
     monkeypatch.setattr(sys, "argv", ["study_condition.py", "P", "--dataset", "digits", *output, *options])

@@ -1,19 +1,16 @@
 """benchmarks/study_decoder_mode.py: all starts of a study have the same settings and numbers of steps."""
 
-import importlib
 import itertools
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture
-def study(monkeypatch, tmp_path):
+def study(scripts, monkeypatch, tmp_path):
     """The command, in which training writes a folder and a step takes another time whenever it is timed."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("study_decoder_mode")
+    script = scripts("study_decoder_mode")
     steps, seconds = {}, itertools.count(1)
 
     def train(config):

@@ -1,14 +1,17 @@
 """benchmarks/study_distillation.py: what can't be compared is refused before hours of work."""
 
-import importlib
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import pytest
 from tiny_models import make_gray_pipeline, make_student_pipeline, make_unet
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
+
+
+@pytest.fixture
+def script(scripts):
+    return scripts("study_distillation")
 
 
 def make_teacher(classes: int) -> DiffusionBridgeVQPipeline:
@@ -26,23 +29,17 @@ def make_teacher(classes: int) -> DiffusionBridgeVQPipeline:
         (make_gray_pipeline, 1.0, "`prediction_type` must be 'sample' or 'v_prediction'"),
     ],
 )
-def test_refused_before_work(monkeypatch, make, seconds, message):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("study_distillation")
+def test_refused_before_work(script, make, seconds, message):
     with pytest.raises(ValueError, match=message):
         script.check_before_work(make(), Namespace(seconds=seconds, dataset="digits", split="train"))
 
 
-def test_the_classes_of_the_data_are_taken(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("study_distillation")
+def test_the_classes_of_the_data_are_taken(script):
     script.check_before_work(make_teacher(10), Namespace(seconds=1.0, dataset="digits", split="train"))
 
 
-def test_a_number_of_steps_that_no_student_has(monkeypatch, capsys):
+def test_a_number_of_steps_that_no_student_has(script, monkeypatch, capsys):
     """It was found after the first student was trained."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("study_distillation")
     monkeypatch.setattr(sys, "argv", ["study_distillation.py", "teacher", "--steps", "1", "5"])
     with pytest.raises(SystemExit):
         script.main()

@@ -1,8 +1,6 @@
 """benchmarks/study_steps.py: what it measures on sets that it must find perfect, what it skips, and its table."""
 
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,8 @@ from diffusion_bridge_vq.evaluation import frechet_distance, read_results
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module("study_steps")
+def script(scripts):
+    return scripts("study_steps")
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """benchmarks/widen_autoencoder.py: a wider network is the same function, and more codes are nearer to the latents."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_models import make_autoencoder
@@ -10,10 +7,13 @@ from tiny_models import make_autoencoder
 from diffusion_bridge_vq import GumbelVQModel
 
 
-def test_folders_that_are_refused(monkeypatch, tmp_path, capsys):
+@pytest.fixture
+def script(scripts):
+    return scripts("widen_autoencoder")
+
+
+def test_folders_that_are_refused(script, monkeypatch, tmp_path, capsys):
     """The trained autoencoder was overwritten where both folders were the same."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("widen_autoencoder")
     make_autoencoder().save_pretrained(tmp_path / "run" / "vqvae")
     before = (tmp_path / "run" / "vqvae" / "config.json").read_text()
     for run, output, message in (
@@ -29,17 +29,13 @@ def test_folders_that_are_refused(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "run" / "vqvae" / "config.json").read_text() == before and not (tmp_path / "wide").exists()
 
 
-def test_attention_is_refused(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("widen_autoencoder")
+def test_attention_is_refused(script):
     model = make_autoencoder(down_block_types=["DownEncoderBlock2D", "AttnDownEncoderBlock2D"])
     with pytest.raises(ValueError, match="has attention"):
         script.widen(model, noise=0.0)
 
 
-def test_a_wider_autoencoder_is_the_same_function(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    script = importlib.import_module("widen_autoencoder")
+def test_a_wider_autoencoder_is_the_same_function(script):
     torch.manual_seed(0)
     model = GumbelVQModel(
         in_channels=1,

@@ -13,8 +13,6 @@ import diffusion_bridge_vq.data.images as images_module
 from diffusion_bridge_vq.data import BrokenImageError, ImageDataset
 from diffusion_bridge_vq.data.decoding import decode_image
 
-RNG = np.random.default_rng(0)
-
 
 def encode(image, kind="PNG", **options):
     buffer = io.BytesIO()
@@ -26,8 +24,13 @@ def decoded_hwc(image, resolution, channels=3, kind="PNG", **options):
     return decode_image(encode(image, kind, **options), resolution, channels).transpose(1, 2, 0)
 
 
+def random_pixels(*shape):
+    """Of torch's generator, which begins anew with every test."""
+    return torch.randint(256, shape, dtype=torch.uint8).numpy()
+
+
 def random_rgb(height, width):
-    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return random_pixels(height, width, 3)
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ def test_a_file_is_read_from_its_path(tmp_path):
 
 
 def test_gray_to_rgb_and_rgb_to_gray():
-    gray = RNG.integers(0, 256, (4, 4), dtype=np.uint8)
+    gray = random_pixels(4, 4)
     np.testing.assert_array_equal(decoded_hwc(Image.fromarray(gray), 4), np.stack([gray] * 3, -1))
     np.testing.assert_array_equal(decoded_hwc(Image.fromarray(gray), 4, channels=1)[..., 0], gray)
     rgb = random_rgb(4, 4)
@@ -60,7 +63,7 @@ def test_gray_to_rgb_and_rgb_to_gray():
 
 
 def test_transparency_goes_over_white():
-    rgba = RNG.integers(0, 256, (4, 4, 4), dtype=np.uint8)
+    rgba = random_pixels(4, 4, 4)
     rgba[0, 0, 3], rgba[0, 1, 3] = 0, 255
     alpha = rgba[..., 3:] / 255
     got = decoded_hwc(Image.fromarray(rgba), 4)

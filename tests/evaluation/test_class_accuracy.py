@@ -3,7 +3,8 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
-from hypothesis import given
+from few_examples import FEW
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -139,6 +140,7 @@ def test_classes_are_found_by_name(real, tmp_path):
     assert figures(tmp_path)["class_accuracy"]["value"] == 1.0
 
 
+@settings(FEW, max_examples=100)
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any), st.integers(0, 80))
 def test_samples_have_the_classes_of_the_training_images(counts, number):
     """After any number of samples no class is more than two samples away from its share; absent ones aren't drawn."""

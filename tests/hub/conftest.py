@@ -36,24 +36,6 @@ def cache(hub, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def own_modules(monkeypatch, tmp_path):
-    """A folder of its own for code of repositories; the package that holds it is the former one afterwards."""
-    from diffusers.utils import dynamic_modules_utils
-
-    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    before = {name: sys.modules.pop(name) for name in loaded_code()}
-    yield
-    for name in loaded_code():
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-def loaded_code() -> list[str]:
-    return [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]
-
-
-@pytest.fixture
 def logged_in(monkeypatch):
     from huggingface_hub import constants
 

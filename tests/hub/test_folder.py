@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from heard_logs import heard
 from pipeline_files import INDEX, draw
 from tiny_models import SKEWED, make_pipeline
 
@@ -46,10 +47,8 @@ def test_own_folder(tmp_path, pipe, caplog, safe, variant):
     """In a folder of one's own pickled weights are read too, with torch's restricted reader."""
     pipe.save_pretrained(tmp_path, safe_serialization=safe, variant=variant)
     logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, logger.name):
+    with heard(caplog, logger), caplog.at_level(logging.INFO, logger.name):
         loaded = DiffusionBridgeVQPipeline.from_pretrained(str(tmp_path), variant=variant)
-    logger.removeHandler(caplog.handler)
     assert all(f"Loaded {name} as" in caplog.text for name in ("vqvae", "unet", "scheduler"))
     assert torch.equal(draw(loaded), draw(pipe))
     with pytest.raises(ValueError, match="You are trying to load the model files of the `variant=bf16`"):
@@ -66,10 +65,8 @@ def test_options(tmp_path, pipe, caplog):
     assert torch.equal(loaded.unet.conv_in.weight, expected) and not torch.equal(
         expected.float(), pipe.unet.conv_in.weight
     )
-    logger = logging.getLogger("diffusers.pipelines.pipeline_utils")
-    logger.addHandler(caplog.handler)
-    loaded = DiffusionBridgeVQPipeline.from_pretrained(tmp_path, scheduler=pipe.scheduler, safety_checker=None)
-    logger.removeHandler(caplog.handler)
+    with heard(caplog, logging.getLogger("diffusers.pipelines.pipeline_utils")):
+        loaded = DiffusionBridgeVQPipeline.from_pretrained(tmp_path, scheduler=pipe.scheduler, safety_checker=None)
     assert "['safety_checker'] are not expected" in caplog.text
     assert loaded.scheduler is pipe.scheduler
     shutil.rmtree(tmp_path / "scheduler")

@@ -18,6 +18,7 @@ from tiny_models import make_gray_pipeline
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, GumbelVQModel
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_code_of_a_repository(hub, cache, pipe, files):
     """Not with the code there, not in a cache that a trusted load has filled with it, and not when asked to."""
     marker = cache.parent / "ran"

@@ -208,9 +208,10 @@ def test_passed_components(hub, cache, pipe, files):
 
 
 def whole_files(cache, files):
-    """Every file in the cache's snapshots is as the Hub has it."""
+    """Every file in the cache's snapshots is as the Hub has it, and there are some."""
     found = [path for path in cache.rglob("snapshots/*/**/*") if path.is_file()]
-    return all(path.read_bytes() == files["/".join(path.parts[path.parts.index("snapshots") + 2 :])] for path in found)
+    names = {path: "/".join(path.parts[path.parts.index("snapshots") + 2 :]) for path in found}
+    return bool(found) and all(path.read_bytes() == files[name] for path, name in names.items())
 
 
 def test_cut_download_goes_on(hub, cache, pipe, files, monkeypatch):

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from heard_logs import heard
 from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from pipeline_files import FILES, INDEX, PARTS, WEIGHTS, draw
-from push_helpers import heard, own_files
+from push_helpers import LOGGERS, own_files
 from tiny_models import make_pipeline
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior, PixelCNNVQPipeline
@@ -122,7 +123,7 @@ def test_public(hub, cache, run, caplog):
     assert hub.repos["tester/old"].private
     push_run(run, "tester/old", token=TOKEN, private=False)
     assert not hub.repos["tester/old"].private
-    with heard(caplog):
+    with heard(caplog, *LOGGERS):
         push_run(run, "tester/old", token=TOKEN)
     assert "was public before and still is" in caplog.text and not hub.repos["tester/old"].private
 

@@ -6,10 +6,11 @@ import threading
 
 import pytest
 import torch
+from heard_logs import heard
 from hub_server import TOKEN
 from huggingface_hub import ModelCard
 from pipeline_files import draw
-from push_helpers import heard, own_files
+from push_helpers import LOGGERS, own_files
 from tiny_run import TINY
 
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline
@@ -29,7 +30,7 @@ def test_beside_training(hub, cache, pipe, run, tmp_path, caplog):
     folder = tmp_path / "growing"
     # down before it starts
     hub.fail("POST", ".", cut=0, times=10_000)
-    with heard(caplog), upload_while_training(folder, PushOptions("tester/model"), token=TOKEN, every=0.02):
+    with heard(caplog, *LOGGERS), upload_while_training(folder, PushOptions("tester/model"), token=TOKEN, every=0.02):
         assert "Training starts all the same" in caplog.text
         folder.mkdir()
         for name in ("config.json", "metrics.jsonl", "samples-000004.png"):
@@ -46,7 +47,7 @@ def test_beside_training(hub, cache, pipe, run, tmp_path, caplog):
 
 def test_nothing_comes_of_it(hub, cache, run, caplog, monkeypatch):
     """A Hub that is never there costs a warning; one that says no does so at the start; a failed run isn't pushed."""
-    with heard(caplog):
+    with heard(caplog, *LOGGERS):
         hub.fail("POST", ".", status=500, times=10_000)
         with upload_while_training(run, PushOptions("tester/model"), token=TOKEN):
             pass

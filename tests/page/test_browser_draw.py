@@ -137,6 +137,7 @@ def test_a_wrong_number_is_refused_by_its_fields_name(page, demo, field, text, m
 
 def test_limits_of_the_page_are_the_servers(page, demo):
     shown = page.evaluate("JSON.parse(document.getElementById('model').textContent).limits")
+    assert shown
     for name, limit in shown.items():
         with pytest.raises(ValueError, match=f"from {limit['minimum']} to {limit['maximum']}, got"):
             demo.limits.check(**{name: limit["maximum"] + 1})

@@ -1,7 +1,7 @@
 """The page's endpoints for programs, and the example of docs/how-to/page.md."""
 
 import re
-import time
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -81,23 +81,28 @@ def test_errors_arrive_as_messages(client, endpoint, arguments, message):
 
 def test_a_canceled_job_stops(client, gray, monkeypatch):
     steps, draw = [], gray.generate
+    begun, answered, ended = (threading.Event() for _ in range(3))
 
     def generate(report, *args):
         def slowly(step: int, of: int) -> None:
             report(step, of)
             steps.append(step)
-            time.sleep(0.2)
+            begun.set()
+            answered.wait(1)  # not for longer: the server closes a job when it has reported a step
 
-        return draw(slowly, *args)
+        try:
+            return draw(slowly, *args)
+        finally:
+            ended.set()
 
     monkeypatch.setattr(gray, "generate", generate)
     job = client.submit(num_images=1, num_inference_steps=20, api_name="/generate")
-    while not steps:
-        time.sleep(0.05)
+    assert begun.wait(60)
     job.cancel()
+    answered.set()
     monkeypatch.undo()
     client.predict(num_images=1, num_inference_steps=1, api_name="/generate")
-    assert len(steps) < 20
+    assert ended.wait(60) and len(steps) < 20
 
 
 def test_the_documented_example_runs(gray_address, tmp_path, monkeypatch):

@@ -185,6 +185,7 @@ def test_nothing_is_saved_of_what_is_not_given(tmp_path):
     assert {name for name in index if not name.startswith("_")} == {"vqvae", "unet", "scheduler"}
 
 
+@pytest.mark.usefixtures("own_modules")
 def test_the_stock_loader_with_the_code_of_a_repository(tmp_path):
     """diffusers' own `from_pretrained`, as people without the package call it."""
     pipe = make_named(**SETTINGS)
@@ -232,5 +233,7 @@ def test_settings_of_a_folder_that_do_not_fit(tmp_path, change, message):
 def test_names_of_a_run_are_saved_with_its_pipeline(tmp_path):
     parts = make_pipeline(classes=4).components
     assert build_pipeline(parts, NAMES).get_label_ids("horse") == [1]
+    with pytest.raises(ValueError, match=r"No pipeline has the components vqvae; expected .*unet, vqvae"):
+        build_pipeline({"vqvae": parts["vqvae"]})
     save_components(parts, RunFolder(tmp_path), id2label=NAMES)
     assert load_pipeline(RunFolder(tmp_path).pipeline).id2label == NAMES

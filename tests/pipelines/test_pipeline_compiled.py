@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from heard_logs import heard
 from reference_pipeline import run
 from tiny_models import STEPS, make_pipeline
 
@@ -54,9 +55,8 @@ def test_what_cannot_be_compiled_goes_on_with_a_warning(caplog):
 
     pipe = make_pipeline()
     expected = run(pipe)
-    logging.getLogger("diffusers").addHandler(caplog.handler)
-    pipe.compile(batch_size=2, backend=broken)
-    logging.getLogger("diffusers").removeHandler(caplog.handler)
+    with heard(caplog, logging.getLogger("diffusers")):
+        pipe.compile(batch_size=2, backend=broken)
     assert "goes on as it was" in caplog.text and "no compiler here" in caplog.text
     assert torch.equal(run(pipe), expected)
 

@@ -106,6 +106,9 @@ def test_models_and_conditions_that_do_not_fit_are_refused():
         make_pipeline()(condition=GRAY)
     with pytest.raises(ValueError, match="in_channels=7 and out_channels=3"):
         make_conditioned_pipeline("low-resolution:4", channels=5)
+    oblong = make_pipeline(size=[4, 5])
+    with pytest.raises(ValueError, match="`condition` needs square latents, got 4 x 5"):
+        DiffusionBridgeVQPipeline(**oblong.components, condition="gray")
 
 
 def test_small_images_are_conditions():

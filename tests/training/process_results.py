@@ -1,6 +1,5 @@
 """Runs on two processes as a user launches them, and what they left."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,10 +18,6 @@ CONFIGS = ROOT / "examples" / "accelerate_configs"
 
 def seen(folder: Path) -> tuple[dict, dict]:
     return tuple(torch.load(folder / f"seen-{rank}-of-2.pt", weights_only=True) for rank in range(2))
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def keys(batches: list[torch.Tensor]) -> list[bytes]:

@@ -133,6 +133,14 @@ def test_settings_that_do_nothing_are_left_out(prior_run, tmp_path):
     assert_same(load_components(tmp_path / "run")[0], load_components(prior_run)[0])
 
 
+def test_a_kind_of_run_that_does_not_exist(prior_run, tmp_path):
+    shutil.copytree(prior_run, tmp_path / "run")
+    settings = json.loads((prior_run / "config.json").read_text()) | {"kind": "x"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"has kind 'x', expected .*was it written by this version"):
+        load_components(tmp_path / "run")
+
+
 def test_a_run_from_before_its_kind_was_saved(prior_run, tmp_path):
     shutil.copytree(prior_run, tmp_path / "run")
     settings = json.loads((prior_run / "config.json").read_text())

@@ -15,7 +15,6 @@ from process_results import (
     accelerate,
     assert_it_goes_on_with_two_one_and_two,
     ended,
-    records,
     same_but_for_rounding,
     seen,
 )
@@ -100,7 +99,9 @@ def test_zero_learns_what_ddp_learns(runs, kind):
             tensors = load_file(saved[f"{name}.safetensors"])
             assert tensors.keys() == load_file(peers / f"{name}.safetensors").keys()
             assert all(torch.equal(first["states"][step][f"{name}.{k}"], v) for k, v in tensors.items())
-    losses = [[r[n] for r in records(runs / name) for n in r if "loss/" in n] for name in (kind, f"{kind}-ddp")]
+    losses = [
+        [r[n] for r in tiny_run.records(runs / name) for n in r if "loss/" in n] for name in (kind, f"{kind}-ddp")
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) and len(losses[0]) == 6
 
 

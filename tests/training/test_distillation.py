@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from tiny_models import make_autoencoder, make_unet
-from tiny_run import assert_same_state, stopped_at_a_checkpoint
+from tiny_run import assert_same_state, logged, stopped_at_a_checkpoint
 from tiny_teacher import BRIDGE, config, draw, save_teacher
 from torch import nn
 
@@ -94,6 +94,8 @@ def test_teachers_of_no_student_are_refused_before_anything_is_drawn(teacher, tm
     noise = OUBridgeScheduler(**BRIDGE | {"prediction_type": "epsilon"})
     with pytest.raises(ValueError, match="which no predicted noise can give"):
         draw(teacher, tmp_path / "new", scheduler=noise)
+    with pytest.raises(ValueError, match=r"`guidance_scale` 2\.0 needs a teacher with classes"):
+        draw(teacher, tmp_path / "new", unet=make_unet(sample_size=4).eval())
     assert not (tmp_path / "new").exists()
 
 
@@ -179,8 +181,7 @@ def test_each_step_of_a_student_has_a_level_of_its_own(timesteps, steps):
 
 def test_a_student_learns_and_draws(teacher, trajectories, tmp_path):
     components = train(config(tmp_path, teacher, trajectories, max_train_steps=30, learning_rate=5e-3, ema_decay=0.5))
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss/distillation"] for line in lines if "loss/distillation" in line]
+    losses = list(logged(tmp_path, "loss/distillation").values())
     assert losses[-1] < 0.7 * losses[0]
     pipe = build_pipeline(components)
     assert pipe.scheduler.config.distilled_guidance_scale == 2.0
@@ -217,12 +218,21 @@ def test_teachers_that_do_not_fit(teacher, trajectories, tmp_path):
         build_objective(config(tmp_path / "run", other, trajectories))
 
 
+def test_latents_are_no_trajectories(teacher, trajectories, tmp_path):
+    latents = shutil.copytree(trajectories, tmp_path / "latents")
+    path = latents / "encoding.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"what": "latents"}))
+    with pytest.raises(ValueError, match="holds latents, expected trajectories: write them with draw_trajectories"):
+        build_objective(config(tmp_path / "run", teacher, latents))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"trajectories": None}, "give both"),
         ({"streaming": True}, "can't be streamed"),
         ({"validation_split": "test"}, "not on images: drop `validation_split`"),
+        ({"balance_classes": True}, "classes in turn: drop `balance_classes`"),
     ],
 )
 def test_settings_that_a_student_has_no_use_for(teacher, trajectories, tmp_path, changes, message):

@@ -143,6 +143,18 @@ def test_texts_are_drawn_in_a_random_order(teacher_of_words, tmp_path):
     assert len(set(labels)) == 100 and 110 < sum(labels) / 100 < 190  # 149.5, with a standard deviation of 7
 
 
+@pytest.mark.parametrize(("count", "said"), [(2, True), (3, False)])
+def test_fewer_trajectories_than_texts_are_said(
+    teacher_of_words, texts_on_disk, tmp_path, monkeypatch, capsys, count, said
+):
+    options = ["--num-trajectories", count, "--num-inference-steps", 1, "--guidance-scale", 1]
+    options += ["--dataset", texts_on_disk, "--label-column", "name,kind", "--output-dir", tmp_path / "drawn"]
+    monkeypatch.setattr(sys, "argv", ["dbvq draw-trajectories", *map(str, [teacher_of_words, *options])])
+    draw_trajectories_command.main()
+    line = f"has 3 different texts, so {count} trajectories leave some out; take more `--num-trajectories`."
+    assert (line in capsys.readouterr().out) == said
+
+
 @pytest.mark.parametrize("batch_size", [7, 64])
 def test_a_part_that_is_drawn_again_is_the_same_in_other_batches(teacher_of_words, tmp_path, batch_size):
     options = {"num_trajectories": 40, "texts": ["two", "zero one"], "num_inference_steps": 1}

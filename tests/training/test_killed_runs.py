@@ -15,6 +15,7 @@ import pytest
 from killable_run import ACCUMULATION, BATCHES_PER_EPOCH, FREEZE_FROM, JOINT_FROM, STEPS, config, run
 from run_in_memory import FILES
 from safetensors.torch import load_file
+from tiny_run import records
 from warm_processes import CONTEXT, start
 
 from diffusion_bridge_vq.training import train
@@ -89,8 +90,7 @@ def order(folder: Path) -> list[dict[int, list[str]]]:
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in NOT_HELD} for record in records]
+    return [{k: v for k, v in record.items() if k not in NOT_HELD} for record in records(folder)]
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """The baseline's training: its objective, early stopping on held-out images, and runs through the loop."""
 
-import json
 import math
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file
-from tiny_run import TINY, assert_same_state, stopped_at_a_checkpoint
+from tiny_run import TINY, assert_same_state, logged, state, stopped_at_a_checkpoint
 
 from diffusion_bridge_vq import GumbelVQModel, PixelCNNPrior, PixelCNNVQPipeline
 from diffusion_bridge_vq.cli import parse_config
@@ -50,16 +49,6 @@ def config(vq: Path, folder: Path, **overrides) -> PixelCNNConfig:
     prior = {"width": 8, "num_layers": 2, "dropout": 0.1} | overrides.pop("prior", {})
     values = SETTINGS | {"eval_every": 2, "patience": 3, "holdout_fraction": 0.1, "prior": prior} | overrides
     return PixelCNNConfig.from_preset("digits", output_dir=folder, init_from=vq, **values)
-
-
-def metrics(folder: Path, name: str) -> dict[int, float]:
-    """Value of a metric by step."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record[name] for record in records if name in record}
-
-
-def state(folder: Path, step: int, name: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / "checkpoints" / f"step-{step:08d}" / f"{name}.safetensors")
 
 
 # -------------------------------------------------------------------------------------------------- the objective
@@ -173,7 +162,7 @@ def test_a_run_stops_when_patience_ends_and_gives_the_best_weights(vq, tmp_path,
 
     monkeypatch.setattr(PixelCNNObjective, "held_out_score", scripted)
     trained = train(config(vq, tmp_path, max_train_steps=20, lr_warmup_steps=0))
-    assert metrics(tmp_path, "heldout/bits_per_code") == {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.2, 10: 2.1}
+    assert logged(tmp_path, "heldout/bits_per_code") == {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.2, 10: 2.1}
     assert not all(torch.equal(v, seen[4][k]) for k, v in trained["prior"].state_dict().items())
     assert all(torch.equal(v, seen[1][k]) for k, v in trained["prior"].state_dict().items())
     assert trained.keys() == {"vqvae", "prior"} and not trained["prior"].training
@@ -182,7 +171,7 @@ def test_a_run_stops_when_patience_ends_and_gives_the_best_weights(vq, tmp_path,
     monkeypatch.undo()
     again = train(config(vq, tmp_path, max_train_steps=20, lr_warmup_steps=0, resume=True))  # it is over
     assert all(torch.equal(v, seen[1][k]) for k, v in again["prior"].state_dict().items())
-    assert len(metrics(tmp_path, "heldout/bits_per_code")) == 5
+    assert len(logged(tmp_path, "heldout/bits_per_code")) == 5
 
 
 # ----------------------------------------------------------------------------------------------------------- runs
@@ -202,11 +191,11 @@ def test_logged_bits_are_those_of_the_saved_pipeline(vq, tmp_path, class_conditi
     with torch.no_grad():
         codes = pipe.vqvae.encode_codes(pipe.vqvae.encode(pixels).latents)
         bits = -pipe.prior.log_prob(codes, labels).mean().item() / math.log(2)
-    logged = metrics(tmp_path, "heldout/bits_per_code")
-    assert list(logged) == [2, 4, 6, 8, 10, 12] and len(pixels) == 150
-    assert min(logged.values()) == pytest.approx(bits, abs=1e-4)
-    assert logged[12] < logged[2] < 3.2  # log2 8 = 3 bits to begin with
-    assert list(metrics(tmp_path, "train/bits_per_code")) == [2, 4, 6, 8, 10, 12]
+    scores = logged(tmp_path, "heldout/bits_per_code")
+    assert list(scores) == [2, 4, 6, 8, 10, 12] and len(pixels) == 150
+    assert min(scores.values()) == pytest.approx(bits, abs=1e-4)
+    assert scores[12] < scores[2] < 3.2  # log2 8 = 3 bits to begin with
+    assert list(logged(tmp_path, "train/bits_per_code")) == [2, 4, 6, 8, 10, 12]
     start = load_file(vq / "vqvae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(v, start[k]) for k, v in trained["vqvae"].state_dict().items() if k in start)
     images = pipe(batch_size=2, class_labels=[1, 2] if class_conditional else None, output_type="pt").images

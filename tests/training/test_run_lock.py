@@ -3,7 +3,6 @@
 import os
 import socket
 import threading
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -13,16 +12,27 @@ from warm_processes import CONTEXT, start
 
 from diffusion_bridge_vq.run_folder import RunFolder
 from diffusion_bridge_vq.training import VQConfig, train
+from diffusion_bridge_vq.training import run as run_module
 from diffusion_bridge_vq.training.fault_tolerance.run_lock import run_lock
 
 
 def hold(folder: Path, kind: str, connection: Connection) -> None:
     with run_lock(RunFolder(folder)):
-        connection.send("held")
+        if kind == "fork":
+            keep_open(RunFolder(folder).lock)
         if kind == "fork" and os.fork() == 0:
-            time.sleep(2)  # a worker that outlives the run
+            connection.recv()  # a worker that outlives the run
             os._exit(0)
+        connection.send("held")
         connection.recv()
+
+
+def keep_open(path: Path) -> None:
+    """In processes forked from this one, too, where newer versions of filelock close theirs."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.exists() and link.samefile(path)]
+    assert links
+    for link in links:
+        os.dup(int(link.name))
 
 
 @pytest.fixture
@@ -66,9 +76,12 @@ def test_a_killed_run_leaves_no_lock(tmp_path, holder):
 
 
 def test_workers_of_a_killed_run_are_waited_for(tmp_path, holder):
-    process, _ = holder("fork")
+    process, connection = holder("fork")
     process.kill()
     process.join()
+    with pytest.raises(ValueError, match="Another run writes"), run_lock(RunFolder(tmp_path), wait_seconds=0):
+        pass
+    connection.send("end")
     with run_lock(RunFolder(tmp_path), wait_seconds=30):
         pass
 
@@ -80,15 +93,20 @@ def test_an_exception_releases_the_folder(tmp_path):
         pass
 
 
-def test_a_run_that_ends_while_another_waits_keeps_its_result(tmp_path):
-    folder, held = RunFolder(tmp_path), threading.Event()
+def test_a_run_that_ends_while_another_waits_keeps_its_result(tmp_path, monkeypatch):
+    folder, held, asked = RunFolder(tmp_path), threading.Event(), threading.Event()
 
     def other_run() -> None:
         with run_lock(folder):
             held.set()
-            time.sleep(1)
+            asked.wait(60)
             folder.pipeline.mkdir()
 
+    def ask(folder):
+        asked.set()
+        return run_lock(folder)
+
+    monkeypatch.setattr(run_module, "run_lock", ask)
     thread = threading.Thread(target=other_run)
     thread.start()
     held.wait()

@@ -3,13 +3,12 @@
 import itertools
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_run import records, state
 from tiny_run import small_config as config
-from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, VQConfig, build_objective, train
 from diffusion_bridge_vq.training.fault_tolerance import run_state, signals
@@ -29,10 +28,6 @@ def clock(monkeypatch):
         monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=itertools.accumulate(steps).__next__))
 
     return start
-
-
-def records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_phases_follow_the_time_that_there_is(tmp_path, clock):

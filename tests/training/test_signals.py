@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 import torch
+from tiny_run import assert_same_state, records, state
 from tiny_run import small_config as config
-from tiny_run import state
 
 from diffusion_bridge_vq.training import E2EConfig, Trainer, VQConfig, train
 from diffusion_bridge_vq.training.fault_tolerance.signals import StopRequest
@@ -49,10 +49,8 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys, number):
     assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert [p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()] == ["step-00000004"]
     train(config(E2EConfig, tmp_path / "parts", resume=True, **RUN))
-    for name in ("model", "ema", "optimizer", "random-0"):
-        whole, parts = state(tmp_path / "whole", 6, name), state(tmp_path / "parts", 6, name)
-        assert [key for key in whole if not torch.equal(whole[key], parts[key])] == [], name
-    whole, parts = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts"))
+    assert_same_state(tmp_path / "whole", tmp_path / "parts", 6, ("model", "ema", "optimizer", "random-0"))
+    whole, parts = (records(tmp_path / name) for name in ("whole", "parts"))
     assert len(whole) == len(parts)
 
 

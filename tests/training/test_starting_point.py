@@ -178,14 +178,26 @@ def test_a_u_net_for_other_latents_is_refused(pipeline, tmp_path):
         build_objective(config(PriorConfig, tmp_path / "run", init_from=tmp_path))
 
 
-def test_a_network_that_knows_the_codes_goes_on_without_being_asked_for(tmp_path):
+@pytest.fixture
+def code_unet(tmp_path) -> CodeUNet2DModel:
+    """Of a pipeline in `tmp_path`."""
     made = build_objective(E2EConfig.from_preset("digits", resolution=8, **TINY))
     options = {"vqvae_from": tmp_path, "unet": TINY["unet"], "code_posterior": True}
     made.vqvae.save_pretrained(tmp_path / "vqvae")
     codes = build_objective(config(PriorConfig, tmp_path, **options))
     DiffusionBridgeVQPipeline(made.vqvae, codes.unet, codes.scheduler).save_pretrained(tmp_path / "pipeline")
+    return codes.unet
+
+
+def test_a_network_that_knows_the_codes_goes_on_without_being_asked_for(code_unet, tmp_path):
     unet = build_objective(config(PriorConfig, tmp_path, init_from=tmp_path)).unet
-    assert type(unet) is CodeUNet2DModel and torch.equal(predict(unet, None), predict(codes.unet, None))
+    assert type(unet) is CodeUNet2DModel and torch.equal(predict(unet, None), predict(code_unet, None))
+
+
+def test_a_network_that_knows_the_codes_takes_no_condition(code_unet, tmp_path):
+    run = config(PriorConfig, tmp_path, init_from=tmp_path, condition="low-resolution:4")
+    with pytest.raises(ValueError, match="is a CodeUNet2DModel, which takes no `condition`: start from the auto"):
+        build_objective(run)
 
 
 def test_a_stock_u_net_does_not_become_one(pipeline, tmp_path):

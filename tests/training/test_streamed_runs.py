@@ -10,7 +10,7 @@ import torch
 from datasets import ClassLabel, Features, Image
 from PIL import Image as PILImage
 from tiny_models import make_autoencoder
-from tiny_run import config, state
+from tiny_run import assert_same_state, config
 
 from diffusion_bridge_vq.data import load_images
 from diffusion_bridge_vq.data.encoded import EncodedImages
@@ -49,9 +49,7 @@ def test_a_resumed_run_reads_on_where_it_stopped(tmp_path):
     ):  # in mid-epoch; it is saved
         train(config(E2EConfig, tmp_path / "parts", **run, max_train_time=1e-9))
     train(config(E2EConfig, tmp_path / "parts", **run, resume=True))
-    for name in ("model", "ema", "optimizer", "random-0"):
-        whole, parts = state(tmp_path / "whole", 8, name), state(tmp_path / "parts", 8, name)
-        assert [key for key in whole if not torch.equal(whole[key], parts[key])] == [], name
+    assert_same_state(tmp_path / "whole", tmp_path / "parts", 8, ("model", "ema", "optimizer", "random-0"))
 
 
 def test_other_data_are_refused(tmp_path):

@@ -10,24 +10,9 @@ TINY = {"vqvae": autoencoder_settings(), "batch_size": 2}
 
 
 @pytest.fixture
-def costs(monkeypatch):
-    """A clock that each forward of an objective moves on by a cost of ours."""
-    clock, seen = [0.0], []
-
-    def charge(cls, cost):
-        forward = cls.forward
-
-        def charged(self, *args, **kwargs):
-            clock[0] += cost(self)
-            seen.append(cost(self))
-            return forward(self, *args, **kwargs)
-
-        monkeypatch.setattr(cls, "forward", charged)
-
-    monkeypatch.setattr(time_budget, "synchronized_time", lambda device: clock[0])
+def costs(charge):
     charge(VQObjective, lambda objective: 0.5)
-    charge(E2EObjective, lambda objective: 1.0 if objective.frozen else 4.0)
-    return seen
+    return charge(E2EObjective, lambda objective: 1.0 if objective.frozen else 4.0)
 
 
 def test_steps_are_seconds_over_cost(costs, tmp_path):

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from run_example import run_example
 from safetensors.torch import load_file
-from tiny_run import SETTINGS, TINY, assert_same_state, state, stopped_at_a_checkpoint
+from tiny_run import SETTINGS, TINY, assert_same_state, logged, state, stopped_at_a_checkpoint
 from tiny_run import small_config as config
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -43,8 +43,7 @@ def test_stages_and_what_they_leave(tmp_path):
     for cached in (False, True):
         folder = tmp_path / f"prior-{cached}"
         trained = train(config(PriorConfig, folder, init_from=tmp_path / "vq", cache_latents=cached))
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        losses[cached] = [r["loss/prior"] for r in records]
+        losses[cached] = logged(folder, "loss/prior")
         assert (folder / "samples-000008.png").exists()
         start = load_file(tmp_path / "vq" / "vqvae" / "diffusion_pytorch_model.safetensors")
         assert all(torch.equal(v, start[k]) for k, v in trained["vqvae"].state_dict().items() if k in start)
@@ -148,6 +147,7 @@ def test_refusals(tmp_path):
         ("FSDP", 1, PriorConfig, r"fsdp_version: 2.*got 1"),
         ("FSDP", 2, VQConfig, r"vq trains the autoencoder.*multi_gpu\.yaml"),
         ("FSDP", 2, E2EConfig, r"e2e trains the autoencoder.*multi_gpu\.yaml"),
+        ("MEGATRON_LM", 0, VQConfig, r"MEGATRON_LM is not supported here.*multi_gpu\.yaml"),
     ],
 )
 def test_engines_that_would_split_what_must_be_whole_are_refused(

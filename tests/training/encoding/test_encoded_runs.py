@@ -1,12 +1,10 @@
 """Runs on a folder of encoded images against runs that encode the same images themselves."""
 
-import json
-
 import pytest
 import torch
 from encoding_work import encode
 from tiny_models import make_autoencoder
-from tiny_run import SETTINGS, TINY, assert_same_state, config, stopped_at_a_checkpoint
+from tiny_run import SETTINGS, TINY, assert_same_state, config, logged, stopped_at_a_checkpoint
 
 from diffusion_bridge_vq.training import PixelCNNConfig, PriorConfig, load_autoencoder, train
 
@@ -60,11 +58,6 @@ def prior(folder, autoencoder, **options):
 def pixelcnn(folder, autoencoder, **options):
     settings = SETTINGS | PIXELCNN | {"vqvae": TINY["vqvae"], "init_from": autoencoder, "max_train_steps": 4}
     return PixelCNNConfig.from_preset("digits", output_dir=folder, **settings | options)
-
-
-def logged(folder, name):
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record[name] for record in records if name in record]
 
 
 def test_a_prior_learns_the_same_from_either(autoencoder, latents, tmp_path):
