@@ -19,7 +19,7 @@ from .memory import peak_memory
 from .row import Row
 from .rows import row_class, table_of, versions_of
 from .settings import Setting
-from .training import train_row, tuned_learning_rate
+from .training import choose_learning_rate, train_row, try_learning_rates
 
 _SHEET_IMAGES = 64
 # What weights depend on.
@@ -128,11 +128,11 @@ def _train(folder: RowFolder, data: Any, tune_fraction: float, max_steps: int | 
     torch.manual_seed(seed)
     row, rates = cls(data), {}
     if tune_fraction and row.tuned:
-        rates = tuned_learning_rate(
+        rates = try_learning_rates(
             lambda rate: cls(data, rate), row.learning_rate, tune_fraction * seconds, seed, max_steps
         )
         torch.manual_seed(seed)
-        row = cls(data, min(rates, key=lambda rate: rates[rate]))
+        row = cls(data, choose_learning_rate(rates))
     with peak_memory() as memory:
         trained = train_row(row, seconds, max_steps)
     networks = row.networks()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from .row import Learner, Phase, Row
 _WARMUP = 0.05  # fraction of a phase
 _CHECKS = 10  # of the loss on the test split, with `keep_best`
 _VALIDATION_SEED = 0
+_EQUAL = 1.01  # losses within 1 % don't tell learning rates apart
 _LEAST = 1e-3  # seconds of a phase whose time was used up before it began: it takes one step
 
 
@@ -120,7 +121,7 @@ def validation_loss(learner: Learner, phase: Phase, row: Row) -> float:
     return total / count
 
 
-def tuned_learning_rate(
+def try_learning_rates(
     make: Callable[[float], Row], own: float, seconds: float, seed: int, max_steps: int | None = None
 ) -> dict[float, float]:
     """
@@ -135,3 +136,9 @@ def tuned_learning_rate(
         except FloatingPointError:
             found[rate] = math.inf
     return found
+
+
+def choose_learning_rate(losses: Mapping[float, float]) -> float:
+    """The lowest rate within 1 % of the lowest loss: what is no better in a short trial may diverge in a long run."""
+    least = min(losses.values())
+    return min(rate for rate, loss in losses.items() if loss <= least * _EQUAL)

@@ -17,7 +17,7 @@ from benchmarks.peers.report import write_report
 from benchmarks.peers.results import RowFolder
 from benchmarks.peers.row import LossOf, Phase, Row, guided
 from benchmarks.peers.settings import SETTINGS
-from benchmarks.peers.training import train_row
+from benchmarks.peers.training import choose_learning_rate, train_row
 from diffusion_bridge_vq import DiffusionBridgeVQPipeline, PixelCNNPrior
 from diffusion_bridge_vq.training.presets import preset_values
 
@@ -27,6 +27,19 @@ NAMES = [name for table in rows.ROWS.values() for name in table]
 HERE = [name for name in NAMES if name != "monai" or (find_spec("monai") and find_spec("einops"))]
 QUICK = ["--seconds", "60", "--max-steps", "2", "--tune-fraction", "0", "--num-images", "60", "--search-images", "0"]
 pytestmark = pytest.mark.usefixtures("tiny")
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate"),
+    [
+        ({3e-4: 0.4956, 1e-3: 0.4851, 3e-3: 0.4847}, 1e-3),  # as found on CIFAR-10, where 3e-3 diverged later
+        ({3e-4: 0.2777, 1e-3: 0.2481, 3e-3: 0.2405}, 3e-3),
+        ({3e-4: 0.9, 1e-3: 0.5, 3e-3: float("inf")}, 1e-3),
+        (dict.fromkeys((3e-4, 1e-3, 3e-3), float("inf")), 3e-4),
+    ],
+)
+def test_the_lowest_rate_that_is_as_good_as_the_best(losses, rate):
+    assert choose_learning_rate(losses) == rate
 
 
 def test_nothing_but_the_tokenizer_comes_from_the_checkpoint(data):
