@@ -32,7 +32,7 @@ def good_calls() -> dict:
         def log_prob(self, codes):
             return torch.full(codes.shape, -1.0)
 
-    hidden = {"mask": torch.ones(3), "num_samples": 1, "num_inference_steps": 2, "class_labels": None}
+    hidden = {"mask": torch.ones(3), "num_samples": 1, "num_inference_steps": 3, "class_labels": None}
     elbo = {"vqvae": vqvae, "unet": network, "scheduler": scheduler, "images": sequences, "generator": None}
     return {
         "bridge_code_bits": (ev.bridge_code_bits, bridge | {"batch_size": 2, "class_labels": None}),

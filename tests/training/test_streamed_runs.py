@@ -21,7 +21,8 @@ from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 from diffusion_bridge_vq.training.monitoring.validation import make_validation
 
 SMALL = {"resolution": 8, "lr_warmup_steps": 1, "log_every": 1, "image_every": 0, "report_to": "none"}
-RUN = {"streaming": True, "shuffle_buffer": 30, "batch_size": 16, "max_train_steps": 8, "checkpoint_every": 3}
+PLAIN = {"batch_size": 16, "max_train_steps": 8, "checkpoint_every": 3}
+RUN = PLAIN | {"streaming": True, "shuffle_buffer": 30}
 
 
 def write_shards(folder, count=120, shards=3):
@@ -66,10 +67,10 @@ def test_other_data_are_refused(tmp_path):
 
 def test_what_was_not_streamed_is_not_gone_on_with_as_a_stream(tmp_path):
     write_shards(tmp_path / "shards")
-    run = {**RUN, "dataset": str(tmp_path / "shards"), "max_train_steps": 3}
-    train(config(VQConfig, tmp_path / "run", **run | {"streaming": False}))
+    run = {**PLAIN, "dataset": str(tmp_path / "shards"), "max_train_steps": 3}
+    train(config(VQConfig, tmp_path / "run", **run))
     with pytest.raises(ValueError, match=r"data have changed.*num_workers: None then, 0 now"):
-        train(config(VQConfig, tmp_path / "run", **run, resume=True))
+        train(config(VQConfig, tmp_path / "run", **run, streaming=True, resume=True))
 
 
 def test_an_epoch_without_a_batch_is_named(tmp_path):
@@ -92,7 +93,7 @@ def test_validation_of_a_stream_is_that_of_the_loaded_split(tmp_path):
     (tmp_path / "data" / "train-00001-of-00003.parquet").rename(
         tmp_path / "data" / "validation-00000-of-00001.parquet"
     )
-    run = RUN | {"dataset": str(tmp_path / "data"), "max_train_steps": 8, "validation_split": "validation"}
+    run = PLAIN | {"dataset": str(tmp_path / "data"), "validation_split": "validation"}
     run |= {"validate_every": 1, "class_conditional": True}
     found = []
     for streaming in (True, False):

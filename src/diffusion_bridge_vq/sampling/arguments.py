@@ -183,12 +183,12 @@ def check_steps(scheduler: SchedulerMixin, num_inference_steps: int, spacing: st
         )
     first = int(scheduler.timesteps[0])
     if isinstance(scheduler, OUBridgeScheduler):
-        snr = scheduler.signal_to_noise(scheduler.timesteps[:1].cpu())
-        signal = float((snr / (1 + snr)).sqrt())
+        snr = scheduler.signal_to_noise(torch.tensor([first, num_train - 1]))
+        signal, least = (snr / (1 + snr)).sqrt().tolist()
     else:
-        signal = float(scheduler.alphas_cumprod[first].sqrt())
+        signal, least = scheduler.alphas_cumprod[[first, num_train - 1]].sqrt().tolist()
     step = min(num_train // num_inference_steps, num_train // 2)  # one "leading" step begins at 0
-    if first + step < 0.95 * num_train and signal > 0.1:
+    if first + step < 0.95 * num_train and signal > least + 0.1:
         raise ValueError(
             f"{name} would begin its {num_inference_steps} steps at noise level {first} of {num_train}, where "
             f"{signal:.0%} of z_0 is left, so its samples would be wrong. Take timestep_spacing='trailing', or a "
