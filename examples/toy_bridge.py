@@ -36,7 +36,7 @@ def main() -> None:
         default=10,
         help="resampling when inpainting; 1 for none",
     )
-    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of everything")
     parser.add_argument("--output-dir", type=local_path, default="outputs/toy")
     args = parser.parse_args()
     if len(dict(args.fix)) < len(args.fix):

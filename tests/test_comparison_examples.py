@@ -199,11 +199,25 @@ def test_a_run_of_another_seed_is_refused(refused, done_run):
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [(("--batch-size", "8"), "has batch_size 16, not 8"), (("--budget", "7"), "a budget of 5.0 seconds, not 7.0")],
+    [
+        (("--batch-size", "8"), "has batch_size 16, not 8"),
+        (("--budget", "7"), "steps for budget 5.0, not 7.0"),
+        (("--batch-size", "9"), "has batch_size 16, not 9"),
+    ],
 )
 def test_a_run_of_another_time_or_batch_size_is_refused(refused, done_run, tmp_path, option, words):
     (tmp_path / "bridge" / "steps.json").write_text('{"steps": 40, "budget": 5.0}')
     assert words in refused("bridge", "--preset", "digits", "--batch-size", "16", *option)
+
+
+def test_steps_that_were_timed_for_other_settings_are_refused(refused, tmp_path):
+    """Of a stage that was interrupted before its first checkpoint."""
+    (tmp_path / "vq").mkdir()
+    timed = {"steps": 40, "budget": 5.0, "preset": "digits", "batch_size": 16, "mixed_precision": "no"}
+    (tmp_path / "vq" / "steps.json").write_text(json.dumps(timed))
+    start = ("vq", "--budget", "5", "--preset")
+    assert "steps for batch_size 16, not 8" in refused(*start, "digits", "--batch-size", "8")
+    assert "steps for preset digits, not cifar10-tiny" in refused(*start, "cifar10-tiny", "--batch-size", "16")
 
 
 @pytest.mark.parametrize("content", ["ten", "-1", "1.5", "[]", "1e999", "true"])

@@ -54,6 +54,15 @@ def test_names_of_classes_that_look_like_paths_stay_apart(tmp_path):
     assert read_run(tmp_path).index["id2label"] == {"0": "/r/cats", "1": "/r/dogs"}
 
 
+def test_examples_of_labels_that_are_private_are_left_out(tmp_path):
+    pipe = make_words_pipeline()
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["label_examples"] = {"0": "password=hunter2", "1": "red cat", "2": "/home/ada/x.png"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert read_run(tmp_path).index["label_examples"] == {"0": "red cat"}
+
+
 # ------------------------------------------------------------------------------------------ the cards in model_cards
 
 

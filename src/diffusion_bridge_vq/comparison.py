@@ -23,7 +23,9 @@ from .training.fault_tolerance.checkpoint import list_checkpoints
 from .training.time_budget import steps_within
 
 TRAINING_STAGES = ("vq", "bridge", "pixelcnn", "bridge-e2e")
-_OF_PICTURES = ("num_inference_steps",)  # settings that training doesn't depend on
+_OF_STEPS = ("preset", "batch_size", "mixed_precision")  # settings that the time of a step depends on
+# Settings of a run that can't change.
+_SAME = ("preset", "dataset", "split", "seed", "image_column", "batch_size", "mixed_precision")
 
 
 @dataclass(frozen=True)
@@ -77,21 +79,20 @@ class Comparison:
             OSError: the disk is full or can't be written.
         """
         run = self.run(stage)
-        own = {name: value for name, value in (self.settings or {}).items() if name not in _OF_PICTURES}
-        asked = {"preset": self.preset, "dataset": self.dataset, "split": self.train_split, "seed": self.seed, **own}
-        steps_file = run.path / "steps.json"
+        config, steps_file = self._config(stage, run), run.path / "steps.json"
+        asked = {name: getattr(config, name) for name in _SAME}
+        timed = {"budget": self.budget} | {name: asked[name] for name in _OF_STEPS}
         if run.finished():
             self._check_same(stage, **asked)
             if steps_file.is_file():
-                _read_steps(steps_file, self.budget)
+                _read_steps(steps_file, timed)
             print(f"{stage}: done before, {run.path}")
             return
-        config = self._config(stage, run)
         if not steps_file.is_file():
-            _write_steps(steps_file, steps_within(config, self.budget), self.budget)
+            _write_steps(steps_file, steps_within(config, self.budget), timed)
         elif list_checkpoints(run.checkpoints):
             self._check_same(stage, **asked)
-        steps = _read_steps(steps_file, self.budget)
+        steps = _read_steps(steps_file, timed)
         # A run that is killed without warning loses a quarter of its budget at most.
         config = replace(
             config,
@@ -160,37 +161,38 @@ class Comparison:
         # A pipeline that was copied here alone has no settings.
         had = run.read_config() if run.config.is_file() else asked
         for name, value in asked.items():
-            if had.get(name) != value:
+            if (name in had or name == "preset") and had.get(name) != value:
                 raise ValueError(f"{run.path} has {name} {had.get(name)}, not {value}: give another --output-dir.")
 
 
-def _write_steps(path: Path, steps: int, budget: float) -> None:
-    """Steps that fit into the budget, so that a stage that is interrupted continues with the same number."""
+def _write_steps(path: Path, steps: int, timed: dict[str, Any]) -> None:
+    """Steps, and what they were timed for, so that a stage that is interrupted continues with the same number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps({"steps": steps, "budget": budget}))
+    temporary.write_text(json.dumps({"steps": steps} | timed))
     os.replace(temporary, path)
 
 
-def _read_steps(path: Path, budget: float) -> int:
+def _read_steps(path: Path, timed: dict[str, Any]) -> int:
     """
     Raises:
-        ValueError: the file has something else, or steps for another budget.
+        ValueError: the file has something else, or steps for another budget or other settings. It may also be written
+            by hand, with "steps" alone.
     """
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} isn't JSON: {error}. Remove it, and the steps are counted again.") from error
-    if isinstance(content, int):  # of version 0.1.0, without the budget
-        content = {"steps": content, "budget": budget}
+    if isinstance(content, int):  # of version 0.1.0
+        content = {"steps": content}
     steps = content.get("steps") if isinstance(content, dict) else None
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(
             f"{path} must hold a number of steps, got {content!r}. Remove it, and they are counted again."
         )
-    if content.get("budget") != budget:
-        raise ValueError(
-            f"{path} has steps for a budget of {content.get('budget')} seconds, not {budget}: give the same, or "
-            "another --output-dir."
-        )
+    for name, value in timed.items():
+        if name in content and content[name] != value:
+            raise ValueError(
+                f"{path} has steps for {name} {content[name]}, not {value}: give the same, or another --output-dir."
+            )
     return steps

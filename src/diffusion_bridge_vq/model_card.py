@@ -84,8 +84,12 @@ def read_run(folder: str | Path, dataset_name: str | None = None) -> RunFiles:
         found.pipeline = run.pipeline
     if found.pipeline is not None:
         index = read_json(found.pipeline / INDEX_NAME)
-        public_as_they_are = {name: index[name] for name in ("id2label", "label_examples") if name in index}
-        found.index = redact(index) | public_as_they_are  # changed names might be equal, or unknown to the model
+        found.index = redact(index)
+        if "id2label" in index:  # part of the model: changed names might be equal
+            found.index["id2label"] = index["id2label"]
+        if isinstance(examples := index.get("label_examples"), dict):
+            public = [text for text in examples.values() if redact(text) == text]
+            found.index["label_examples"] = {str(number): text for number, text in enumerate(public)}
     if found.pipeline == folder:
         return found
     if run.config.is_file():

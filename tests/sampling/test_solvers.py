@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny_models import make_unet
 
 from diffusion_bridge_vq import OUBridgeScheduler
 from diffusion_bridge_vq.sampling import sample_latents
@@ -63,6 +64,13 @@ class Half(torch.nn.Module):
 
     def forward(self, x, t):
         return 0.5 * x if next(self.parameters(), None) is None else torch.einsum("bdn,de->ben", x, self.weight)
+
+
+def test_weights_that_are_stored_in_8_bits_are_drawn_with_as_they_are_computed_with():
+    unet = make_unet(sample_size=4).eval()
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    z_0 = sample_latents(unet, OUBridgeScheduler(), (2, 3, 4, 4), 2)
+    assert z_0.dtype == torch.float32 and z_0.isfinite().all()
 
 
 @pytest.mark.parametrize(

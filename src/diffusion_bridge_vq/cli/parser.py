@@ -64,8 +64,12 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
     """The description as it is written, and all defaults but None and False, of which the help text says more."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False
-        return action.help if silent else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, (list, tuple)):
+            every = action.choices is not None and list(action.choices) == list(action.default)
+            return f"{action.help} (default: {'all' if every else ' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:

@@ -110,8 +110,9 @@ def main() -> None:
         callback_on_step_end=chain,
         **options,
     ).images.cpu()
-    nothing = torch.zeros(images.shape[-2:])
-    reconstructions = pipe(images, nothing, **options | {"num_inference_steps": 2}).images.cpu()
+    with torch.no_grad():
+        decoded = pipe.vqvae(images.to(pipe.device, pipe.vqvae.dtype) * 2 - 1).sample.float()
+    reconstructions = (decoded / 2 + 0.5).clamp(0, 1).cpu()
     hidden = pipe.read_mask(mask, args.num_images)
 
     args.output_dir.mkdir(parents=True, exist_ok=True)

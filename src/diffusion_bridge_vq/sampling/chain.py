@@ -60,7 +60,7 @@ def sample_latents(
             "dpmsolver++" and "ddim", to the scheduler's own otherwise.
         callback (`Callable`, *optional*): called as callback(step, timestep, latents) after every step; what it
             returns, if anything, replaces the latents. They are what the scheduler works in: [`to_latents`] makes z_t
-            of those of a stock scheduler.
+            of those of a stock scheduler. One that samples itself needs a scheduler of its own, as in diffusers.
         progress_bar (`Callable`, *optional*, defaults to `iter`): wraps the iterable over steps, e.g. `tqdm`. If it
             ends early, so does the chain, and z_t is returned.
 
@@ -76,8 +76,11 @@ def sample_latents(
     shape = check_shape(shape, fewest=3)
     check_generators(generator, shape[0])
     if latents is None:
-        first = next((p for p in unet.parameters() if not p.is_meta), torch.zeros(0))  # "meta": of offloaded weights
-        device, dtype = first.device if device is None else device, first.dtype if dtype is None else dtype
+        # "meta" are offloaded weights; those of 8 bits are computed with in another type
+        kept = (p for p in unet.parameters() if not p.is_meta and p.is_floating_point() and p.element_size() > 1)
+        first = next(kept, torch.zeros(0))
+        own = getattr(unet, "dtype", first.dtype)
+        device, dtype = first.device if device is None else device, own if dtype is None else dtype
     noise = _start_noise(latents, shape, generator, device, dtype)
     stepper = make_stepper(
         unet,

@@ -12,7 +12,6 @@ from ..data.paths import looks_local
 from ..losses import ReconstructionLoss
 from ..models import CodeUNet2DModel, GumbelVQModel, check_channels, count_condition_channels
 from ..models.code_unet import check_process
-from ..sampling.arguments import check_steps
 from ..schedulers import OUBridgeScheduler
 from .config import RunConfig
 from .kinds import AutoencoderConfig, BridgeConfig, PriorRunConfig
@@ -68,7 +67,7 @@ def build_diffusion_prior(
 
     Raises:
         ValueError: see [`load_unet`] and [`load_scheduler`]; constructor arguments that a component refuses;
-            class-conditional without classes; `num_inference_steps` that would begin far from noise.
+            class-conditional without classes.
     """
     classes = prior_classes(config, num_classes)
     extra = _condition_channels(config, vqvae)
@@ -82,9 +81,6 @@ def build_diffusion_prior(
         )
     check_channels(unet, vqvae, extra)
     check_process(unet, vqvae, scheduler)
-    steps = min(config.num_inference_steps, len(scheduler))
-    scheduler.set_timesteps(steps)
-    check_steps(scheduler, steps)  # of grids, before the first
     return DiffusionPrior(unet, scheduler, start)
 
 

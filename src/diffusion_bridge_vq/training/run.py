@@ -19,6 +19,7 @@ from .distributed.accelerate import make_accelerator
 from .fault_tolerance.preflight import check_disk, check_output_dir
 from .fault_tolerance.run_lock import run_lock
 from .monitoring.monitor import Evaluate
+from .monitoring.previews import check_grids
 from .monitoring.screen import describe_run
 from .objectives import build_objective
 from .trainer import Trainer
@@ -69,6 +70,7 @@ def train(config: RunConfig, evaluate: Evaluate | None = None) -> dict[str, Any]
         if config.uses_classes:
             check_class_names(class_names)
         objective = build_objective(config, num_classes, class_names)
+        check_grids(objective, config.num_inference_steps)
         if config.vqvae_from == calibrated:
             config = dataclasses.replace(config, vqvae_from=run.calibrated)
         accelerator.print(

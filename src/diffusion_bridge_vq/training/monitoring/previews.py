@@ -7,10 +7,29 @@ import torch
 
 from ...data.pixels import to_pixels
 from ...models import GumbelVQModel
+from ...sampling.arguments import check_steps
+from ...schedulers import OUBridgeScheduler
+from ...schedulers.few_steps import is_student
 from ..data import model_inputs
 from ..objectives import Objective
 
 GRID_IMAGES = 64
+
+
+def check_grids(objective: Objective, num_inference_steps: int) -> None:
+    """
+    Raises:
+        ValueError: steps with which the first grid of samples would be refused.
+    """
+    scheduler = getattr(objective, "scheduler", None)
+    if not isinstance(scheduler, OUBridgeScheduler) or is_student(scheduler):
+        return
+    steps = min(num_inference_steps, len(scheduler))
+    scheduler.set_timesteps(steps)
+    try:
+        check_steps(scheduler, steps)
+    except ValueError as error:
+        raise ValueError(f"`num_inference_steps` {num_inference_steps}, of the grids of samples: {error}") from error
 
 
 @torch.no_grad()
