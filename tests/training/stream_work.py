@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_run import config
 
 from diffusion_bridge_vq.data import decoding
-from diffusion_bridge_vq.training import VQConfig
+from diffusion_bridge_vq.training import VQConfig, build_objective
 from diffusion_bridge_vq.training.data import TrainingBatches, make_loader, open_images
 from diffusion_bridge_vq.training.distributed.accelerate import make_accelerator
 
@@ -31,7 +31,7 @@ def read(dataset: Path | str, output: Path, skip: int) -> None:
         return open_image(*arguments, **options)
 
     images = open_images(run)
-    loader: Any = make_loader(run, accelerator, None, images).loader  # type: ignore[arg-type]
+    loader: Any = make_loader(run, accelerator, build_objective(run), images).loader
     decoding.Image.open = count  # type: ignore[assignment]
     batches = TrainingBatches(accelerator.prepare(loader), accelerator, run, images.name)
     batches.batches_done = skip
