@@ -5,6 +5,7 @@ up before the first Hugging Face import, which reads its address.
 
 import gc
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 
+_EXAMPLES = Path(__file__).parents[1] / "examples"
 HUB = HubServer()
 HOME = tempfile.TemporaryDirectory(prefix="hub-")  # removed with the process
 for name in [name for name in os.environ if name.startswith("HF_")]:
@@ -68,3 +70,35 @@ def own_modules(monkeypatch, tmp_path):
 
 def loaded_code() -> list[str]:
     return [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Runs a script in this process."""
+
+    def run(script: str, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.syspath_prepend((_EXAMPLES / script).parent)  # as Python does
+        runpy.run_path(str(_EXAMPLES / script), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def fails(example, capsys):
+    """Runs a script that must end with status 2; the last line that it wrote."""
+
+    def run(script: str, *arguments) -> str:
+        with pytest.raises(SystemExit) as ended:
+            example(script, *arguments)
+        assert ended.value.code == 2
+        return capsys.readouterr().err.rstrip().split("\n")[-1]
+
+    return run
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    """Loading a model fails the test: outputs are checked before."""
+    for name in ("diffusion_bridge_vq.pipelines.base", "diffusion_bridge_vq.pipelines.components"):
+        monkeypatch.setattr(f"{name}.find_pipeline_folder", lambda place: pytest.fail("it was loaded"))

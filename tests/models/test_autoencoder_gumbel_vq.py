@@ -15,7 +15,7 @@ from tiny_models import autoencoder_settings, make_autoencoder, make_images, wit
 
 from diffusion_bridge_vq.models import EMAQuantizer, GumbelVQModel
 
-TINY = 1e-12  # torch's batch normalization wants a positive eps
+TINY = 1e-12  # torch's batch normalization needs eps > 0
 # every other key of VQModel's away from its default
 OTHER = {
     "in_channels": 1,

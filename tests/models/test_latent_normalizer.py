@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from diffusion_bridge_vq.models import LatentNormalizer
 
-TINY = 1e-12  # torch's batch normalization wants a positive eps
+TINY = 1e-12  # torch's batch normalization needs eps > 0
 
 
 def test_the_first_batches_weigh_equally():

@@ -1,7 +1,5 @@
 """The inpainting pipeline against the encoder, the unconditional pipeline and itself in other forms of input."""
 
-import re
-
 import numpy as np
 import pytest
 import torch
@@ -9,45 +7,13 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LMSDiscreteScheduler,
 )
+from inpainting_calls import HIDDEN_LATENTS, make, make_images, make_mask, run
 from PIL import Image
 from tiny_models import STEPS, make_pipeline, rng
 
-from diffusion_bridge_vq import DenoisingChain, DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
+from diffusion_bridge_vq import DiffusionBridgeVQInpaintPipeline, DiffusionBridgeVQPipeline
 from diffusion_bridge_vq.data.decoding import decode_image
-
-
-def make(**kwargs) -> DiffusionBridgeVQInpaintPipeline:
-    pipe = DiffusionBridgeVQInpaintPipeline(**make_pipeline(**kwargs).components)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def make_images(n: int = 2, channels: int = 3) -> torch.Tensor:
-    """uint8 values, so that every form of input can hold them."""
-    return torch.randint(256, (n, channels, 6, 6), generator=rng(5), dtype=torch.uint8)
-
-
-def make_mask() -> torch.Tensor:
-    """Hides one pixel, which hides the whole middle patch of 3 x 3, and the patches of the last column."""
-    mask = torch.zeros(6, 6)
-    mask[2, 3] = 1
-    mask[:, 4:] = 1
-    return mask
-
-
-HIDDEN_LATENTS = torch.tensor([[0, 0, 1], [0, 1, 1], [0, 0, 1]], dtype=torch.bool)
-
-
-def run(pipe: DiffusionBridgeVQInpaintPipeline, image=None, mask=None, seed: int | None = 0, **kwargs):
-    image = make_images().float() / 255 if image is None else image
-    mask = make_mask() if mask is None else mask
-    kwargs = {"num_inference_steps": STEPS, "output_type": "pt"} | kwargs
-    return pipe(image, mask, **kwargs if seed is None else {"generator": rng(seed)} | kwargs).images
-
 
 # ------------------------------------------------------------------------------------------------ what is known
 
@@ -254,115 +220,6 @@ def test_an_autoencoder_in_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"call `pipe\.vqvae\.eval\(\)`"):
         run(pipe)
     assert torch.equal(pipe.vqvae.normalizer.running_mean, before)
-
-
-# ------------------------------------------------------------------------------------------------------- chain
-
-
-@pytest.mark.parametrize("cls", [None, DDIMScheduler])
-def test_chain_shows_the_latents_of_the_steps(cls):
-    """Nearest codes by brute force, then the decoder; for a stock scheduler at z* + x."""
-    pipe, seen = make(), []
-    if cls is not None:
-        pipe.scheduler = pipe.scheduler.to_diffusers(cls)
-    shift = 0.0 if cls is None else torch.tensor([0.3, -0.2, 0.5]).reshape(1, 3, 1, 1)
-
-    def keep(_, step, timestep, kwargs):
-        seen.append(kwargs["latents"] + shift)
-        return {}
-
-    unconditional = DiffusionBridgeVQPipeline(**pipe.components)
-    unconditional.set_progress_bar_config(disable=True)
-    for call in (
-        lambda callback: run(pipe, callback_on_step_end=callback),
-        lambda callback: (
-            unconditional(
-                batch_size=2,
-                num_inference_steps=STEPS,
-                generator=rng(),
-                output_type="pt",
-                callback_on_step_end=callback,
-            ).images
-        ),
-    ):
-        seen.clear()
-        expected = call(keep)
-        chain = DenoisingChain([2, 0, -1], output_type="pt")
-        assert torch.equal(call(chain), expected)  # looking changes nothing
-        assert len(chain.images) == 3
-        codebook = pipe.vqvae.quantize.embedding.weight
-        for images, step in zip(chain.images, (2, 0, 3), strict=True):
-            rows = seen[step].movedim(1, -1)[..., None, :]
-            z_q = codebook[(rows - codebook).square().sum(-1).argmin(-1)].movedim(-1, 1).contiguous()
-            with torch.no_grad():
-                decoded = pipe.vqvae.decoder(pipe.vqvae.post_quant_conv(z_q))
-            torch.testing.assert_close(images, (decoded / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
-        assert torch.equal(chain.images[2], expected)
-        assert not torch.equal(chain.images[0], chain.images[1])
-
-
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize(
-    "cls", [EulerDiscreteScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler, LMSDiscreteScheduler]
-)
-def test_chain_of_schedulers_that_work_in_other_coordinates(cls, times):
-    """Their sample is x_0 + sigma eps; z_t is z* plus what the network sees next."""
-    pipe, seen = make(), []
-    pipe.scheduler = pipe.scheduler.to_diffusers(cls)
-    z_star = torch.tensor([0.3, -0.2, 0.5]).reshape(1, 3, 1, 1)
-    pipe.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., :3, :3] + z_star))
-    chain = DenoisingChain([0, 1, -1], output_type="latent")
-    options = {"jump_length": STEPS, "jump_n_sample": times, "callback_on_step_end": chain}
-    z_0 = run(pipe, output_type="latent", **options)
-    last_walk = seen[-pipe.num_timesteps :]
-    for latents, expected in zip(chain.images, (last_walk[1], last_walk[2], z_0), strict=True):
-        torch.testing.assert_close(latents, expected)
-
-
-def test_chain_of_a_walk_with_jumps_keeps_the_last_walk():
-    pipe = make()
-    chain = DenoisingChain([-1], output_type="pt")
-    images = run(pipe, jump_length=2, jump_n_sample=3, callback_on_step_end=chain)
-    assert len(chain.images) == 1 and torch.equal(chain.images[0], images)
-
-
-def test_chain_begins_anew_with_each_call():
-    pipe, chain = make(), DenoisingChain([0, -1], output_type="pt")
-
-    def stop(called, *args):
-        called._interrupt = True
-        return chain(called, *args)
-
-    run(pipe, callback_on_step_end=chain)
-    stopped = run(pipe, seed=1, callback_on_step_end=stop)
-    assert len(chain.images) == 1 and torch.equal(chain.images[0], stopped)
-
-
-@pytest.mark.parametrize(
-    ("number", "cls", "steps"),
-    [(1, None, [0]), (3, None, [0, 2, 3]), (9, None, [0, 1, 2, 3]), (3, HeunDiscreteScheduler, [0, 3, 6])],
-)
-def test_chain_of_a_number_of_steps(number, cls, steps):
-    """From the first to the last of those that there are, which Heun has 7 of when it is asked for 4."""
-    pipe = make()
-    if cls is not None:
-        pipe.scheduler = pipe.scheduler.to_diffusers(cls)
-    chain = DenoisingChain(number, output_type="pt")
-    images = run(pipe, callback_on_step_end=chain)
-    assert chain.image_steps == steps and len(chain.images) == len(steps)
-    named = DenoisingChain(steps, output_type="pt")
-    run(pipe, callback_on_step_end=named)
-    assert torch.equal(torch.stack(chain.images), torch.stack(named.images))
-    assert number == 1 or torch.equal(chain.images[-1], images)
-
-
-def test_chain_refuses_steps_that_there_are_not():
-    for steps in ([], 0):
-        with pytest.raises(ValueError, match=rf"not empty, or how many, got {re.escape(str(steps))}"):
-            DenoisingChain(steps)
-    for steps in ([STEPS], [0, -STEPS - 1]):
-        with pytest.raises(ValueError, match=r"must lie in -4\.\.3"):
-            run(make(), callback_on_step_end=DenoisingChain(steps))
 
 
 # ------------------------------------------------------------------------------------------------------ loading

@@ -221,9 +221,8 @@ class OUBridgeScheduler(BridgeCoefficients, SchedulerMixin, ConfigMixin):
             `torch.Tensor`: float64 (float32 where the device has no float64), the shape of `timesteps`.
         """
         self._check_timesteps(timesteps, lowest=0, tensor=True)
-        timesteps = timesteps.long()  # others would be taken for masks, or wrap around
-        abar = self._table("abar", self._abar, timesteps.device)
-        abar_t, abar_prev = abar[timesteps + 1], abar[timesteps]
+        t, abar = timesteps.long(), self._table("abar", self._abar, timesteps.device)
+        abar_t, abar_prev = abar[t + 1], abar[t]  # long: uint8 would be a mask, and int8 wraps
         # at the first timestep 1 - abar_{t-1} = 0 is replaced by beta_1 = 1 - abar_1, see above
         before = torch.where(timesteps == 0, 1 - abar_t, 1 - abar_prev)
         if self.config.prediction_type == "epsilon":
