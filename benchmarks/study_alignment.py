@@ -9,27 +9,21 @@ shrunk images when they are turned and shrunk themselves. Rows of benchmarks/pee
 Run again, it continues with what the output folder lacks. What was found: docs/reports/2026-11-alignment.md.
 """
 
-import argparse
-import json
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion_bridge_vq.cli import check_output_folder, errors_as_lines, local_path, whole_number
+from diffusion_bridge_vq.cli import errors_as_lines
 from diffusion_bridge_vq.losses import PerceptualLoss
 
+from .peers.arms import run_study
 from .peers.data import Data
-from .peers.measure import Figures, draw
 from .peers.ours import BridgeEndToEnd
-from .peers.settings import SETTINGS
-from .peers.training import train_row
+from .peers.row import Row
 
 _TEMPERATURE = 0.1  # of soft assignments to codes
-_SHOWN = ("frechet_real", "frechet_own", "frechet_reconstruction", "precision", "recall", "accuracy", "seconds")
 
 
 class Aligned(BridgeEndToEnd):
@@ -108,7 +102,7 @@ class Equivariant(BridgeEndToEnd):
         return turned if scale == 1 else F.interpolate(turned, scale_factor=scale, mode="bilinear", antialias=True)
 
 
-ARMS: dict[str, type[BridgeEndToEnd]] = {
+ARMS: dict[str, type[Row]] = {
     "as-it-is": BridgeEndToEnd,
     "aligned-0.1": Aligned,
     "aligned-0.5": AlignedMore,
@@ -118,54 +112,7 @@ ARMS: dict[str, type[BridgeEndToEnd]] = {
 
 @errors_as_lines()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=SETTINGS, default="digits")
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
-    parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0])
-    parser.add_argument("--steps", type=whole_number(1), default=1000)
-    parser.add_argument("--num-images", type=whole_number(2), default=1500, help="samples, and real images")
-    parser.add_argument("--output-dir", type=local_path, default=Path("outputs/alignment"))
-    args = parser.parse_args()
-    check_output_folder(args.output_dir)
-    torch.set_num_threads(1)
-    setting = SETTINGS[args.data]
-    data = Data(setting, args.dataset)
-    figures = Figures(data, setting.features, args.num_images, args.output_dir / "features")
-    for seed in args.seeds:
-        for arm in args.arms:
-            print(f"{arm}, seed {seed}: {json.dumps(run(arm, seed, data, figures, args))}", flush=True)
-    print(table(args))
-
-
-def run(arm: str, seed: int, data: Data, figures: Figures, args: argparse.Namespace) -> dict[str, float]:
-    path = args.output_dir / f"{args.data}-{arm}-{seed}.json"
-    settings = {"steps": args.steps, "num_images": args.num_images}
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != settings:
-            raise ValueError(f"{path} has {found['settings']}, not {settings}: give another --output-dir.")
-        return found["figures"]
-    torch.manual_seed(seed)
-    row = ARMS[arm](data)
-    start = time.process_time()
-    train_row(row, float("inf"), args.steps)  # phases follow the steps, so that other programs change nothing
-    seconds = time.process_time() - start
-    measured = figures.of_samples(row, *draw(row, args.num_images, seed, steps=12)) | {"seconds": seconds}
-    found = {name: measured[name] for name in _SHOWN}
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n", encoding="utf-8")
-    return found
-
-
-def table(args: argparse.Namespace) -> str:
-    lines = [f"| seeds {args.seeds} | {' | '.join(_SHOWN)} |", "|---" * (1 + len(_SHOWN)) + "|"]
-    for arm in args.arms:
-        paths = [args.output_dir / f"{args.data}-{arm}-{seed}.json" for seed in args.seeds]
-        found = [json.loads(path.read_text(encoding="utf-8"))["figures"] for path in paths]
-        cells = (", ".join(f"{each[name]:.3g}" for each in found) for name in _SHOWN)
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    run_study(__doc__ or "", ARMS, steps=1000, output_dir="outputs/alignment", sampling_steps=12)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The rows of this package: its objectives, trained by the loop of all rows, and its pipelines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,7 +77,13 @@ def _bridge_samples(pipe: Any, labels: torch.Tensor, steps: int, guidance_scale:
 
 
 class Bridge(TokenizerRow):
+    """
+    Attributes:
+        changes (`Mapping[str, Any]`): options of the run that differ from the preset's, for studies.
+    """
+
     title = "bridge prior"
+    changes: Mapping[str, Any] = {}
 
     @property
     def search(self) -> dict[str, tuple[Any, ...]]:
@@ -85,10 +91,8 @@ class Bridge(TokenizerRow):
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
-        config = _config(
-            PriorConfig, self, vqvae_from=self.setting.checkpoint, cache_latents=True, class_conditional=True
-        )
-        self.learner = ObjectiveLearner(config, data)
+        options = {"vqvae_from": self.setting.checkpoint, "cache_latents": True, "class_conditional": True}
+        self.learner = ObjectiveLearner(_config(PriorConfig, self, **options, **self.changes), data)
 
     def phases(self) -> list[Phase]:
         return [Phase(self.learner, self._tensors, self.learning_rate)]
