@@ -1,6 +1,6 @@
 """The rows of this package: its objectives, trained by the loop of all rows, and its pipelines."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from diffusion_bridge_vq import DiffusionBridgeVQPipeline
+from diffusion_bridge_vq import DiffusionBridgeVQPipeline, OUBridgeScheduler
 from diffusion_bridge_vq.data.encoded import EncodedImages
 from diffusion_bridge_vq.data.pixels import to_bytes, to_pixels
+from diffusion_bridge_vq.sampling import fit_timesteps
 from diffusion_bridge_vq.training import (
     DistillConfig,
     E2EConfig,
@@ -29,6 +30,8 @@ from .row import Learner, Phase, Row, TokenizerRow
 
 _STEPS = 1000  # nominal: phases and ramps inside an objective are fractions of it
 _MOST_POINTS = 12  # of a trajectory: the steps that it is drawn in
+_FITTING = 0.1  # fraction of the time of a row that fits its steps
+_FITTED_SAMPLES = 32
 _CODEBOOK_IMAGES = 512  # whose latents place a fresh codebook, as the package's trainer does
 
 
@@ -108,6 +111,38 @@ class Bridge(TokenizerRow):
         return _bridge_samples(pipe, labels, steps, guidance_scale)
 
 
+class FittedBridge(Bridge):
+    """A bridge whose few sampling steps are fitted to it, in the last part of its time (`dbvq fit-timesteps`)."""
+
+    title = "bridge, fitted steps"
+    search = {"steps": (4, 5, 6)}
+
+    def __init__(self, data: Data, learning_rate: float | None = None):
+        super().__init__(data, learning_rate)
+        self.points = _Points(self.search["steps"])
+
+    def phases(self) -> Iterator[Phase]:
+        yield Phase(self.learner, self._tensors, self.learning_rate, 1 - _FITTING)
+        unet, scheduler = (self.learner.components()[name] for name in ("unet", "scheduler"))
+        noise = torch.randn(_FITTED_SAMPLES, unet.config.in_channels, self.data.side, self.data.side)
+        labels = self.data.class_cycle(_FITTED_SAMPLES)
+        guidance = self.setting.few_step_guidance
+        fitted = fit_timesteps(unet, scheduler, noise, self.search["steps"], labels, guidance)
+        self.points.remember({number: found.timesteps for number, found in fitted.items()})
+
+    def networks(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"unet": self.learner.components()["unet"], "points": self.points})
+
+    def draw(self, labels: torch.Tensor, steps: int = 4, guidance_scale: float | None = None) -> torch.Tensor:
+        components = self.learner.components()
+        known = {str(number): timesteps for number, timesteps in self.points.known().items()}
+        components["scheduler"] = OUBridgeScheduler.from_config(
+            components["scheduler"].config, few_step_timesteps=known
+        )
+        guidance = self.setting.few_step_guidance if guidance_scale is None else guidance_scale
+        return _bridge_samples(DiffusionBridgeVQPipeline(**components), labels, steps, guidance)
+
+
 class Student(Bridge):
     """A bridge for half of the time, then its student: trajectories are drawn, and their ends are learned."""
 
@@ -117,7 +152,7 @@ class Student(Bridge):
 
     def __init__(self, data: Data, learning_rate: float | None = None):
         super().__init__(data, learning_rate)
-        self.points = _Points()
+        self.points = _Points([_MOST_POINTS])
 
     def phases(self) -> Iterator[Phase]:
         yield Phase(self.learner, self._tensors, self.learning_rate, 0.5)
@@ -130,10 +165,10 @@ class Student(Bridge):
                 folder=trajectories,
                 accelerator=Accelerator(cpu=True),
                 num_trajectories=self.setting.trajectories,
-                guidance_scale=self.setting.student_guidance,
+                guidance_scale=self.setting.few_step_guidance,
                 seed=torch.initial_seed() % 2**20,
             )
-            self.points.remember(encoding.data["timesteps"])
+            self.points.remember({_MOST_POINTS: encoding.data["timesteps"]})
             rows = EncodedImages(trajectories)
             config = _config(DistillConfig, self, init_from=teacher, trajectories=trajectories)
             self.learner = ObjectiveLearner(config, self.data)
@@ -147,10 +182,9 @@ class Student(Bridge):
     def draw(self, labels: torch.Tensor, steps: int = 4) -> torch.Tensor:
         components = self.learner.components()
         if components["scheduler"].config.distilled_guidance_scale is None:  # loaded into a fresh row
-            known = self.points.known()
-            components["scheduler"] = make_student_scheduler(
-                components["scheduler"], known, self.setting.student_guidance
-            )
+            (known,) = self.points.known().values()
+            guidance = self.setting.few_step_guidance
+            components["scheduler"] = make_student_scheduler(components["scheduler"], known, guidance)
         pipe = DiffusionBridgeVQPipeline(**components)
         pipe.set_progress_bar_config(disable=True)
         drawn = pipe(class_labels=labels, num_inference_steps=steps, output_type="pt").images
@@ -158,19 +192,19 @@ class Student(Bridge):
 
 
 class _Points(nn.Module):
-    """The timesteps of the trajectories, saved with the network: its few steps begin at some of them."""
+    """Timesteps, saved with the network, by the number of steps that they are for; no more of each than this."""
 
-    timesteps: torch.Tensor
-
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int]):
         super().__init__()
-        self.register_buffer("timesteps", torch.full((_MOST_POINTS,), -1))
+        for number in numbers:
+            self.register_buffer(str(number), torch.full((number,), -1))
 
-    def remember(self, timesteps: list[int]) -> None:
-        self.timesteps[: len(timesteps)] = torch.tensor(timesteps)
+    def remember(self, timesteps: Mapping[int, list[int]]) -> None:
+        for number, points in timesteps.items():
+            self.get_buffer(str(number))[: len(points)] = torch.tensor(points)
 
-    def known(self) -> list[int]:
-        return self.timesteps[self.timesteps >= 0].tolist()
+    def known(self) -> dict[int, list[int]]:
+        return {int(number): points[points >= 0].tolist() for number, points in self.named_buffers()}
 
 
 class PixelCNN(TokenizerRow):

@@ -8,13 +8,14 @@ from diffusion_bridge_vq import __version__
 
 from .code_priors import GPT, MaskedTransformer
 from .latent_priors import DDPM, FlowMatching
-from .ours import Bridge, BridgeEndToEnd, BridgeStable, BridgeSystem, PixelCNN, Student
+from .ours import Bridge, BridgeEndToEnd, BridgeStable, BridgeSystem, FittedBridge, PixelCNN, Student
 from .row import Row
 from .systems import LatentDiffusion, Monai, PixelDDPM
 
 ROWS: dict[str, dict[str, type[Row]]] = {
     "A": {
         "bridge": Bridge,
+        "fitted": FittedBridge,
         "student": Student,
         "flow": FlowMatching,
         "ddpm": DDPM,

@@ -29,7 +29,8 @@ class Setting:
         autoencoder_losses (`Mapping[str, float]`): weights of the loss terms of every autoencoder of table B.
         autoencoder_fraction (`float`): of a row of table B with two stages, for the first.
         trajectories (`int`): of a bridge, for its student.
-        student_guidance (`float`): guidance scale of these, which the student learns: one near the bridge's best.
+        few_step_guidance (`float`): guidance scale of these, which the student learns, and of fitted steps: one near
+            the bridge's best.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Setting:
     autoencoder_losses: Mapping[str, float]
     autoencoder_fraction: float
     trajectories: int
-    student_guidance: float
+    few_step_guidance: float
 
 
 SETTINGS = {
@@ -75,7 +76,7 @@ SETTINGS = {
             autoencoder_losses={"l1_weight": 0.1},
             autoencoder_fraction=0.3,
             trajectories=2048,
-            student_guidance=1.0,
+            few_step_guidance=1.0,
         ),
         Setting(
             name="cifar10",
@@ -99,7 +100,7 @@ SETTINGS = {
             autoencoder_losses={"l1_weight": 0.1, "perceptual_weight": 10.0, "adversarial_weight": 0.1},
             autoencoder_fraction=0.4,
             trajectories=6000,
-            student_guidance=1.5,
+            few_step_guidance=1.5,
         ),
     )
 }

@@ -21,7 +21,10 @@ _LEAST = 1e-3  # seconds of a phase whose time was used up before it began: it t
 
 
 class Trained(NamedTuple):
-    """What training took: optimizer steps, CPU seconds, and the loss on the test split at the end, of each phase."""
+    """
+    What training took: optimizer steps, CPU seconds, and the loss on the test split at the end, of each phase. The
+    seconds of the last one have what its row does after it.
+    """
 
     steps: list[int]
     seconds: list[float]
@@ -50,6 +53,9 @@ def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained
         trained = time.process_time()
         found.append((steps, trained - began - losses - sum(f[1] for f in found), loss()))
         losses += time.process_time() - trained  # the loss on the test split isn't training
+    # what a row does after its last phase, such as fitting its sampling steps
+    rest = time.process_time() - began - losses - sum(each[1] for each in found)
+    found[-1] = (found[-1][0], found[-1][1] + rest, found[-1][2])
     return Trained(*(list(column) for column in zip(*found, strict=True)))
 
 

@@ -288,6 +288,31 @@ def test_a_network_that_knows_the_data_draws_them(data, name, monkeypatch):
     assert torch.allclose(drawn["latents"], x.expand(2, -1, -1, -1), atol=2e-2)
 
 
+def test_fitted_steps_are_the_rows_own_and_are_kept_with_its_weights(data):
+    """The network is called at the fitted timesteps; a fresh row with the same weights draws the same."""
+    torch.manual_seed(0)
+    row = rows.row_class("fitted")(data)
+    trained = train_row(row, 60.0, max_steps=2)
+    assert len(trained.steps) == len(trained.seconds) == 1  # fitting belongs to the only phase
+    fitted = row.points.known()
+    assert {number: len(points) for number, points in fitted.items()} == {3: 3, 2: 2}
+    assert all(points == sorted(points, reverse=True) for points in fitted.values())
+    again = rows.row_class("fitted")(data)
+    again.networks().load_state_dict(row.networks().state_dict())
+    for each in (row, again):
+        each.learner.eval()
+        called = []
+        hook = each.networks()["unet"].register_forward_pre_hook(
+            lambda _, arguments, keywords, called=called: called.append(int(arguments[1].flatten()[0])),
+            with_kwargs=True,
+        )
+        torch.manual_seed(1)
+        each.drawn = each.draw(torch.tensor([1, 2]), steps=3)
+        hook.remove()
+        assert called == fitted[3]
+    assert torch.equal(row.drawn, again.drawn)
+
+
 def test_the_gpt_draws_its_own_law(data):
     """Codes of `generate` with the cache, one position at a time, against the law that one forward pass gives."""
     torch.manual_seed(0)
