@@ -73,6 +73,10 @@ class LogitNormalVelocity(LogitNormal):
     changes = _VELOCITY
 
 
+class LogitNormalMinSNR(LogitNormal):
+    changes = MinSNR.changes
+
+
 class AllThree(LogitNormal):
     """What is left between this and flow matching: the path between noise and data, and the sampler."""
 
@@ -92,6 +96,7 @@ ARMS: dict[str, type[Row]] = {
     "scale-1": Scale1,
     "logit-normal-velocity": LogitNormalVelocity,
     "all-three": AllThree,
+    "logit-normal-min-snr": LogitNormalMinSNR,
 }
 
 

@@ -38,6 +38,7 @@ def test_each_arm_changes_what_it_names(data):
         "scale-1": ("sample", "simple", 2**0.5, False),
         "logit-normal-velocity": ("v_prediction", "simple", scale, True),
         "all-three": ("v_prediction", "simple", 2**0.5, True),
+        "logit-normal-min-snr": ("sample", "min_snr", scale, True),
     }
     found = {
         name: (
