@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diffusion_bridge_vq.cli import errors_as_lines
-from diffusion_bridge_vq.losses import prior_loss_of_each
+from diffusion_bridge_vq.losses.bridge import prior_loss_of_each
 from diffusion_bridge_vq.models import denoise
 from diffusion_bridge_vq.schedulers import OUBridgeScheduler
 
@@ -94,7 +94,7 @@ class Clamped(Bridge):
             z_t = scheduler.add_noise(latents, noise, timesteps)
             output = denoise(objective.unet, scheduler, z_t, timesteps, labels)
             errors = prior_loss_of_each(scheduler, output, latents, noise, timesteps)
-            return (scheduler.signal_to_noise(timesteps).clamp(1, 5) * errors).mean()
+            return (scheduler.signal_to_noise(timesteps).clamp(1, 5).to(errors.dtype) * errors).mean()
 
         objective.bridge_loss = bridge_loss
 
