@@ -14,8 +14,6 @@ from typing import Any
 import torch
 
 from diffusion_bridge_vq.cli import errors_as_lines
-from diffusion_bridge_vq.losses.bridge import prior_loss_of_each
-from diffusion_bridge_vq.models import denoise
 from diffusion_bridge_vq.schedulers import OUBridgeScheduler
 
 from .peers.arms import run_study
@@ -80,23 +78,9 @@ class LogitNormalMinSNR(LogitNormal):
 
 
 class Clamped(Bridge):
-    """Weight of 1 to 5 on the error of z_0: SNR between them. High noise keeps the weight that the bridge gives it."""
+    """Weight max(1, min(SNR, 5)) on the error of z_0. High noise keeps the weight that the bridge gives it."""
 
-    def __init__(self, data: Data, learning_rate: float | None = None):
-        super().__init__(data, learning_rate)
-        objective = self.learner.objective
-        scheduler = objective.scheduler
-
-        def bridge_loss(
-            latents: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor, class_labels: torch.Tensor, _: None
-        ) -> torch.Tensor:
-            labels = objective.prior_labels(class_labels, objective.class_dropout if objective.training else 0.0)
-            z_t = scheduler.add_noise(latents, noise, timesteps)
-            output = denoise(objective.unet, scheduler, z_t, timesteps, labels)
-            errors = prior_loss_of_each(scheduler, output, latents, noise, timesteps)
-            return (scheduler.signal_to_noise(timesteps).clamp(1, 5).to(errors.dtype) * errors).mean()
-
-        objective.bridge_loss = bridge_loss
+    changes = {"weighting": "clamped_snr"}
 
 
 class AllThree(LogitNormal):

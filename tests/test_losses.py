@@ -97,21 +97,24 @@ def test_weighting_is_the_same_elbo_for_every_prediction(config):
     # min(SNR, 5) on the error of z_0 in the coordinates x, from the definition of the ratio
     abar, s2 = scheduler.alphas_cumprod.double()[t], scheduler.stationary_std**2
     snr = abar / (s2 * (1 - abar))
-    min_snr = (snr.clamp(max=5.0) * (z_0 - z_theta).square().flatten(1).mean(1)).mean()
+    errors_z_0 = (z_0 - z_theta).square().flatten(1).mean(1)
+    min_snr = (torch.where(snr > 5, 5, snr) * errors_z_0).mean()
+    clamped = (torch.where(snr > 5, 5, torch.where(snr < 1, 1, snr)) * errors_z_0).mean()
     for prediction, output in outputs.items():
         s = OUBridgeScheduler(prediction_type=prediction, **config)
         assert torch.allclose(prior_loss(s, output, z_0, eps, t, "elbo").double(), elbo, rtol=2e-3)
         assert torch.allclose(prior_loss(s, output, z_0, eps, t, "min_snr").double(), min_snr, rtol=2e-3)
+        assert torch.allclose(prior_loss(s, output, z_0, eps, t, "clamped_snr").double(), clamped, rtol=2e-3)
     simple = prior_loss(scheduler, eps_theta, z_0, eps, t, "simple")
     assert torch.allclose(simple.double(), errors.mean(), rtol=1e-5)
-    with pytest.raises(ValueError, match="elbo, simple or min_snr"):
+    with pytest.raises(ValueError, match="elbo, simple, min_snr or clamped_snr"):
         prior_loss(scheduler, eps_theta, z_0, eps, t, "snr")
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
 @pytest.mark.parametrize("s", [1.0, 2.0])
 def test_a_last_step_that_leaves_noise_alone(prediction, s):
-    """abar_T = 0: eq. 4 from its definition, the KL between two bridges, and min(SNR, 5) = 0 at T."""
+    """abar_T = 0: eq. 4 from its definition, the KL between two bridges; min(SNR, 5) = 0 at T, max(1, ...) = 1."""
     betas = [0.1, 0.5, 1.0]
     scheduler = OUBridgeScheduler(3, trained_betas=betas, eta=s * math.sqrt(2), prediction_type=prediction)
     z_0, eps, output = torch.randn(3, 1, 2, 3, 3, dtype=torch.float64)
@@ -122,9 +125,10 @@ def test_a_last_step_that_leaves_noise_alone(prediction, s):
         mu_theta, _ = scheduler.bridge_posterior(z_theta, z_t, t, t - 1)
         variance = std**2 if t else 0.1 * s**2
         elbo = (mu - mu_theta).square().mean() / (2 * variance)
-        min_snr = min(abar / (s**2 * (1 - abar)), 5.0) * (z_0 - z_theta).square().mean()
+        snr, error = abar / (s**2 * (1 - abar)), (z_0 - z_theta).square().mean()
+        min_snr, clamped = min(snr, 5.0) * error, max(1.0, min(snr, 5.0)) * error
         timesteps = torch.tensor([t])
-        for weighting, expected in (("elbo", elbo), ("min_snr", min_snr)):
+        for weighting, expected in (("elbo", elbo), ("min_snr", min_snr), ("clamped_snr", clamped)):
             found = prior_loss(scheduler, output, z_0, eps, timesteps, weighting)
             assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 

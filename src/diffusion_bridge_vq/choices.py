@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Weighting = Literal["elbo", "simple", "min_snr"]
+Weighting = Literal["elbo", "simple", "min_snr", "clamped_snr"]
 """Weight of L_t over the noise levels, see [`prior_loss`]."""
 
 Regularization = Literal["gamma", "kl", "none"]

@@ -67,13 +67,16 @@ def prior_loss_of_each(
     With SNR = abar_t / (s^2 (1 - abar_t)), the error of any prediction fixes that of the noise:
     ||eps - eps_theta||^2 = SNR ||z_0 - z_theta||^2 = SNR / (1 + SNR) ||v - v_theta||^2. So "elbo" is eq. 4 whatever
     the network predicts. "simple" has weight 1 on the network's own output (Ho et al. 2020 for eps). "min_snr" has
-    min(SNR, gamma) on the error of z_0 (Hang et al. 2023).
+    min(SNR, gamma) on the error of z_0 (Hang et al. 2023). "clamped_snr" has max(1, min(SNR, gamma)), with the lower
+    end of Salimans and Ho (2022): for a z_0-network as much as "simple" at high noise, and more at low noise.
 
     Args:
         model_output (`torch.Tensor`): prediction at z_t, (B, d, ...).
         latents (`torch.Tensor`): z_0, (B, d, ...).
         noise (`torch.Tensor`): eps, (B, d, ...).
         timesteps (`torch.Tensor`): (B,), 0..T-1.
+        weighting (`str`, *optional*, defaults to `"simple"`): "elbo", "simple", "min_snr" or "clamped_snr".
+        min_snr_gamma (`float`, *optional*, defaults to 5.0): gamma of the last two.
 
     Returns:
         `torch.Tensor`: (B,), mean over coordinates.
@@ -89,13 +92,14 @@ def prior_loss_of_each(
         return error
     if weighting == "elbo":
         weight = scheduler.elbo_weight(timesteps)
-    elif weighting == "min_snr":
+    elif weighting in ("min_snr", "clamped_snr"):
         snr = scheduler.signal_to_noise(timesteps)
         # the error of z_0 over that of the network, which may be at SNR = 0 but for eps
         divisor = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": 1 + snr}
-        weight = snr.clamp(max=min_snr_gamma) / divisor[scheduler.config.prediction_type]
+        least = 0.0 if weighting == "min_snr" else 1.0
+        weight = snr.clamp(least, min_snr_gamma) / divisor[scheduler.config.prediction_type]
     else:
-        raise ValueError(f"`weighting` must be elbo, simple or min_snr, got {weighting!r}.")
+        raise ValueError(f"`weighting` must be elbo, simple, min_snr or clamped_snr, got {weighting!r}.")
     return weight.to(error.dtype) * error
 
 

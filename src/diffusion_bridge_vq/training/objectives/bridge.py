@@ -25,7 +25,8 @@ class BridgeObjective(Objective):
         vqvae ([`GumbelVQModel`]): the autoencoder.
         unet (`UNet2DModel`): the denoiser, trained.
         scheduler ([`OUBridgeScheduler`]): the bridge.
-        weighting (`str`, *optional*, defaults to `"simple"`): "elbo", "simple" or "min_snr", see `losses.prior_loss`.
+        weighting (`str`, *optional*, defaults to `"simple"`): "elbo", "simple", "min_snr" or "clamped_snr",
+            see [`prior_loss_of_each`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class, in [0, 1],
             for guidance.
     """
