@@ -1,6 +1,7 @@
 """The rows of this package: its objectives, trained by the loop of all rows, and its pipelines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,10 +74,22 @@ def _config(cls: type[RunConfig], row: Row, **changes: Any) -> RunConfig:
     )
 
 
-def _bridge_samples(pipe: Any, labels: torch.Tensor, steps: int, guidance_scale: float) -> torch.Tensor:
-    pipe.set_progress_bar_config(disable=True)
-    call = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "solver": "dpmsolver++"}
-    return to_bytes(pipe(class_labels=labels, output_type="pt", **call).images * 2 - 1)
+class _Pipeline:
+    """The pipeline of a row, made at the first call, as users make it: that takes as long as two network calls."""
+
+    def __init__(self, components: Callable[[], dict[str, Any]]):
+        self._components = components
+
+    @cached_property
+    def _pipe(self) -> DiffusionBridgeVQPipeline:
+        pipe = DiffusionBridgeVQPipeline(**self._components())
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def __call__(self, labels: torch.Tensor, steps: int, **options: Any) -> torch.Tensor:
+        """Images uint8 (n, C, H, W)."""
+        drawn = self._pipe(class_labels=labels, num_inference_steps=steps, output_type="pt", **options).images
+        return to_bytes(drawn * 2 - 1)
 
 
 class Bridge(TokenizerRow):
@@ -96,6 +109,7 @@ class Bridge(TokenizerRow):
         super().__init__(data, learning_rate)
         options = {"vqvae_from": self.setting.checkpoint, "cache_latents": True, "class_conditional": True}
         self.learner = ObjectiveLearner(_config(PriorConfig, self, **options, **self.changes), data)
+        self.pipeline = _Pipeline(self.pipeline_components)
 
     def phases(self) -> list[Phase]:
         return [Phase(self.learner, self._tensors, self.learning_rate)]
@@ -106,9 +120,11 @@ class Bridge(TokenizerRow):
     def networks(self) -> nn.ModuleDict:
         return nn.ModuleDict({"unet": self.learner.components()["unet"]})
 
+    def pipeline_components(self) -> dict[str, Any]:
+        return self.learner.components()
+
     def draw(self, labels: torch.Tensor, steps: int = 20, guidance_scale: float = 1.0) -> torch.Tensor:
-        pipe = DiffusionBridgeVQPipeline(**self.learner.components())
-        return _bridge_samples(pipe, labels, steps, guidance_scale)
+        return self.pipeline(labels, steps, guidance_scale=guidance_scale, solver="dpmsolver++")
 
 
 class FittedBridge(Bridge):
@@ -133,14 +149,15 @@ class FittedBridge(Bridge):
     def networks(self) -> nn.ModuleDict:
         return nn.ModuleDict({"unet": self.learner.components()["unet"], "points": self.points})
 
-    def draw(self, labels: torch.Tensor, steps: int = 4, guidance_scale: float | None = None) -> torch.Tensor:
+    def pipeline_components(self) -> dict[str, Any]:
         components = self.learner.components()
         known = {str(number): timesteps for number, timesteps in self.points.known().items()}
-        components["scheduler"] = OUBridgeScheduler.from_config(
-            components["scheduler"].config, few_step_timesteps=known
-        )
+        config = components["scheduler"].config
+        return components | {"scheduler": OUBridgeScheduler.from_config(config, few_step_timesteps=known)}
+
+    def draw(self, labels: torch.Tensor, steps: int = 4, guidance_scale: float | None = None) -> torch.Tensor:
         guidance = self.setting.few_step_guidance if guidance_scale is None else guidance_scale
-        return _bridge_samples(DiffusionBridgeVQPipeline(**components), labels, steps, guidance)
+        return super().draw(labels, steps, guidance)
 
 
 class Student(Bridge):
@@ -179,16 +196,16 @@ class Student(Bridge):
     def networks(self) -> nn.ModuleDict:
         return nn.ModuleDict({"unet": self.learner.components()["unet"], "points": self.points})
 
-    def draw(self, labels: torch.Tensor, steps: int = 4) -> torch.Tensor:
+    def pipeline_components(self) -> dict[str, Any]:
         components = self.learner.components()
         if components["scheduler"].config.distilled_guidance_scale is None:  # loaded into a fresh row
             (known,) = self.points.known().values()
             guidance = self.setting.few_step_guidance
             components["scheduler"] = make_student_scheduler(components["scheduler"], known, guidance)
-        pipe = DiffusionBridgeVQPipeline(**components)
-        pipe.set_progress_bar_config(disable=True)
-        drawn = pipe(class_labels=labels, num_inference_steps=steps, output_type="pt").images
-        return to_bytes(drawn * 2 - 1)
+        return components
+
+    def draw(self, labels: torch.Tensor, steps: int = 4) -> torch.Tensor:
+        return self.pipeline(labels, steps)
 
 
 class _Points(nn.Module):
@@ -254,6 +271,7 @@ class BridgeSystem(Row):
         # fresh weights in place of the shipped autoencoder's, whose sizes are the preset's; frozen when its turn comes
         self.prior.objective.vqvae = self.tokenizer.objective.vqvae
         self._latents: dict[int, torch.Tensor] = {}
+        self.pipeline = _Pipeline(self.prior.components)
 
     def phases(self) -> list[Phase]:
         first = self.setting.autoencoder_fraction
@@ -278,8 +296,7 @@ class BridgeSystem(Row):
         return nn.ModuleDict({name: components[name] for name in ("vqvae", "unet")})
 
     def draw(self, labels: torch.Tensor, steps: int = 20, guidance_scale: float = 1.0) -> torch.Tensor:
-        pipe = DiffusionBridgeVQPipeline(**self.prior.components())
-        return _bridge_samples(pipe, labels, steps, guidance_scale)
+        return self.pipeline(labels, steps, guidance_scale=guidance_scale, solver="dpmsolver++")
 
     @torch.no_grad()
     def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
@@ -297,6 +314,7 @@ class BridgeEndToEnd(BridgeSystem):
         config = _config(E2EConfig, self, class_conditional=True, **self._mode(), **self.setting.autoencoder_losses)
         self.prior = ObjectiveLearner(config, data)
         self.prior.place_codebook(data.training.images)
+        self.pipeline = _Pipeline(self.prior.components)
 
     def _mode(self) -> dict[str, Any]:
         return {"mode": "decoder", "joint_fraction": self.setting.autoencoder_fraction}
