@@ -23,7 +23,7 @@ from diffusion_bridge_vq.evaluation import EXTRACTORS
 from .data import Data
 from .measure import Figures
 from .report import write_report
-from .results import RowFolder, run_row, seconds_of, seeds_of
+from .results import RowFolder, run_row, seconds_of, seeds_of, time_again
 from .rows import ROWS, check_packages, row_class
 from .settings import SETTINGS
 
@@ -61,7 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
         own["autoencoder_fraction"] = setting.autoencoder_fraction if changed and row_class(name).splits_time else None
         return RowFolder(args.output_dir, name, shared | own)
 
-    if not args.report_only:
+    if args.time_again:
+        for seed in args.seeds:
+            for name in names:
+                time_again(folder(name, seed), data)
+    elif not args.report_only:
         figures = Figures(data, features, shared["num_images"], args.output_dir / args.data / "features")
         if shared["search_images"]:
             figures.check_count("--search-images", shared["search_images"])
@@ -96,7 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--features", choices=("latents", *EXTRACTORS), help="that compare images")
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0], help="each trains its own networks")
     parser.add_argument("--max-steps", type=whole_number(1), help="of each phase, to try the machinery")
-    parser.add_argument("--report-only", action="store_true", help="write the tables of what is there")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--report-only", action="store_true", help="write the tables of what is there")
+    only.add_argument("--time-again", action="store_true", help="measure only the seconds per image of finished rows")
     parser.add_argument("--output-dir", type=local_path, default="outputs/peers")
     return parser
 

@@ -77,7 +77,7 @@ class RowFolder:
 
     def write(self, path: Path, found: dict[str, Any]) -> None:
         temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps({"settings": self.settings, **found}, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({**found, "settings": self.settings}, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
 
 
@@ -121,6 +121,21 @@ def run_row(folder: RowFolder, data: Any, figures: Figures, tune_fraction: float
     found |= {"floor": figures.floor, "floor_n": len(figures.others), "n": len(images)} | drawn
     folder.write(folder.figures, found)
     print(f"{folder.name}: distance {found['frechet_real']:.4g}, {setting.name}, seed {seed}", flush=True)
+
+
+def time_again(folder: RowFolder, data: Any) -> None:
+    """
+    Measure the seconds per image of a finished row again, for instance because other programs ran before.
+
+    Raises:
+        ValueError: the row isn't finished; and as [`run_row`].
+    """
+    trained, found = folder.read(folder.training, _OF_TRAINING), folder.read(folder.figures)
+    if trained is None or found is None:
+        raise ValueError(f"{folder.path} isn't finished: leave --time-again out, and it is run.")
+    row = row_class(folder.name)(data, trained["learning_rate"])
+    _load(folder, row)
+    folder.write(folder.figures, found | cpu_seconds(row, **found["options"]))
 
 
 def _train(folder: RowFolder, data: Any, tune_fraction: float, max_steps: int | None) -> Row:

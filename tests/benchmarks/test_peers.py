@@ -288,6 +288,18 @@ def test_a_network_that_knows_the_data_draws_them(data, name, monkeypatch):
     assert torch.allclose(drawn["latents"], x.expand(2, -1, -1, -1), atol=2e-2)
 
 
+def test_seconds_are_measured_again_and_nothing_else(output, tmp_path, monkeypatch, capsys):
+    shutil.copytree(output / "digits" / "fitted-seed0", tmp_path / "digits" / "fitted-seed0")
+    path = tmp_path / "digits" / "fitted-seed0" / "figures.json"
+    before = json.loads(path.read_text())
+    monkeypatch.setattr(results, "cpu_seconds", lambda row, steps: {"seconds_batch_1": steps, "seconds_batch_32": 7.0})
+    main([*QUICK, "--rows", "fitted", "--time-again", "--output-dir", str(tmp_path)])
+    steps = before["options"]["steps"]
+    assert json.loads(path.read_text()) == before | {"seconds_batch_1": steps, "seconds_batch_32": 7.0}
+    line = fails(capsys, *QUICK, "--rows", "fitted", "gpt", "--time-again", "--output-dir", tmp_path)
+    assert "gpt-seed0 isn't finished: leave --time-again out" in line
+
+
 def test_fitted_steps_are_the_rows_own_and_are_kept_with_its_weights(data):
     """The network is called at the fitted timesteps; a fresh row with the same weights draws the same."""
     torch.manual_seed(0)
