@@ -134,6 +134,7 @@ class FittedBridge(Bridge):
     search = {"steps": (4, 5, 6)}
 
     def __init__(self, data: Data, learning_rate: float | None = None):
+        self.changes = data.setting.fitted_options
         super().__init__(data, learning_rate)
         self.points = _Points(self.search["steps"])
 

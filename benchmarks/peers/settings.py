@@ -31,6 +31,8 @@ class Setting:
         trajectories (`int`): of a bridge, for its student.
         few_step_guidance (`float`): guidance scale of these, which the student learns, and of fitted steps: one near
             the bridge's best.
+        fitted_options (`Mapping[str, Any]`): options of the run of the row with fitted steps that differ from the
+            preset's: what was found to pay on these images.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Setting:
     autoencoder_fraction: float
     trajectories: int
     few_step_guidance: float
+    fitted_options: Mapping[str, Any]
 
 
 SETTINGS = {
@@ -77,6 +80,7 @@ SETTINGS = {
             autoencoder_fraction=0.3,
             trajectories=2048,
             few_step_guidance=1.0,
+            fitted_options={"weighting": "clamped_snr"},  # docs/reports/2026-12-flow-matching.md
         ),
         Setting(
             name="cifar10",
@@ -101,6 +105,7 @@ SETTINGS = {
             autoencoder_fraction=0.4,
             trajectories=6000,
             few_step_guidance=1.5,
+            fitted_options={},
         ),
     )
 }
