@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny_models import make_autoencoder, make_unet
 from torch.distributions import Categorical, kl_divergence
 
 from diffusion_bridge_vq import OUBridgeScheduler
@@ -16,6 +17,7 @@ from diffusion_bridge_vq.losses import (
     terminal_loss,
 )
 from diffusion_bridge_vq.models import GumbelSoftmaxQuantizer
+from diffusion_bridge_vq.training import PriorObjective
 
 
 def squared_distances(z: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -160,3 +162,12 @@ def test_reconstruction_loss():
     x, y = torch.randn(2, 2, 3, 4, 4)
     expected = (x - y).square().mean() + 0.3 * (x - y).abs().mean()
     assert torch.allclose(reconstruction_loss(x, y, 0.3), expected)
+
+
+def test_clamped_weights_of_a_network_that_predicts_the_noise_are_refused():
+    """They have no bound: the first loss was 15 million."""
+    vqvae, unet = make_autoencoder(3), make_unet()
+    for prediction in ("sample", "v_prediction"):
+        PriorObjective(vqvae, unet, OUBridgeScheduler(prediction_type=prediction), "clamped_snr")
+    with pytest.raises(ValueError, match=r"predicts the noise \(epsilon\): take min_snr"):
+        PriorObjective(vqvae, unet, OUBridgeScheduler(prediction_type="epsilon"), "clamped_snr")

@@ -34,17 +34,20 @@ def run_study(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=SETTINGS, default="digits")
-    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--dataset", help="folder or Hub id of the images, with classes; digits are embedded")
     parser.add_argument("--arms", choices=arms, nargs="+", default=list(arms))
     parser.add_argument("--seeds", type=whole_number(0), nargs="+", default=[0])
     parser.add_argument("--steps", type=whole_number(1), default=steps)
     parser.add_argument("--num-images", type=whole_number(2), default=1500, help="samples, and real images")
     parser.add_argument("--output-dir", type=local_path, default=Path(output_dir))
     args = parser.parse_args()
+    dataset = args.dataset or ("digits" if args.data == "digits" else None)
+    if dataset is None:
+        parser.error(f"--data {args.data} needs --dataset, a folder or a data set of the Hub, with classes.")
     check_output_folder(args.output_dir)
     torch.set_num_threads(1)
     setting = SETTINGS[args.data]
-    data = Data(setting, args.dataset)
+    data = Data(setting, dataset)
     figures = Figures(data, setting.features, args.num_images, args.output_dir / "features")
     for seed in args.seeds:
         for arm in args.arms:

@@ -31,7 +31,7 @@ from .row import Learner, Phase, Row, TokenizerRow
 
 _STEPS = 1000  # nominal: phases and ramps inside an objective are fractions of it
 _MOST_POINTS = 12  # of a trajectory: the steps that it is drawn in
-_FITTING = 0.1  # fraction of the time of a row that fits its steps
+_FITTING = 0.1  # fraction of the time of a row that is left to fit its steps; training.json has what it took
 _FITTED_SAMPLES = 32
 _CODEBOOK_IMAGES = 512  # whose latents place a fresh codebook, as the package's trainer does
 
@@ -75,7 +75,7 @@ def _config(cls: type[RunConfig], row: Row, **changes: Any) -> RunConfig:
 
 
 class _Pipeline:
-    """The pipeline of a row, made at the first call, as users make it: that takes as long as two network calls."""
+    """The pipeline of a row, made at the first call, as users make it: that takes as long as three network calls."""
 
     def __init__(self, components: Callable[[], dict[str, Any]]):
         self._components = components
@@ -138,8 +138,10 @@ class FittedBridge(Bridge):
         super().__init__(data, learning_rate)
         self.points = _Points(self.search["steps"])
 
-    def phases(self) -> Iterator[Phase]:
-        yield Phase(self.learner, self._tensors, self.learning_rate, 1 - _FITTING)
+    def phases(self) -> list[Phase]:
+        return [Phase(self.learner, self._tensors, self.learning_rate, 1 - _FITTING)]
+
+    def finish(self) -> None:
         unet, scheduler = (self.learner.components()[name] for name in ("unet", "scheduler"))
         noise = torch.randn(_FITTED_SAMPLES, unet.config.in_channels, self.data.side, self.data.side)
         labels = self.data.class_cycle(_FITTED_SAMPLES)

@@ -75,6 +75,9 @@ class Row(ABC):
     def phases(self) -> Iterable[Phase]:
         """Its training, in order; each is asked for when the one before it is trained."""
 
+    def finish(self) -> None:  # noqa: B027 - most rows have nothing to finish
+        """What it does with trained weights, within its time, before it draws."""
+
     @abstractmethod
     def networks(self) -> nn.ModuleDict:
         """What it trains and draws with; what is counted and saved."""

@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     validation: list[float]
 
 
-def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained:
+def train_row(row: Row, seconds: float, max_steps: int | None = None, finish: bool = True) -> Trained:
     """
     Train all phases of a row. The clock is the CPU time of the process: with one thread, the time that it would take
     on an idle core, whatever else the machine does. It runs while a row encodes or draws what it learns from, too.
@@ -40,6 +40,8 @@ def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained
         row ([`Row`]): changed in place; averaged weights at the end.
         seconds (`float`): of CPU time, for all phases together.
         max_steps (`int`, *optional*): of each phase, to try the machinery.
+        finish (`bool`, *optional*, defaults to `True`): do what the row does with trained weights, too; it belongs to
+            the last phase.
 
     Raises:
         FloatingPointError: a loss that isn't finite.
@@ -53,9 +55,10 @@ def train_row(row: Row, seconds: float, max_steps: int | None = None) -> Trained
         trained = time.process_time()
         found.append((steps, trained - began - losses - sum(f[1] for f in found), loss()))
         losses += time.process_time() - trained  # the loss on the test split isn't training
-    # what a row does after its last phase, such as fitting its sampling steps
-    rest = time.process_time() - began - losses - sum(each[1] for each in found)
-    found[-1] = (found[-1][0], found[-1][1] + rest, found[-1][2])
+    if finish:
+        now = time.process_time()
+        row.finish()
+        found[-1] = (found[-1][0], found[-1][1] + time.process_time() - now, found[-1][2])
     return Trained(*(list(column) for column in zip(*found, strict=True)))
 
 
@@ -138,7 +141,7 @@ def try_learning_rates(
     for rate in (own / 3, own, own * 3):
         torch.manual_seed(seed)
         try:
-            found[rate] = train_row(make(rate), seconds, max_steps).validation[-1]
+            found[rate] = train_row(make(rate), seconds, max_steps, finish=False).validation[-1]
         except FloatingPointError:
             found[rate] = math.inf
     return found

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from benchmarks.peers import measure, results, rows
+from benchmarks.peers import measure, results, rows, training
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.data import Split
 from benchmarks.peers.report import write_report
@@ -300,12 +300,28 @@ def test_seconds_are_measured_again_and_nothing_else(output, tmp_path, monkeypat
     assert "gpt-seed0 isn't finished: leave --time-again out" in line
 
 
+def test_the_time_of_fitting_belongs_to_the_row_and_trials_of_rates_do_without(data, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(training.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(training, "_train", lambda *arguments: (2, lambda: clock.__setitem__(0, clock[0] + 5) or 0.5))
+    cls = rows.row_class("fitted")
+    monkeypatch.setattr(cls, "finish", lambda row: clock.__setitem__(0, clock[0] + 100))
+    assert train_row(cls(data), 60.0).seconds == [100.0]  # not the 5 s of the loss on test images
+    before = clock[0]
+    assert training.try_learning_rates(lambda rate: cls(data, rate), 1.0, 6.0, seed=0) == {
+        1 / 3: 0.5,
+        1.0: 0.5,
+        3.0: 0.5,
+    }
+    assert clock[0] == before + 3 * 5
+
+
 def test_fitted_steps_are_the_rows_own_and_are_kept_with_its_weights(data):
     """The network is called at the fitted timesteps; a fresh row with the same weights draws the same."""
     torch.manual_seed(0)
     row = rows.row_class("fitted")(data)
     trained = train_row(row, 60.0, max_steps=2)
-    assert len(trained.steps) == len(trained.seconds) == 1  # fitting belongs to the only phase
+    assert len(trained.steps) == 1
     fitted = row.points.known()
     assert {number: len(points) for number, points in fitted.items()} == {3: 3, 2: 2}
     assert all(points == sorted(points, reverse=True) for points in fitted.values())

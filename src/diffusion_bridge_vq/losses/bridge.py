@@ -68,7 +68,8 @@ def prior_loss_of_each(
     ||eps - eps_theta||^2 = SNR ||z_0 - z_theta||^2 = SNR / (1 + SNR) ||v - v_theta||^2. So "elbo" is eq. 4 whatever
     the network predicts. "simple" has weight 1 on the network's own output (Ho et al. 2020 for eps). "min_snr" has
     min(SNR, gamma) on the error of z_0 (Hang et al. 2023). "clamped_snr" has max(1, min(SNR, gamma)), with the lower
-    end of Salimans and Ho (2022): for a z_0-network as much as "simple" at high noise, and more at low noise.
+    end of Salimans and Ho (2022): for a z_0-network as much as "simple" at high noise, and more at low noise. For a
+    network that predicts the noise it is 1 / SNR at high noise, without bound, so runs refuse that.
 
     Args:
         model_output (`torch.Tensor`): prediction at z_t, (B, d, ...).
@@ -97,7 +98,7 @@ def prior_loss_of_each(
         # the error of z_0 over that of the network, which may be at SNR = 0 but for eps
         divisor = {"epsilon": snr, "sample": torch.ones_like(snr), "v_prediction": 1 + snr}
         least = 0.0 if weighting == "min_snr" else 1.0
-        weight = snr.clamp(least, min_snr_gamma) / divisor[scheduler.config.prediction_type]
+        weight = snr.clamp(max=min_snr_gamma).clamp(min=least) / divisor[scheduler.config.prediction_type]
     else:
         raise ValueError(f"`weighting` must be elbo, simple, min_snr or clamped_snr, got {weighting!r}.")
     return weight.to(error.dtype) * error

@@ -29,6 +29,9 @@ class BridgeObjective(Objective):
             see [`prior_loss_of_each`].
         class_dropout (`float`, *optional*, defaults to 0.1): fraction of labels replaced by the null class, in [0, 1],
             for guidance.
+
+    Raises:
+        ValueError: "clamped_snr" for a network that predicts the noise.
     """
 
     saved = ("vqvae", "unet", "scheduler")
@@ -46,6 +49,11 @@ class BridgeObjective(Objective):
         class_dropout: float = 0.1,
     ):
         super().__init__()
+        if weighting == "clamped_snr" and scheduler.config.prediction_type == "epsilon":
+            raise ValueError(
+                "`weighting` clamped_snr has no bound for a network that predicts the noise (epsilon): "
+                "take min_snr, or a `prediction_type` of sample or v_prediction."
+            )
         self.vqvae, self.unet, self.scheduler = vqvae, unet, scheduler
         self.weighting, self.class_dropout = weighting, class_dropout
         if getattr(unet, "class_embedding", None) is not None:
