@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,12 +61,16 @@ def _run(
     arm: str, row_class: type[Row], seed: int, data: Data, figures: Figures, args: argparse.Namespace, steps: int
 ) -> dict[str, float]:
     path = args.output_dir / f"{args.data}-{arm}-{seed}.json"
-    settings = {"steps": args.steps, "num_images": args.num_images}
+    settings = {"steps": args.steps, "num_images": args.num_images, "images": data.fingerprint}
     if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["settings"] != settings:
-            raise ValueError(f"{path} has {found['settings']}, not {settings}: give another --output-dir.")
-        return found["figures"]
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            had, figures_of_before = found["settings"], found["figures"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove it, and the arm is run again.") from error
+        if had != settings:
+            raise ValueError(f"{path} has {had}, not {settings}: give another --output-dir.")
+        return figures_of_before
     torch.manual_seed(seed)
     row = row_class(data)
     start = time.process_time()
@@ -75,7 +80,9 @@ def _run(
     measured = figures.of_samples(row, images, labels) | {"seconds": seconds}
     found = {name: measured[name] for name in _SHOWN}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps({"settings": settings, "figures": found}, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
     return found
 
 

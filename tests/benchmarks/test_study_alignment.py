@@ -68,3 +68,12 @@ def test_the_study_of_alignment_continues_and_refuses_other_settings(tiny, tmp_p
     with pytest.raises(SystemExit, match="2"):
         study("--steps", "5")
     assert "'steps': 4" in capsys.readouterr().err
+    damaged = sorted(before)[0]
+    for content in ("{", "[]"):
+        damaged.write_text(content)
+        with pytest.raises(SystemExit, match="2"):
+            study("--steps", "4")
+        assert f"{damaged} is damaged: remove it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        study("--data", "cifar10")
+    assert "needs --dataset" in capsys.readouterr().err
